@@ -1,0 +1,69 @@
+"""Ranges, polarity and sizes: what every other module relies on, said once.
+
+| thing       | on disk               | inside                                                                    |
+|-------------|-----------------------|---------------------------------------------------------------------------|
+| image       | any picture           | (3,H,W) float32 in [-1,1], RGB                                            |
+| mask        | 255 = paint, 0 = keep | (1,H,W) float32, 1 = keep, 0 = paint                                      |
+| reference   | any picture           | (3,S,S) float32, squashed to S x S (224), normalised with CLIP's mean/std |
+| latent      |                       | (4,H/f,W/f), the autoencoder's posterior times scale_factor; f = 8        |
+| latent mask |                       | (1,H/f,W/f), the mask resized bilinearly *without* antialias              |
+| UNet input  |                       | 9 = noisy latent 4 ++ latent of the masked image 4 ++ latent mask 1       |
+
+Resizing of tensors is bilinear without antialias, as the published implementation did it. Pictures of the wrong size
+are resized as pictures, with antialias, before they become tensors.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # RGB, of pixels in [0,1]
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+NOISY_LATENT = slice(0, 4)  # the UNet's input channels
+MASKED_LATENT = slice(4, 8)
+MASK = slice(8, 9)
+INPAINT = slice(4, 9)  # what stays fixed during an edit
+
+
+def _pixels(picture: Image.Image) -> Tensor:
+    """PIL RGB or L -> (C,H,W) float32 in [0,1]."""
+    array = np.array(picture, dtype=np.float32) / 255.0
+    return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
+
+
+def image_to_tensor(image: Image.Image) -> Tensor:
+    """PIL RGB -> (3,H,W) in [-1,1]."""
+    return _pixels(image) * 2.0 - 1.0
+
+
+def tensor_to_image(image: Tensor) -> Image.Image:
+    """(3,H,W) in [-1,1], values beyond are clipped -> PIL RGB."""
+    array = ((image.detach().float().cpu() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(array.permute(1, 2, 0).numpy())
+
+
+def mask_to_tensor(mask: Image.Image) -> Tensor:
+    """PIL L, 255 = paint -> (1,H,W) of 0 and 1, 1 = keep; grey is cut at one half."""
+    return (1.0 - _pixels(mask) >= 0.5).float()
+
+
+def mask_to_image(mask: Tensor) -> Image.Image:
+    """(1,H,W), 1 = keep -> PIL L, 255 = paint."""
+    array = ((1.0 - mask.detach().float().cpu()) * 255.0).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(array[0].numpy())
+
+
+def reference_to_tensor(reference: Image.Image, size: int = 224) -> Tensor:
+    """PIL RGB -> (3,size,size), squashed (no centre crop, so nothing of the object is lost), CLIP-normalised."""
+    pixels = _pixels(reference.resize((size, size), Image.Resampling.BICUBIC))
+    return (pixels - torch.tensor(CLIP_MEAN).view(3, 1, 1)) / torch.tensor(CLIP_STD).view(3, 1, 1)
+
+
+def resize_tensor(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B,C,H,W) -> (B,C,h,w), bilinear without antialias; size = (h,w)."""
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=False)

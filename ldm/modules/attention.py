@@ -1,0 +1,105 @@
+"""Transformer blocks over the positions of a feature map (Rombach et al. 2022, section 3.3)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ldm.modules.diffusionmodules.util import checkpoint, tile_batch, zero_module
+
+
+class GEGLU(nn.Module):
+    """x -> a * gelu(b) with a ++ b = proj(x) (Shazeer 2020, equation 6)."""
+
+    def __init__(self, dim_in: int, dim_out: int):
+        super().__init__()
+        self.proj = nn.Linear(dim_in, 2 * dim_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, gate = self.proj(x).chunk(2, dim=-1)
+        return x * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, dim: int, mult: int = 4):
+        super().__init__()
+        # index 1 was a dropout of 0 and has no weights; the published names count it
+        self.net = nn.Sequential(GEGLU(dim, mult * dim), nn.Identity(), nn.Linear(mult * dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class CrossAttention(nn.Module):
+    """softmax(q k^T / sqrt(d)) v with q from x and k, v from the context, or from x itself if there is none."""
+
+    def __init__(self, query_dim: int, context_dim: int | None = None, heads: int = 8):
+        super().__init__()
+        context_dim = context_dim or query_dim
+        self.heads = heads
+        self.to_q = nn.Linear(query_dim, query_dim, bias=False)
+        self.to_k = nn.Linear(context_dim, query_dim, bias=False)
+        self.to_v = nn.Linear(context_dim, query_dim, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(query_dim, query_dim))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x (B,N,C), context (B,M,D) -> (B,N,C)."""
+        context = x if context is None else context
+        q, k, v = (
+            rearrange(y, "b n (h d) -> b h n d", h=self.heads)
+            for y in (self.to_q(x), self.to_k(context), self.to_v(context))
+        )
+        return self.to_out(rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)"))
+
+    def one_token(self, context: Tensor) -> Tensor:
+        """context (B,1,D) -> (B,1,C), equal to forward(x, context) at every position of any x.
+
+        A softmax over one key is 1, so the query, the key and the norm before them have no effect."""
+        return self.to_out(self.to_v(context))
+
+
+class BasicTransformerBlock(nn.Module):
+    def __init__(self, dim: int, heads: int, context_dim: int, use_checkpoint: bool = False):
+        super().__init__()
+        self.attn1 = CrossAttention(dim, heads=heads)
+        self.ff = FeedForward(dim)
+        self.attn2 = CrossAttention(dim, context_dim, heads=heads)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.norm3 = nn.LayerNorm(dim)
+        self.use_checkpoint = use_checkpoint
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x (b,N,C), context (B,M,D) -> (B,N,C); B is b or a multiple of it (guidance, see tile_batch)."""
+        return checkpoint(self._forward, self.use_checkpoint, x, context)
+
+    def _forward(self, x: Tensor, context: Tensor) -> Tensor:
+        x = self.attn1(self.norm1(x)) + x
+        x = tile_batch(x, context.shape[0])
+        if context.shape[1] == 1:
+            x = self.attn2.one_token(context) + x
+        else:
+            x = self.attn2(self.norm2(x), context) + x
+        return self.ff(self.norm3(x)) + x
+
+
+class SpatialTransformer(nn.Module):
+    """(B,C,h,w) -> sequence of h*w positions -> transformer blocks -> (B,C,h,w), added to the input."""
+
+    def __init__(self, channels: int, heads: int, context_dim: int, depth: int = 1, use_checkpoint: bool = False):
+        super().__init__()
+        self.norm = nn.GroupNorm(32, channels, eps=1e-6)
+        self.proj_in = nn.Conv2d(channels, channels, 1)
+        self.transformer_blocks = nn.ModuleList(
+            BasicTransformerBlock(channels, heads, context_dim, use_checkpoint) for _ in range(depth)
+        )
+        self.proj_out = zero_module(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        h = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")
+        for block in self.transformer_blocks:
+            h = block(h, context)
+        h = self.proj_out(rearrange(h, "b (h w) c -> b c h w", h=height, w=width))
+        return h + tile_batch(x, h.shape[0])

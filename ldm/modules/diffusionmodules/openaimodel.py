@@ -1,0 +1,206 @@
+"""The denoising UNet (Dhariwal & Nichol 2021, section 3; Rombach et al. 2022) with the published parameter names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.modules.attention import SpatialTransformer
+from ldm.modules.diffusionmodules.util import checkpoint, tile_batch, timestep_embedding, zero_module
+from ldm.util import UserError
+
+# Keys of published configs that this UNet has no use for, with the one value under which it is what they describe.
+# None: any value.
+FIXED_OPTIONS = {
+    "image_size": None,
+    "legacy": False,
+    "use_spatial_transformer": True,
+    "add_conv_in_front_of_unet": False,
+    "dropout": 0,
+    "conv_resample": True,
+    "dims": 2,
+    "use_fp16": False,
+    "num_classes": None,
+    "use_scale_shift_norm": False,
+    "resblock_updown": False,
+}
+
+
+class TimestepEmbedSequential(nn.Sequential):
+    """Hands each layer what it takes: the time embedding, the context, or neither."""
+
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+        for layer in self:
+            if isinstance(layer, ResBlock):
+                x = layer(x, emb)
+            elif isinstance(layer, SpatialTransformer):
+                x = layer(x, context)
+            else:
+                x = layer(x)
+        return x
+
+
+class Downsample(nn.Module):
+    """Half the size, by a 3x3 convolution of stride 2."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    """Twice the size: nearest neighbour, then a 3x3 convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class ResBlock(nn.Module):
+    """Two normalised 3x3 convolutions with the time embedding added between them, around a shortcut."""
+
+    def __init__(self, channels: int, emb_channels: int, out_channels: int, use_checkpoint: bool = False):
+        super().__init__()
+        self.in_layers = nn.Sequential(
+            nn.GroupNorm(32, channels, eps=1e-5), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, out_channels))
+        self.out_layers = nn.Sequential(
+            nn.GroupNorm(32, out_channels, eps=1e-5),
+            nn.SiLU(),
+            nn.Identity(),  # was a dropout of 0; the published names count it
+            zero_module(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+        )
+        same = channels == out_channels
+        self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
+        self.use_checkpoint = use_checkpoint
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x (B,C,h,w), emb (b,E) with b = B or a divisor of it -> (B,C',h,w)."""
+        return checkpoint(self._forward, self.use_checkpoint, x, emb)
+
+    def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.in_layers(x)
+        h = h + tile_batch(self.emb_layers(emb), h.shape[0])[:, :, None, None]
+        return self.skip_connection(x) + self.out_layers(h)
+
+
+class UNetModel(nn.Module):
+    """eps(x, t, context) with x (B,9,h,w), see conventions.py, and context (B,M,context_dim).
+
+    Parameters (lengths in channels unless said otherwise):
+        in_channels, out_channels: of the input and the predicted noise
+        model_channels: width of the first level
+        num_res_blocks: residual blocks per level on the way down (one more on the way up)
+        attention_resolutions: downsampling factors (1, 2, 4, ...) of the levels that attend
+        channel_mult: width of each level in units of model_channels
+        num_heads or num_head_channels: heads per attention, or channels per head (give one)
+        context_dim: width of a context token
+        transformer_depth: transformer blocks per attention
+        use_checkpoint: recompute activations in the backward pass instead of keeping them
+        fixed: other keys of published configs, accepted at the values of FIXED_OPTIONS
+    h and w must be multiples of `size_multiple`."""
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        model_channels: int,
+        num_res_blocks: int,
+        attention_resolutions: Sequence[int],
+        channel_mult: Sequence[int],
+        context_dim: int,
+        num_heads: int = -1,
+        num_head_channels: int = -1,
+        transformer_depth: int = 1,
+        use_checkpoint: bool = False,
+        **fixed: object,
+    ):
+        super().__init__()
+        for name, value in fixed.items():
+            if name not in FIXED_OPTIONS:
+                raise UserError(f"config: UNetModel does not know {name!r}; remove it")
+            if FIXED_OPTIONS[name] is not None and value != FIXED_OPTIONS[name]:
+                raise UserError(f"config: UNetModel supports {name} = {FIXED_OPTIONS[name]} only, not {value}")
+        if (num_heads == -1) == (num_head_channels == -1):
+            raise UserError("config: UNetModel takes one of num_heads and num_head_channels")
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.model_channels = model_channels
+        self.context_dim = context_dim
+        self.size_multiple = 2 ** (len(channel_mult) - 1)  # latent pixels
+
+        emb_channels = 4 * model_channels
+        self.time_embed = nn.Sequential(
+            nn.Linear(model_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
+        )
+
+        def residual(channels: int, out: int) -> ResBlock:
+            return ResBlock(channels, emb_channels, out, use_checkpoint)
+
+        def attention(channels: int) -> SpatialTransformer:
+            heads = channels // num_head_channels if num_heads == -1 else num_heads
+            return SpatialTransformer(channels, heads, context_dim, transformer_depth, use_checkpoint)
+
+        channels = model_channels
+        self.input_blocks = nn.ModuleList(
+            [TimestepEmbedSequential(nn.Conv2d(in_channels, channels, 3, padding=1))]
+        )
+        skips = [channels]
+        for level, mult in enumerate(channel_mult):
+            for _ in range(num_res_blocks):
+                layers = [residual(channels, mult * model_channels)]
+                channels = mult * model_channels
+                if 2**level in attention_resolutions:
+                    layers.append(attention(channels))
+                self.input_blocks.append(TimestepEmbedSequential(*layers))
+                skips.append(channels)
+            if level < len(channel_mult) - 1:
+                self.input_blocks.append(TimestepEmbedSequential(Downsample(channels)))
+                skips.append(channels)
+
+        self.middle_block = TimestepEmbedSequential(
+            residual(channels, channels), attention(channels), residual(channels, channels)
+        )
+
+        self.output_blocks = nn.ModuleList()
+        for level, mult in reversed(list(enumerate(channel_mult))):
+            for i in range(num_res_blocks + 1):
+                layers = [residual(channels + skips.pop(), mult * model_channels)]
+                channels = mult * model_channels
+                if 2**level in attention_resolutions:
+                    layers.append(attention(channels))
+                if level > 0 and i == num_res_blocks:
+                    layers.append(Upsample(channels))
+                self.output_blocks.append(TimestepEmbedSequential(*layers))
+
+        self.out = nn.Sequential(
+            nn.GroupNorm(32, channels, eps=1e-5),
+            nn.SiLU(),
+            zero_module(nn.Conv2d(channels, out_channels, 3, padding=1)),
+        )
+
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+        """x (b,9,h,w), timesteps (b,), context (B,M,D) -> eps (B,4,h,w).
+
+        B may be a multiple of b: then each of the B/b context groups is applied to the same x, and what comes before
+        the first cross-attention is computed once for all of them."""
+        emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(x.dtype))
+        skips = []
+        for block in self.input_blocks:
+            x = block(x, emb, context)
+            skips.append(x)
+        x = self.middle_block(x, emb, context)
+        for block in self.output_blocks:
+            x = block(torch.cat([x, tile_batch(skips.pop(), x.shape[0])], dim=1), emb, context)
+        return self.out(x)

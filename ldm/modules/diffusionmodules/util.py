@@ -1,0 +1,45 @@
+"""Small parts shared by the UNet's blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as torch_checkpoint
+
+
+def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
+    """(B,) -> (B,dim) float32: cosines, then sines, of t at dim/2 frequencies from 1 down to 1/max_period
+    (Vaswani et al. 2017, section 3.5)."""
+    half = dim // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
+    angle = timesteps[:, None].float() * torch.exp(-math.log(max_period) * exponent)
+    return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+def zero_module(module: nn.Module) -> nn.Module:
+    """Start as the zero function, so that a residual branch starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def tile_batch(x: Tensor, batch: int) -> Tensor:
+    """(b,...) -> (batch,...), the b rows repeated as a whole.
+
+    The branches of classifier-free guidance differ only in their context. So x enters the UNet once, and is repeated
+    where it first meets a context of several times its batch (or an activation that has met it)."""
+    b = x.shape[0]
+    if b == batch:
+        return x
+    assert batch % b == 0, f"a batch of {b} cannot be tiled to {batch}"
+    return x.repeat(batch // b, *[1] * (x.ndim - 1))
+
+
+def checkpoint(function: Callable[..., Tensor], enabled: bool, *inputs: Tensor) -> Tensor:
+    """function(*inputs), its activations recomputed in the backward pass when `enabled` (Chen et al. 2016)."""
+    if enabled and torch.is_grad_enabled():
+        return torch_checkpoint(function, *inputs, use_reentrant=False)
+    return function(*inputs)

@@ -1,0 +1,63 @@
+"""The reference encoder: CLIP's image tower, its class token, the mapper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from ldm.modules.encoders.xf import Transformer
+
+# The published model's tower, so that building it needs no download: its weights come with the checkpoint.
+VISION_CONFIGS = {
+    "openai/clip-vit-large-patch14": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 224,
+        "patch_size": 14,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+    }
+}
+
+
+class FrozenCLIPImageEmbedder(nn.Module):
+    """Reference (B,3,S,S) -> learned conditioning (B,1,width): class token -> mapper -> LayerNorm (the bottleneck of
+    Yang et al. 2022, section 3.2).
+
+    Parameters:
+        version: name of the CLIP model; its widths are known or asked from the hub
+        vision_config: a mapping for transformers' CLIPVisionConfig, instead of `version`: no download
+        mapper_layers, mapper_heads: blocks of the mapper, attention heads in each"""
+
+    def __init__(
+        self,
+        version: str = "openai/clip-vit-large-patch14",
+        vision_config: Mapping[str, Any] | None = None,
+        mapper_layers: int = 5,
+        mapper_heads: int = 1,
+    ):
+        super().__init__()
+        vision_config = vision_config or VISION_CONFIGS.get(version)
+        config = CLIPVisionConfig(**vision_config) if vision_config else CLIPVisionConfig.from_pretrained(version)
+        self.transformer = CLIPVisionModel(config)
+        # position_ids is a constant, no weight: it has to exist even where the model is built on the meta device
+        embeddings = getattr(self.transformer, "vision_model", self.transformer).embeddings
+        embeddings.position_ids = torch.from_numpy(np.arange(embeddings.num_positions)[None])
+        self.width = config.hidden_size
+        self.image_size = config.image_size  # S, pixels
+        self.mapper = Transformer(self.width, mapper_layers, mapper_heads)
+        self.final_ln = nn.LayerNorm(self.width)
+
+    def forward(self, image: Tensor) -> Tensor:
+        token = self.transformer(pixel_values=image).pooler_output  # (B,width), the class token after CLIP's last norm
+        return self.final_ln(self.mapper(token[:, None]))
+
+    def encode(self, image: Tensor) -> Tensor:
+        return self(image)

@@ -1,0 +1,76 @@
+"""Configs to objects, and how a script ends when its user made a mistake."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: one sentence that names the thing and the cure."""
+
+
+def get_obj_from_str(target: str) -> Any:
+    """`package.module.Name` -> the object; a hyphen in a module's name is read as an underscore."""
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module.replace("-", "_")), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"config: target {target!r} cannot be found ({error}); correct its name") from error
+
+
+def instantiate_from_config(config: Any, **kwargs: Any) -> Any:
+    """Call `config.target` with `config.params`; `kwargs` are added to them.
+
+    Raises UserError when the target is unknown or does not take one of the parameters."""
+    if "target" not in config:
+        raise UserError(f"config: a node with the keys {sorted(config)} has no 'target'; name the class to build")
+    target = get_obj_from_str(config["target"])
+    params = {**(config.get("params") or {}), **kwargs}
+    try:
+        inspect.signature(target).bind(**params)
+    except TypeError as error:
+        raise UserError(f"config: {config['target']} {error}; correct its params") from error
+    return target(**params)
+
+
+def load_config(config: str | os.PathLike | DictConfig | dict) -> DictConfig:
+    """A YAML file, or a config already read, as an OmegaConf node with a `model` in it."""
+    if isinstance(config, (str, os.PathLike)):
+        path = Path(config)
+        try:
+            config = OmegaConf.load(path)
+        except OSError as error:
+            raise UserError(f"config {path}: cannot be read ({error.strerror}); name a YAML file") from error
+        except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+            raise UserError(f"config {path}: not a valid YAML file ({' '.join(str(error).split())})") from error
+        if not isinstance(config, DictConfig) or "model" not in config:
+            raise UserError(f"config {path}: has no 'model'; name a file such as configs/v1.yaml")
+    return config if isinstance(config, DictConfig) else OmegaConf.create(config)
+
+
+def command(main: Callable[..., None]) -> Callable[..., None]:
+    """Decorates a script's main: a UserError becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+
+    @functools.wraps(main)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            main(*args, **kwargs)
+        except UserError as error:
+            print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+
+    return run
