@@ -1,0 +1,31 @@
+"""What an edit holds fixed: the reference as one token, the photo and its mask as 5 latent channels.
+
+`model` is a LatentDiffusion; only the methods named here are used."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ldm.conventions import resize_tensor
+
+
+def reference_token(model, reference: Tensor) -> Tensor:
+    """reference (B,3,S,S), CLIP-normalised -> context c (B,1,context_dim): the bottleneck, then the linear map."""
+    return model.proj_out(model.get_learned_conditioning(reference))
+
+
+def unconditional_token(model, batch: int) -> Tensor:
+    """The learned vector v in place of c (Yang et al. 2022, section 3.4), repeated: (batch,1,context_dim)."""
+    return model.learnable_vector.expand(batch, -1, -1)
+
+
+def latent_of(model, image: Tensor, noise: Tensor | None = None) -> Tensor:
+    """image (B,3,H,W) in [-1,1] -> scaled posterior sample (B,4,h,w); noise: that shape, drawn if absent."""
+    return model.get_first_stage_encoding(model.encode_first_stage(image), noise)
+
+
+def inpaint_channels(model, inpaint_image: Tensor, mask: Tensor, noise: Tensor | None = None) -> Tensor:
+    """inpaint_image = image * mask (B,3,H,W), mask (B,1,H,W), 1 = keep -> (B,5,h,w) = latent ++ resized mask."""
+    z = latent_of(model, inpaint_image, noise)
+    return torch.cat([z, resize_tensor(mask, z.shape[-2:])], dim=1)

@@ -1,0 +1,75 @@
+"""The familiar sampler call over the functions of sampling.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm.models.diffusion.denoiser import guided_eps
+from ldm.models.diffusion.sampling import Step, sample
+
+
+class DDIMSampler:
+    """`DDIMSampler(model).sample(...)` with the published arguments; model is a LatentDiffusion."""
+
+    name = "ddim"
+
+    def __init__(self, model):
+        self.model = model
+
+    @torch.no_grad()
+    def sample(
+        self,
+        S: int,
+        batch_size: int,
+        shape: Sequence[int],
+        conditioning: Tensor,
+        callback: Callable[[int], None] | None = None,
+        img_callback: Callable[[Tensor, int], None] | None = None,
+        eta: float = 0.0,
+        x_T: Tensor | None = None,
+        log_every_t: int = 100,
+        unconditional_guidance_scale: float = 1.0,
+        unconditional_conditioning: Tensor | None = None,
+        test_model_kwargs: dict[str, Tensor] | None = None,
+        generator: torch.Generator | None = None,
+        noise: Callable[[], Tensor] | None = None,
+        verbose: bool = True,
+    ) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        """-> (x_0 (batch_size, *shape), {"x_inter": [x_T, ...], "pred_x0": [x_T, ...]}).
+
+        S: steps; shape: (4,h,w); conditioning (B,M,context_dim); unconditional_conditioning (1 or B,M,context_dim);
+        test_model_kwargs: inpaint_image, the latent of the masked image (B,4,h,w), and inpaint_mask (B,1,h,w);
+        callback(i) and img_callback(pred_x0, i) run after every step; every log_every_t-th step and the last are kept;
+        x_T and each step's noise come from `generator` unless given; verbose shows a progress bar."""
+        device = conditioning.device
+
+        def randn() -> Tensor:
+            where = generator.device if generator else device
+            return torch.randn(batch_size, *shape, generator=generator, device=where).to(device)
+
+        x = randn() if x_T is None else x_T
+        inpaint = torch.cat([test_model_kwargs["inpaint_image"], test_model_kwargs["inpaint_mask"]], dim=1)
+        eps = guided_eps(
+            self.model.apply_model, inpaint, conditioning, unconditional_conditioning, unconditional_guidance_scale
+        )
+        kept: dict[str, list[Tensor]] = {"x_inter": [x], "pred_x0": [x]}
+        with tqdm(desc=f"{self.name.upper()} sampler", disable=not verbose) as bar:
+
+            def on_step(step: Step) -> None:
+                bar.total = step.total
+                bar.update()
+                if callback:
+                    callback(step.index)
+                if img_callback:
+                    img_callback(step.pred_x0, step.index)
+                remaining = step.total - step.index - 1
+                if remaining % log_every_t == 0 or step.index == 0:
+                    kept["x_inter"].append(step.x)
+                    kept["pred_x0"].append(step.pred_x0)
+
+            x = sample(self.name, eps, x, self.model.schedule, S, eta, noise or randn, on_step)
+        return x, kept

@@ -1,0 +1,174 @@
+"""LatentDiffusion: owns the modules and the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from ldm.conventions import INPAINT, NOISY_LATENT
+from ldm.models.diffusion import conditioning
+from ldm.models.diffusion.schedule import NoiseSchedule
+from ldm.modules.distributions import DiagonalGaussianDistribution
+from ldm.util import UserError, instantiate_from_config
+
+
+class DiffusionWrapper(nn.Module):
+    """Holds the UNet under its published name, model.diffusion_model."""
+
+    def __init__(self, unet_config: Mapping[str, Any]):
+        super().__init__()
+        self.diffusion_model = instantiate_from_config(unet_config)
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        return self.diffusion_model(x, t, context)
+
+
+class LatentDiffusion(pl.LightningModule):
+    """Paint by Example (Yang et al. 2022): UNet, autoencoder, reference encoder, learned vector, noise schedule.
+
+    Parameters (of configs/v1.yaml, `model.params`):
+        unet_config, first_stage_config, cond_stage_config: target and params of the three networks
+        timesteps, linear_start, linear_end, beta_schedule: of NoiseSchedule.linear
+        scale_factor: latent = scale_factor * autoencoder's posterior
+        image_size, channels: of the latent, in latent pixels; the native size of a picture is image_size * factor
+        first_stage_key, cond_stage_key: "inpaint" and "image", as published
+        u_cond_percent: share of training conditions that become the learned vector
+        conditioning_key, num_timesteps_cond, log_every_t, monitor, cond_stage_trainable, scheduler_config, use_ema:
+            of the published config, for training"""
+
+    def __init__(
+        self,
+        unet_config: Mapping[str, Any],
+        first_stage_config: Mapping[str, Any],
+        cond_stage_config: Mapping[str, Any],
+        timesteps: int = 1000,
+        linear_start: float = 0.00085,
+        linear_end: float = 0.0120,
+        beta_schedule: str = "linear",
+        scale_factor: float = 0.18215,
+        image_size: int = 64,
+        channels: int = 4,
+        first_stage_key: str = "inpaint",
+        cond_stage_key: str = "image",
+        conditioning_key: str = "crossattn",
+        u_cond_percent: float = 0.2,
+        num_timesteps_cond: int = 1,
+        log_every_t: int = 200,
+        monitor: str | None = None,
+        cond_stage_trainable: bool = True,
+        scheduler_config: Mapping[str, Any] | None = None,
+        use_ema: bool = False,
+    ):
+        super().__init__()
+        for name, value, only in (
+            ("beta_schedule", beta_schedule, "linear"),
+            ("first_stage_key", first_stage_key, "inpaint"),
+            ("cond_stage_key", cond_stage_key, "image"),
+            ("conditioning_key", conditioning_key, "crossattn"),
+            ("num_timesteps_cond", num_timesteps_cond, 1),
+            ("use_ema", use_ema, False),
+        ):
+            if value != only:
+                raise UserError(f"config: LatentDiffusion supports {name} = {only} only, not {value}")
+        self.scale_factor = scale_factor
+        self.image_size = image_size
+        self.channels = channels
+        self.u_cond_percent = u_cond_percent
+        self.cond_stage_trainable = cond_stage_trainable
+        self.scheduler_config = scheduler_config
+        self.log_every_t = log_every_t
+        self.monitor = monitor
+
+        self.schedule = NoiseSchedule.linear(timesteps, linear_start, linear_end)
+        for name, value in self.schedule.buffers().items():
+            self.register_buffer(name, value)
+        self.register_buffer("lvlb_weights", self.schedule.lvlb_weights(), persistent=False)
+
+        self.model = DiffusionWrapper(unet_config)
+        self.first_stage_model = instantiate_from_config(first_stage_config).eval().requires_grad_(False)
+        self.cond_stage_model = instantiate_from_config(cond_stage_config)
+        self.cond_stage_model.transformer.eval().requires_grad_(False)
+        context_dim = self.model.diffusion_model.context_dim
+        self.proj_out = nn.Linear(self.cond_stage_model.width, context_dim)
+        self.learnable_vector = nn.Parameter(torch.randn(1, 1, context_dim))
+
+    @property
+    def num_timesteps(self) -> int:
+        return self.schedule.num_timesteps
+
+    @property
+    def size_multiple(self) -> int:
+        """H and W of a picture must be multiples of this, pixels (64 at full size)."""
+        return self.first_stage_model.factor * self.model.diffusion_model.size_multiple
+
+    @contextmanager
+    def ema_scope(self, context: str | None = None) -> Iterator[None]:
+        """Run with the averaged weights. A checkpoint's are chosen when it is read, so inside is as outside."""
+        yield
+
+    def get_learned_conditioning(self, reference: Tensor) -> Tensor:
+        """(B,3,S,S), CLIP-normalised -> (B,1,width), before proj_out."""
+        return self.cond_stage_model.encode(reference)
+
+    def encode_first_stage(self, image: Tensor) -> DiagonalGaussianDistribution:
+        """(B,3,H,W) in [-1,1] -> posterior over (B,4,h,w), not scaled."""
+        return self.first_stage_model.encode(image)
+
+    def get_first_stage_encoding(self, posterior: DiagonalGaussianDistribution, noise: Tensor | None = None) -> Tensor:
+        """Scaled sample of the posterior, (B,4,h,w); noise: standard normal of that shape, drawn if absent."""
+        return self.scale_factor * posterior.sample(noise)
+
+    def decode_first_stage(self, z: Tensor) -> Tensor:
+        """Scaled latent (B,4,h,w) -> (B,3,H,W), about [-1,1]."""
+        return self.first_stage_model.decode(z / self.scale_factor)
+
+    def apply_model(self, x: Tensor, t: Tensor, cond: Tensor | list[Tensor] | dict[str, list[Tensor]]) -> Tensor:
+        """x (B,9,h,w), t (B,), context (B,M,context_dim) -> eps (B,4,h,w).
+
+        As in published code the context may come as a list of tensors to join along the tokens, or as
+        {"c_crossattn": list}."""
+        if isinstance(cond, dict):
+            cond = cond["c_crossattn"]
+        context = cond if isinstance(cond, Tensor) else torch.cat(list(cond), dim=1)
+        return self.model(x, t, context)
+
+    def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
+        """x_t of the forward process (Ho et al. 2020, equation 4)."""
+        noise = torch.randn_like(x_start) if noise is None else noise
+        scale, sigma = (b[t].view(-1, 1, 1, 1) for b in (self.sqrt_alphas_cumprod, self.sqrt_one_minus_alphas_cumprod))
+        return scale * x_start + sigma * noise
+
+    @torch.no_grad()
+    def get_input(
+        self, batch: Mapping[str, Tensor], noise: Tensor | None = None, noise_inpaint: Tensor | None = None
+    ) -> Tensor:
+        """Batch of a data set -> (B,9,h,w): latent of GT ++ latent of inpaint_image ++ resized inpaint_mask.
+
+        noise, noise_inpaint: standard normals (B,4,h,w) of the two posterior samples, drawn in this order if absent."""
+        z = conditioning.latent_of(self, batch["GT"], noise)
+        inpaint = conditioning.inpaint_channels(self, batch["inpaint_image"], batch["inpaint_mask"], noise_inpaint)
+        return torch.cat([z, inpaint], dim=1)
+
+    def p_losses(
+        self, x_start: Tensor, cond: Tensor, t: Tensor, noise: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """E || eps_theta(x_t, inpaint channels, c, t) - eps ||^2 (Yang et al. 2022, equation 2).
+
+        x_start (B,9,h,w) of get_input, cond (B,M,context_dim), t (B,), noise (B,4,h,w) -> (mean loss, parts to log).
+        loss_vlb is for information: the bound's weight of each sample's error."""
+        z = x_start[:, NOISY_LATENT]
+        noise = torch.randn_like(z) if noise is None else noise
+        x = torch.cat([self.q_sample(z, t, noise), x_start[:, INPAINT]], dim=1)
+        error = (self.apply_model(x, t, cond) - noise).square().mean(dim=(1, 2, 3))
+        loss = error.mean()
+        prefix = "train" if self.training else "val"
+        return loss, {
+            f"{prefix}/loss_simple": loss.detach(),
+            f"{prefix}/loss_vlb": (self.lvlb_weights[t] * error).mean().detach(),
+            f"{prefix}/loss": loss.detach(),
+        }

@@ -1,0 +1,188 @@
+"""Samplers: functions of eps(x, t) and a NoiseSchedule that lead from x_T to x_0.
+
+`eps(x, t)` takes x (B,4,h,w) and t (B,) int64 and gives the predicted noise (B,4,h,w). After every step `callback` gets
+a Step; what it raises ends the sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm.models.diffusion.schedule import NoiseSchedule
+from ldm.util import UserError
+
+Eps = Callable[[Tensor, Tensor], Tensor]
+
+
+class Step(NamedTuple):
+    """What a callback sees after a step: `index` counts from 0 to total - 1, x is the new latent, pred_x0 the clean
+    latent as predicted in this step."""
+
+    index: int
+    total: int
+    t: int
+    x: Tensor
+    pred_x0: Tensor
+
+
+Callback = Callable[[Step], None]
+
+
+def ddim_timesteps(steps: int, num_timesteps: int = 1000) -> np.ndarray:
+    """(S,) ascending int64, used from last to first.
+
+    As published: every floor(T/S)-th timestep from 1 on. Where S does not divide T that gives more than S timesteps
+    (7 -> 8), which is kept, and for some S it runs past the last one (3, 9, 27, ...): these are spaced evenly over T.
+    Raises UserError unless 1 <= S < T."""
+    if not 1 <= steps < num_timesteps:
+        raise UserError(f"{steps} sampling steps are out of range; use 1 to {num_timesteps - 1}, for instance 50")
+    timesteps = np.arange(0, num_timesteps, num_timesteps // steps) + 1
+    if timesteps[-1] >= num_timesteps:
+        timesteps = np.arange(steps) * num_timesteps // steps + 1
+    return timesteps
+
+
+def ddim_parameters(
+    schedule: NoiseSchedule, timesteps: Sequence[int], eta: float = 0.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """alphas, alphas_prev, sigmas, each (S,) float64, of Song et al. 2021, equation 16.
+
+    alphas_prev is alpha-bar of the timestep moved to; the last step moves to alphas_cumprod[0], not to 1."""
+    abar = schedule.alphas_cumprod
+    alphas = abar[timesteps]
+    alphas_prev = np.append(abar[0], alphas[:-1])
+    sigmas = eta * np.sqrt((1.0 - alphas_prev) / (1.0 - alphas) * (1.0 - alphas / alphas_prev))
+    return alphas, alphas_prev, sigmas
+
+
+def ddim_step(x: Tensor, e: Tensor, alpha: float, alpha_prev: float, sigma: float = 0.0) -> tuple[Tensor, Tensor]:
+    """One step of Song et al. 2021, equation 12, without its noise term -> (x_prev, pred_x0).
+
+    | variable   | symbol        |
+    |------------|---------------|
+    | e          | eps_theta     |
+    | alpha      | alpha_t       |
+    | alpha_prev | alpha_{t-1}   |
+    | pred_x0    | predicted x_0 |
+    """
+    pred_x0 = (x - (1.0 - alpha) ** 0.5 * e) / alpha**0.5
+    direction = (1.0 - alpha_prev - sigma**2) ** 0.5 * e
+    return alpha_prev**0.5 * pred_x0 + direction, pred_x0
+
+
+def sample_ddim(
+    eps: Eps,
+    x: Tensor,
+    schedule: NoiseSchedule,
+    timesteps: Sequence[int],
+    eta: float = 0.0,
+    noise: Callable[[], Tensor] | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """DDIM (Song et al. 2021) from x = x_T (B,4,h,w).
+
+    eta: 0 deterministic, 1 as noisy as DDPM. noise: gives a standard normal (B,4,h,w), called once a step if eta > 0."""
+    alphas, alphas_prev, sigmas = ddim_parameters(schedule, timesteps, eta)
+    total = len(timesteps)
+    for i, index in enumerate(reversed(range(total))):
+        t = int(timesteps[index])
+        e = eps(x, torch.full((x.shape[0],), t, device=x.device))
+        x, pred_x0 = ddim_step(x, e, float(alphas[index]), float(alphas_prev[index]), float(sigmas[index]))
+        if eta > 0:
+            x = x + float(sigmas[index]) * (torch.randn_like(x) if noise is None else noise())
+        if callback:
+            callback(Step(i, total, t, x, pred_x0))
+    return x
+
+
+def sample_plms(
+    eps: Eps,
+    x: Tensor,
+    schedule: NoiseSchedule,
+    timesteps: Sequence[int],
+    callback: Callback | None = None,
+) -> Tensor:
+    """Pseudo linear multistep (Liu et al. 2022, equations 9 and 12) from x = x_T (B,4,h,w).
+
+    Adams-Bashforth over the last raw eps, up to four of them. The first step looks one step ahead (a second
+    evaluation, Heun) and then starts again from x_T."""
+    alphas, alphas_prev, _ = ddim_parameters(schedule, timesteps)
+    total = len(timesteps)
+    old: list[Tensor] = []  # raw eps of the last steps, newest first, at most three
+    for i, index in enumerate(reversed(range(total))):
+        alpha, alpha_prev = float(alphas[index]), float(alphas_prev[index])
+        t = int(timesteps[index])
+        e = eps(x, torch.full((x.shape[0],), t, device=x.device))
+        if len(old) == 0:
+            ahead, _ = ddim_step(x, e, alpha, alpha_prev)
+            t_next = int(timesteps[max(index - 1, 0)])
+            e_prime = (e + eps(ahead, torch.full((x.shape[0],), t_next, device=x.device))) / 2
+        elif len(old) == 1:
+            e_prime = (3 * e - old[0]) / 2
+        elif len(old) == 2:
+            e_prime = (23 * e - 16 * old[0] + 5 * old[1]) / 12
+        else:
+            e_prime = (55 * e - 59 * old[0] + 37 * old[1] - 9 * old[2]) / 24
+        x, pred_x0 = ddim_step(x, e_prime, alpha, alpha_prev)
+        old = [e, *old[:2]]
+        if callback:
+            callback(Step(i, total, t, x, pred_x0))
+    return x
+
+
+def diffusers_scheduler(name: str, schedule: NoiseSchedule):
+    """"dpm++" (DPM-Solver++(2M), Lu et al. 2022) or "unipc" (Zhao et al. 2023) of diffusers, for this schedule."""
+    from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
+
+    cls = {"dpm++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}[name]
+    return cls(
+        num_train_timesteps=schedule.num_timesteps,
+        trained_betas=schedule.betas,
+        solver_order=2,
+        prediction_type="epsilon",
+        timestep_spacing="trailing",
+    )
+
+
+def sample_diffusers(eps: Eps, x: Tensor, scheduler, steps: int, callback: Callback | None = None) -> Tensor:
+    """Run one of diffusers' schedulers that predict x_0 inside (see diffusers_scheduler) from x = x_T (B,4,h,w)."""
+    scheduler.set_timesteps(steps, device=x.device)
+    total = len(scheduler.timesteps)
+    for i, t in enumerate(scheduler.timesteps.tolist()):
+        e = eps(x, torch.full((x.shape[0],), t, device=x.device))
+        x = scheduler.step(e, t, x).prev_sample
+        if callback:
+            callback(Step(i, total, t, x, scheduler.model_outputs[-1]))
+    return x
+
+
+SAMPLERS = ("plms", "ddim", "dpm++", "unipc")
+
+
+def sample(
+    name: str,
+    eps: Eps,
+    x: Tensor,
+    schedule: NoiseSchedule,
+    steps: int,
+    eta: float = 0.0,
+    noise: Callable[[], Tensor] | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """x_T (B,4,h,w) -> x_0 by one of SAMPLERS. Only ddim takes an eta above 0.
+
+    Raises UserError for an unknown name, or steps or eta out of range."""
+    if name not in SAMPLERS:
+        raise UserError(f"sampler {name!r} is unknown; use one of {', '.join(SAMPLERS)}")
+    if not 0.0 <= eta <= 1.0 or (eta > 0 and name != "ddim"):
+        raise UserError(f"eta {eta} does not go with {name}; it is 0 to 1 for ddim and 0 for the other samplers")
+    timesteps = ddim_timesteps(steps, schedule.num_timesteps)
+    if name == "ddim":
+        return sample_ddim(eps, x, schedule, timesteps, eta, noise, callback)
+    if name == "plms":
+        return sample_plms(eps, x, schedule, timesteps, callback)
+    return sample_diffusers(eps, x, diffusers_scheduler(name, schedule), steps, callback)

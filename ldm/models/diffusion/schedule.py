@@ -1,0 +1,84 @@
+"""The forward process q(x_t | x_0) = N(sqrt(alphas_cumprod_t) x_0, (1 - alphas_cumprod_t) I) (Ho et al. 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# The entries of a checkpoint that follow from the schedule: all but alphas_cumprod are derived, none is a weight.
+BUFFERS = (
+    "betas",
+    "alphas_cumprod",
+    "alphas_cumprod_prev",
+    "sqrt_alphas_cumprod",
+    "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod",
+    "sqrt_recip_alphas_cumprod",
+    "sqrt_recipm1_alphas_cumprod",
+    "posterior_variance",
+    "posterior_log_variance_clipped",
+    "posterior_mean_coef1",
+    "posterior_mean_coef2",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """betas (T,) float64; everything else follows. t counts from 0 (almost clean) to T-1 (almost noise).
+
+    | variable            | symbol (Ho et al. 2020)               |
+    |---------------------|---------------------------------------|
+    | betas               | beta_t                                |
+    | alphas_cumprod      | alpha-bar_t = prod_{s<=t} (1 - beta_s) |
+    | posterior_variance  | beta-tilde_t, equation 7              |
+    """
+
+    betas: np.ndarray
+
+    @classmethod
+    def linear(cls, timesteps: int = 1000, linear_start: float = 0.00085, linear_end: float = 0.0120) -> NoiseSchedule:
+        """The schedule that configs call "linear": linear in sqrt(beta)."""
+        return cls(np.linspace(linear_start**0.5, linear_end**0.5, timesteps, dtype=np.float64) ** 2)
+
+    @property
+    def num_timesteps(self) -> int:
+        return len(self.betas)
+
+    @cached_property
+    def alphas_cumprod(self) -> np.ndarray:
+        return np.cumprod(1.0 - self.betas)
+
+    def buffers(self) -> dict[str, Tensor]:
+        """The BUFFERS by name, (T,) float32 rounded from float64."""
+        betas, abar = self.betas, self.alphas_cumprod
+        abar_prev = np.append(1.0, abar[:-1])
+        variance = betas * (1.0 - abar_prev) / (1.0 - abar)
+        values = (
+            betas,
+            abar,
+            abar_prev,
+            np.sqrt(abar),
+            np.sqrt(1.0 - abar),
+            np.log(1.0 - abar),
+            np.sqrt(1.0 / abar),
+            np.sqrt(1.0 / abar - 1.0),
+            variance,
+            np.log(np.maximum(variance, 1e-20)),  # the variance is 0 at t = 0
+            betas * np.sqrt(abar_prev) / (1.0 - abar),
+            (1.0 - abar_prev) * np.sqrt(1.0 - betas) / (1.0 - abar),
+        )
+        return {name: torch.from_numpy(value.astype(np.float32)) for name, value in zip(BUFFERS, values, strict=True)}
+
+    def lvlb_weights(self) -> Tensor:
+        """(T,) float32: weight of the noise error in the variational bound (Ho et al. 2020, equation 12); entry 0,
+        which is infinite, repeats entry 1."""
+        rounded = {name: value.numpy() for name, value in self.buffers().items()}
+        alphas = (1.0 - self.betas).astype(np.float32)
+        variance = np.append(rounded["posterior_variance"][1], rounded["posterior_variance"][1:])
+        weights = rounded["betas"] ** 2 / (2.0 * variance * alphas * (1.0 - rounded["alphas_cumprod"]))
+        weights[0] = weights[1]
+        return torch.from_numpy(weights)
