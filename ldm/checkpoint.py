@@ -16,24 +16,20 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import shutil
-import tempfile
 import types
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ldm.models.diffusion.schedule import BUFFERS, NoiseSchedule
-from ldm.util import UserError, instantiate_from_config, load_config
+from ldm.util import UserError, instantiate_from_config, load_config, staging
 
 StateDict = dict[str, Tensor]
 
@@ -442,24 +438,6 @@ def empty_model(config: Any):
 # ------------------------------------------------------------------------------------------------ writing
 
 
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary neighbour of `path` that becomes it when the block ends, and vanishes when it fails."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); name another place") from error
-    try:
-        yield temporary / path.name
-        os.replace(temporary / path.name, path)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"{path}: cannot be written ({reason}); free some space or name another place") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def write_checkpoint(tensors: StateDict, path: str | os.PathLike, config: Any = DEFAULT_CONFIG) -> None:
     """Tensors under the published names -> .safetensors, .ckpt (also .pt, .pth), or, for a path without such a
     suffix, a diffusers folder, which must not exist yet. A failure leaves what was there before.
@@ -469,22 +447,23 @@ def write_checkpoint(tensors: StateDict, path: str | os.PathLike, config: Any = 
     if path.suffix in (".safetensors", ".ckpt", ".pt", ".pth"):
         if path.is_dir():
             raise UserError(f"{path}: is a folder; name a file")
-        with _replacing(path) as temporary:
+        with staging(path.parent) as folder:
             if path.suffix == ".safetensors":
-                save_file({name: t.contiguous() for name, t in tensors.items()}, temporary)
+                save_file({name: t.contiguous() for name, t in tensors.items()}, folder / path.name)
             else:
-                torch.save({"state_dict": tensors}, temporary)
+                torch.save({"state_dict": tensors}, folder / path.name)
     elif path.exists():
         raise UserError(f"{path}: exists already; remove it, or name a folder that does not exist")
     else:
         parts = _to_diffusers(tensors, empty_model(config))
-        with _replacing(path) as temporary:
+        with staging(path.parent) as folder:
             for name, content in parts.items():
-                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-                if isinstance(content, dict) and name.endswith(".json"):
-                    (temporary / name).write_text(json.dumps(content, indent=2) + "\n")
+                file = folder / path.name / name
+                file.parent.mkdir(parents=True, exist_ok=True)
+                if file.suffix == ".json":
+                    file.write_text(json.dumps(content, indent=2) + "\n")
                 else:
-                    save_file({key: t.contiguous() for key, t in content.items()}, temporary / name, {"format": "pt"})
+                    save_file({key: t.contiguous() for key, t in content.items()}, file, {"format": "pt"})
 
 
 def _part(tensors: StateDict, prefix: str) -> StateDict:
@@ -671,18 +650,15 @@ def add_difference(a: StateDict, b: StateDict, c: StateDict) -> StateDict:
         if delta is None or (delta.shape != value.shape and name != FIRST_CONV):
             shapes = ", ".join(str(tuple(x[name].shape)) for x in (a, b, c))
             raise UserError(f"add difference: {name} has the shapes {shapes} in A, B and C; give models that fit")
-        value[:, : delta.shape[1]] += delta if value.ndim > 1 else 0
-        if value.ndim == 1:
-            value += delta
+        same = value[:, : delta.shape[1]] if name == FIRST_CONV else value
+        same += delta
         out[name] = value.to(a[name].dtype)
     return out
 
 
 def halve(tensors: StateDict) -> StateDict:
     """Weights to float16, half the size; the schedule stays float32."""
-    return {
-        name: t.half() if t.is_floating_point() and name not in BUFFERS else t for name, t in tensors.items()
-    }
+    return {name: t.half() if t.is_floating_point() and name not in BUFFERS else t for name, t in tensors.items()}
 
 
 # ------------------------------------------------------------------------------------------------ the released model

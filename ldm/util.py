@@ -1,4 +1,4 @@
-"""Configs to objects, and how a script ends when its user made a mistake."""
+"""Configs to objects, files that are whole or absent, and how a script ends when its user made a mistake."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import functools
 import importlib
 import inspect
 import os
+import shutil
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +77,33 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
             sys.exit(130)
 
     return run
+
+
+@contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """A temporary folder inside `folder`. When the block ends, what was put there moves to `folder`, replacing files of
+    the same name; when it fails, nothing does. Raises UserError where the disk is full or writing is not allowed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to ({error.strerror}); name another folder") from error
+    try:
+        yield temporary
+        _move(temporary, folder)
+    except UserError:
+        raise
+    except Exception as error:  # safetensors and torch.save have their own words for a full disk
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"{folder}: writing failed ({reason}); free some space or name another folder") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _move(source: Path, target: Path) -> None:
+    for child in source.iterdir():
+        place = target / child.name
+        if child.is_dir() and place.is_dir():
+            _move(child, place)
+        else:
+            os.replace(child, place)

@@ -105,7 +105,8 @@ def test_loss_and_gradients(model, golden, branch):
     names = [str(name) for name in g["out/param_names"]]
     trainable = {name for name, p in parameters.items() if p.requires_grad}
     assert trainable == set(names)
-    gradients = dict(zip(names, torch.autograd.grad(loss, [parameters[n] for n in names], allow_unused=True), strict=True))
+    values = torch.autograd.grad(loss, [parameters[name] for name in names], allow_unused=True)
+    gradients = dict(zip(names, values, strict=True))
     norms, absmax = g[f"out/{branch}/grad_norm"], g[f"out/{branch}/grad_absmax"]
     unused = []
     for name, norm, largest in zip(names, norms, absmax, strict=True):

@@ -85,7 +85,8 @@ def sample_ddim(
 ) -> Tensor:
     """DDIM (Song et al. 2021) from x = x_T (B,4,h,w).
 
-    eta: 0 deterministic, 1 as noisy as DDPM. noise: gives a standard normal (B,4,h,w), called once a step if eta > 0."""
+    eta: 0 deterministic, 1 as noisy as DDPM. noise: gives a standard normal (B,4,h,w), called once a step if
+    eta > 0."""
     alphas, alphas_prev, sigmas = ddim_parameters(schedule, timesteps, eta)
     total = len(timesteps)
     for i, index in enumerate(reversed(range(total))):
@@ -135,7 +136,7 @@ def sample_plms(
 
 
 def diffusers_scheduler(name: str, schedule: NoiseSchedule):
-    """"dpm++" (DPM-Solver++(2M), Lu et al. 2022) or "unipc" (Zhao et al. 2023) of diffusers, for this schedule."""
+    """The scheduler "dpm++" (DPM-Solver++(2M), Lu et al. 2022) or "unipc" (Zhao et al. 2023) of diffusers, for this schedule."""
     from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
     cls = {"dpm++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}[name]
@@ -163,6 +164,15 @@ def sample_diffusers(eps: Eps, x: Tensor, scheduler, steps: int, callback: Callb
 SAMPLERS = ("plms", "ddim", "dpm++", "unipc")
 
 
+def check_sampler(name: str, steps: int, eta: float, num_timesteps: int) -> np.ndarray:
+    """The ddim_timesteps of a valid request. Raises UserError: unknown name, steps or eta out of range."""
+    if name not in SAMPLERS:
+        raise UserError(f"sampler {name!r} is unknown; use one of {', '.join(SAMPLERS)}")
+    if not 0.0 <= eta <= 1.0 or (eta > 0 and name != "ddim"):
+        raise UserError(f"eta {eta} does not go with {name}; it is 0 to 1 for ddim and 0 for the other samplers")
+    return ddim_timesteps(steps, num_timesteps)
+
+
 def sample(
     name: str,
     eps: Eps,
@@ -173,14 +183,8 @@ def sample(
     noise: Callable[[], Tensor] | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """x_T (B,4,h,w) -> x_0 by one of SAMPLERS. Only ddim takes an eta above 0.
-
-    Raises UserError for an unknown name, or steps or eta out of range."""
-    if name not in SAMPLERS:
-        raise UserError(f"sampler {name!r} is unknown; use one of {', '.join(SAMPLERS)}")
-    if not 0.0 <= eta <= 1.0 or (eta > 0 and name != "ddim"):
-        raise UserError(f"eta {eta} does not go with {name}; it is 0 to 1 for ddim and 0 for the other samplers")
-    timesteps = ddim_timesteps(steps, schedule.num_timesteps)
+    """x_T (B,4,h,w) -> x_0 by one of SAMPLERS. Raises UserError as check_sampler does."""
+    timesteps = check_sampler(name, steps, eta, schedule.num_timesteps)
     if name == "ddim":
         return sample_ddim(eps, x, schedule, timesteps, eta, noise, callback)
     if name == "plms":

@@ -153,9 +153,7 @@ class UNetModel(nn.Module):
             return SpatialTransformer(channels, heads, context_dim, transformer_depth, use_checkpoint)
 
         channels = model_channels
-        self.input_blocks = nn.ModuleList(
-            [TimestepEmbedSequential(nn.Conv2d(in_channels, channels, 3, padding=1))]
-        )
+        self.input_blocks = nn.ModuleList([TimestepEmbedSequential(nn.Conv2d(in_channels, channels, 3, padding=1))])
         skips = [channels]
         for level, mult in enumerate(channel_mult):
             for _ in range(num_res_blocks):

@@ -1,0 +1,174 @@
+"""Edit a photo by example: repaint the mask's white region of a picture with the object of a reference picture.
+
+    python scripts/inference.py --image_path photo.jpg --mask_path mask.png --reference_path object.jpg --scale 5
+
+Writes to --outdir, with <name> the photo's file name without its ending:
+    results/<name>_<seed>.png                         the edited picture, one per seed
+    source/<name>_<seed>_{GT,mask,inpaint,ref}.png    what the model was given
+    grid/grid-<name>_<seed>.png                       all of them side by side"""
+
+import argparse
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+from ldm.util import UserError, command, staging
+
+SAMPLERS = ("plms", "ddim", "dpm++", "unipc")
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    files = p.add_argument_group("pictures")
+    files.add_argument("--image_path", required=True, help="the photo; any size and kind")
+    files.add_argument("--mask_path", required=True, help="white (255) where to paint; any size of the photo's shape")
+    files.add_argument("--reference_path", required=True, help="a picture of the object; it is squashed to a square")
+    files.add_argument("--outdir", default="results", help="folder for the results (default: results)")
+    files.add_argument("--skip_grid", action="store_true", help="write no grid")
+    files.add_argument("--skip_save", action="store_true", help="write no single pictures, only the grid")
+    files.add_argument("--n_rows", type=int, default=0, help="rows of the grid (default: as many as rows of four need)")
+
+    how = p.add_argument_group("sampling")
+    how.add_argument("--scale", type=float, default=5.0, help="guidance: 1 none, larger follows the reference more (5)")
+    how.add_argument("--sampler", choices=SAMPLERS, help="default: plms")
+    how.add_argument("--plms", action="store_true", help="the same as --sampler plms")
+    how.add_argument("--ddim_steps", type=int, default=50, help="sampling steps, of every sampler (50)")
+    how.add_argument("--ddim_eta", type=float, default=0.0, help="0 deterministic, 1 as noisy as DDPM; ddim only (0)")
+    how.add_argument("--seed", type=int, default=321, help="of the first picture; the others count up from it (321)")
+    how.add_argument("--n_samples", type=int, default=1, help="pictures made in one batch (1)")
+    how.add_argument("--n_iter", type=int, default=1, help="batches (1)")
+    how.add_argument("--fixed_code", action="store_true", help="start every batch from the first one's noise")
+    how.add_argument("--H", type=int, help="height of the edit, pixels (default: the photo's shape at the model's size,"
+                     " 512 x 512 for a square photo)")  # fmt: skip
+    how.add_argument("--W", type=int, help="width of the edit, pixels")
+
+    which = p.add_argument_group("model")
+    which.add_argument("--config", help="default: configs/v1.yaml")
+    which.add_argument("--ckpt", help="a .ckpt, a .safetensors, a diffusers folder, or hub to fetch the released model"
+                       " (default: checkpoints/model.ckpt, or else hub)")  # fmt: skip
+    which.add_argument("--C", type=int, help="latent channels; must be the model's (4)")
+    which.add_argument("--f", type=int, help="downsampling factor; must be the model's (8)")
+    which.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the fastest there is)")
+    which.add_argument("--precision", choices=("full", "autocast"),
+                       help="float32, or half precision in the UNet (default: full on the CPU, else autocast)")  # fmt: skip
+    return p
+
+
+def check_numbers(opt: argparse.Namespace) -> str:
+    """What can be said before anything is loaded. -> the sampler's name."""
+    for name in ("n_samples", "n_iter"):
+        if getattr(opt, name) < 1:
+            raise UserError(f"--{name} {getattr(opt, name)} is out of range; use 1 or more")
+    if opt.n_rows < 0:
+        raise UserError(f"--n_rows {opt.n_rows} is out of range; use 1 or more")
+    if opt.plms and opt.sampler not in (None, "plms"):
+        raise UserError(f"--plms and --sampler {opt.sampler} contradict each other; give one of them")
+    if opt.skip_save and opt.skip_grid:
+        raise UserError("--skip_save and --skip_grid together would write nothing; give one of them")
+    return opt.sampler or "plms"
+
+
+def check_outdir(outdir: Path) -> None:
+    """Fail before the work, not after it, if nothing can be written there; leave no trace."""
+    existing = next(folder for folder in (outdir, *outdir.absolute().parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"--outdir {outdir}: {existing} is not a folder that can be written to; name another")
+
+
+def peak_memory() -> str:
+    """Most memory this process has held: of the GPU if there is one in use, else of the machine."""
+    import torch
+
+    if torch.cuda.is_available() and (peak := torch.cuda.max_memory_allocated()):
+        return f"{peak / 1e9:.1f} GB on the GPU"
+    unit = 1 if sys.platform == "darwin" else 1024
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.1f} GB"
+
+
+@command
+def main() -> None:
+    opt = parser().parse_args()
+    sampler = check_numbers(opt)
+    outdir = Path(opt.outdir)
+    check_outdir(outdir)
+
+    from ldm.images import grid, open_picture, upright_rgb
+
+    image = open_picture(opt.image_path, "image")
+    mask = open_picture(opt.mask_path, "mask")
+    reference = open_picture(opt.reference_path, "reference")
+
+    import torch
+
+    from ldm.checkpoint import DEFAULT_CONFIG
+    from ldm.conventions import mask_to_image, tensor_to_image
+    from ldm.pipeline import PaintByExample, stack
+
+    edit = PaintByExample.load(opt.config or DEFAULT_CONFIG, opt.ckpt, opt.device, opt.precision)
+    for flag, given, actual in (
+        ("C", opt.C, edit.model.channels),
+        ("f", opt.f, edit.model.first_stage_model.factor),
+    ):
+        if given not in (None, actual):
+            raise UserError(f"--{flag} {given} does not fit the model; leave it out, or use {actual}")
+
+    inputs = edit.prepare(image, mask, reference, opt.H, opt.W)
+    height, width = inputs.image.shape[-2:]
+    print(f"editing at {width} x {height} on {edit.device}, {edit.precision} precision", file=sys.stderr)
+
+    name = Path(opt.image_path).stem
+    sources = {
+        "GT": tensor_to_image(inputs.image[0]),
+        "mask": mask_to_image(inputs.mask[0]),
+        "inpaint": tensor_to_image(inputs.inpaint_image[0]),
+        "ref": upright_rgb(reference).resize((width, height)),
+    }
+    cells = [sources["GT"], sources["inpaint"], sources["ref"]]
+    code = None
+    if opt.fixed_code:
+        code = torch.stack([edit.start(opt.seed + i, height, width)[1] for i in range(opt.n_samples)])
+
+    begin, total = time.perf_counter(), 0
+
+    def count(step) -> None:
+        nonlocal total
+        total += 1
+
+    for iteration in range(opt.n_iter):
+        first = opt.seed + iteration * opt.n_samples
+        seeds = range(first, first + opt.n_samples)
+        tensors = edit.sample(
+            stack([inputs] * opt.n_samples),
+            seeds,
+            opt.scale,
+            opt.ddim_steps,
+            sampler,
+            opt.ddim_eta,
+            x_T=code,
+            callback=count,
+        )
+        results = [tensor_to_image(tensor) for tensor in tensors]
+        cells += results
+        with staging(outdir) as folder:
+            if not opt.skip_save:
+                for part in ("results", "source"):
+                    (folder / part).mkdir()
+                for seed, result in zip(seeds, results, strict=True):
+                    result.save(folder / "results" / f"{name}_{seed}.png")
+                    for kind, picture in sources.items():
+                        picture.save(folder / "source" / f"{name}_{seed}_{kind}.png")
+            if not opt.skip_grid and iteration == opt.n_iter - 1:
+                (folder / "grid").mkdir()
+                sheet = grid(cells, opt.n_rows or -(-len(cells) // 4))
+                sheet.save(folder / "grid" / f"grid-{name}_{opt.seed}.png")
+
+    seconds = time.perf_counter() - begin
+    each = f"{seconds / total:.2f} s each"
+    print(f"{total} steps in {seconds:.1f} s ({each}), peak memory {peak_memory()}", file=sys.stderr)
+    print(f"results in {outdir}")
+
+
+if __name__ == "__main__":
+    main()

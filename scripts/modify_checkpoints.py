@@ -1,0 +1,43 @@
+"""Make a 9-channel model of a 4-channel Stable Diffusion one: zeros for the new input channels, so that training starts
+from the prior (Yang et al. 2022, section 3.1).
+
+    python scripts/modify_checkpoints.py
+    python scripts/modify_checkpoints.py --input sd-v1-4/ --output sd-9channel.safetensors
+
+Or give what a fine-tuned model learned to an inpainting model, A + (B - C):
+
+    python scripts/modify_checkpoints.py --add_difference --a model.ckpt --b fine-tuned.ckpt --c sd-v1-4.ckpt \\
+        --output fine-tuned-by-example.safetensors
+
+Files: .ckpt, .safetensors, or a diffusers folder, in any combination."""
+
+import argparse
+
+from ldm.checkpoint import DEFAULT_CONFIG, add_difference, read_checkpoint, widen, write_checkpoint
+from ldm.util import UserError, command
+
+
+@command
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--input", default="pretrained_models/sd-v1-4.ckpt", help="the 4-channel model (%(default)s)")
+    p.add_argument("--output", default="pretrained_models/sd-v1-4-modified-9channel.ckpt", help="(%(default)s)")
+    p.add_argument("--ema", action="store_true", help="take the averaged weights, if --input has them")
+    p.add_argument("--config", default=DEFAULT_CONFIG, help="for an --output in diffusers' layout (configs/v1.yaml)")
+    p.add_argument("--add_difference", action="store_true", help="write A + (B - C) instead")
+    p.add_argument("--a", help="the inpainting model A, for instance checkpoints/model.ckpt")
+    p.add_argument("--b", help="the fine-tuned Stable Diffusion v1 model B")
+    p.add_argument("--c", help="the model C that B was fine-tuned from")
+    opt = p.parse_args()
+    if opt.add_difference:
+        if not (opt.a and opt.b and opt.c):
+            raise UserError("--add_difference needs --a, --b and --c; name the three models")
+        tensors = add_difference(*(read_checkpoint(path) for path in (opt.a, opt.b, opt.c)))
+    else:
+        tensors = widen(read_checkpoint(opt.input, opt.ema))
+    write_checkpoint(tensors, opt.output, opt.config)
+    print(f"wrote {opt.output}")
+
+
+if __name__ == "__main__":
+    main()

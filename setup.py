@@ -1,0 +1,30 @@
+"""Install with `pip install -e .`; the tests' tools with `pip install -e .[test]`."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="paint-by-example",
+    version="0.1.0",
+    description="Exemplar-based image editing with diffusion models (Yang et al. 2022, arXiv 2211.13227)",
+    license="MIT",
+    packages=find_packages(include=["ldm", "ldm.*"]),
+    python_requires=">=3.10,<3.13",
+    install_requires=[
+        "albumentations>=2.0",  # brings OpenCV's headless build: no opencv line here, two builds overwrite each other
+        "diffusers>=0.31",
+        "einops>=0.7",
+        "huggingface_hub>=0.23",
+        "numpy>=1.26",
+        "omegaconf>=2.3",
+        "open_clip_torch>=2.24",
+        "pillow>=10.0",
+        "pytorch-lightning>=2.4",
+        "pyyaml",
+        "safetensors>=0.4.3",
+        "torch>=2.4",
+        "torchmetrics>=1.4",
+        "tqdm",
+        "transformers>=4.44",
+    ],
+    extras_require={"test": ["accelerate", "pytest>=8", "ruff>=0.8"]},
+)
