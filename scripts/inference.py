@@ -51,8 +51,8 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--C", type=int, help="latent channels; must be the model's (4)")
     which.add_argument("--f", type=int, help="downsampling factor; must be the model's (8)")
     which.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the fastest there is)")
-    which.add_argument("--precision", choices=("full", "autocast"),
-                       help="float32, or half precision in the UNet (default: full on the CPU, else autocast)")  # fmt: skip
+    which.add_argument("--precision", choices=("full", "autocast"), help="float32, or half precision"
+                       " in the UNet (default: full on the CPU, autocast on a GPU)")  # fmt: skip
     return p
 
 

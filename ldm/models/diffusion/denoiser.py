@@ -19,9 +19,9 @@ def guided_eps(
 ) -> Eps:
     """eps(x, t) = eps(x, v) + s (eps(x, c) - eps(x, v)) (Ho & Salimans 2021; Yang et al. 2022, equation 6).
 
-    apply_model(x (B,9,h,w), t, context); inpaint (B,5,h,w) of inpaint_channels; context c (B,M,D); uncond v
-    (1 or B,M,D); scale s: at 1, or without v, only c is evaluated. Otherwise both branches are one batch, v first, and the UNet
-    computes what they share once: it gets x of batch B with contexts of batch 2B."""
+    apply_model: (x (B,9,h,w), t (B,), contexts) -> eps; inpaint (B,5,h,w): of inpaint_channels; context: c (B,M,D);
+    uncond: v (1 or B,M,D); scale: s. At s = 1, or without v, only c is evaluated. Otherwise both branches are one
+    batch, v first, and the UNet computes what they share once: it gets x of batch B with contexts of batch 2B."""
     batch = context.shape[0]
     guided = uncond is not None and scale != 1.0
     contexts = torch.cat([uncond.expand(batch, -1, -1), context]) if guided else context

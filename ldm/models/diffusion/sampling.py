@@ -136,7 +136,7 @@ def sample_plms(
 
 
 def diffusers_scheduler(name: str, schedule: NoiseSchedule):
-    """The scheduler "dpm++" (DPM-Solver++(2M), Lu et al. 2022) or "unipc" (Zhao et al. 2023) of diffusers, for this schedule."""
+    """diffusers' scheduler for "dpm++" (DPM-Solver++(2M), Lu et al. 2022) or "unipc" (Zhao et al. 2023)."""
     from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
     cls = {"dpm++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}[name]
