@@ -581,16 +581,13 @@ def _encoder_to_diffusers(tensors: StateDict, encoder, source: object) -> dict[s
             joint = tensors.pop(f"cond_stage_model.mapper.resblocks.{i}.attn.c_qkv.{kind}")
             for x, part in zip("qkv", joint.chunk(3), strict=True):
                 qkv[f"mapper.blocks.{i}.attn1.to_{x}.{kind}"] = part
-    keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size")
-    keys += ("patch_size", "hidden_act", "layer_norm_eps")
     size = {"height": config.image_size, "width": config.image_size}
     return {
         "image_encoder/model.safetensors": _rename(tensors, _encoder_table(blocks), source) | qkv,
         "image_encoder/config.json": {
+            **config.to_dict(),  # in full: transformers 5 reads it without CLIPVisionConfig's defaults
             "architectures": ["PaintByExampleImageEncoder"],
-            "model_type": "clip_vision_model",
             "projection_dim": tensors["proj_out.weight"].shape[0],
-            **{key: getattr(config, key) for key in keys},
         },
         # squashed to the tower's size, not cropped
         "feature_extractor/preprocessor_config.json": {

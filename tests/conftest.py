@@ -1,13 +1,17 @@
-"""What the tests share: the golden model and reading of golden files."""
+"""What the tests share: the golden model, a tiny pipeline, scripts run in this process."""
 
 from __future__ import annotations
 
 import json
+import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).resolve().parent / "golden"
@@ -48,3 +52,46 @@ def model(golden_config):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def script(monkeypatch, capfd):
+    """`script("inference", "--seed", 1)` runs scripts/inference.py in this process -> (exit code, stdout, stderr)."""
+
+    def run(name: str, *args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", [f"{name}.py", *map(str, args)])
+        capfd.readouterr()
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / "scripts" / f"{name}.py"), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """A checkpoint of random weights for configs/tiny.yaml."""
+    path = tmp_path_factory.mktemp("tiny") / "tiny.safetensors"
+    subprocess.run(
+        [sys.executable, "scripts/random_checkpoint.py", "configs/tiny.yaml", str(path)], cwd=ROOT, check=True
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def edit(tiny):
+    """The pipeline with that checkpoint, on the CPU."""
+    from ldm.pipeline import PaintByExample
+
+    return PaintByExample.load(ROOT / "configs/tiny.yaml", tiny, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def example() -> dict[str, Image.Image]:
+    """A photo (600 x 400) with its mask and reference."""
+    files = {"image": "image/example_2.jpg", "mask": "mask/example_2.png", "reference": "reference/example_2.jpg"}
+    return {name: Image.open(ROOT / "examples" / file) for name, file in files.items()}

@@ -1,0 +1,148 @@
+"""Every config, the published one among them, and every command of the README."""
+
+import re
+import subprocess
+import sys
+from itertools import pairwise
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from ldm.checkpoint import FIRST_CONV, empty_model, read_checkpoint, write_checkpoint
+from ldm.util import UserError, get_obj_from_str, instantiate_from_config
+from tests.conftest import ROOT
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/**/*.yaml")), ids=lambda path: path.stem)
+def test_every_config_builds(path):
+    model = empty_model(path)
+    assert model.learnable_vector.shape == (1, 1, model.model.diffusion_model.context_dim)
+    assert model.proj_out.in_features == model.cond_stage_model.width
+
+
+def test_v1_holds_the_published_values():
+    """DESIGN's table of the published recipe, and the hyphenated target of the published file."""
+    config = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/v1.yaml"))
+    params = config["model"]["params"]
+    assert config["model"]["base_learning_rate"] == 1e-5
+    assert (params["linear_start"], params["linear_end"], params["timesteps"]) == (0.00085, 0.012, 1000)
+    assert (params["image_size"], params["channels"], params["scale_factor"]) == (64, 4, 0.18215)
+    assert (params["u_cond_percent"], params["use_ema"]) == (0.2, False)
+    assert params["scheduler_config"]["params"] == {
+        "warm_up_steps": [10000],
+        "cycle_lengths": [10000000000000],
+        "f_start": [1e-6],
+        "f_max": [1.0],
+        "f_min": [1.0],
+    }
+    assert "params" not in params["cond_stage_config"]
+    assert config["data"]["params"]["train"]["target"] == "ldm.data.open-images.OpenImageDataset"
+    assert config["lightning"]["trainer"]["gpus"] == "0,1,2,3,4,5,6,7"
+
+
+def test_targets():
+    assert get_obj_from_str("ldm.models.diffusion.ddpm.LatentDiffusion").__name__ == "LatentDiffusion"
+    # a hyphen in a module's name is an underscore
+    assert get_obj_from_str("ldm.lat-er.X".replace("lat-er", "util").replace("X", "UserError")) is UserError
+    for config, words in (
+        ({"target": "ldm.nowhere.X"}, "cannot be found"),
+        ({"target": "Nothing"}, "cannot be found"),
+        ({"params": {}}, "has no 'target'"),
+        ({"target": "ldm.models.autoencoder.AutoencoderKL", "params": {"embed_dim": 4}}, "ddconfig"),
+    ):
+        with pytest.raises(UserError, match=words):
+            instantiate_from_config(config)
+
+
+def test_a_hyphen_in_a_module_is_an_underscore(monkeypatch):
+    module = type(sys)("some_module")
+    module.Thing = dict
+    monkeypatch.setitem(sys.modules, "some_module", module)
+    assert get_obj_from_str("some-module.Thing") is dict
+
+
+def test_main_checks_a_config():
+    done = subprocess.run(
+        [sys.executable, "main.py", "--base", "configs/tiny.yaml"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "cannot train yet" in done.stderr
+
+
+def test_environment_and_setup_agree():
+    environment = yaml.safe_load((ROOT / "environment.yaml").read_text())
+    assert "python=3.11" in environment["dependencies"] and {"pip": ["-e ."]} in environment["dependencies"]
+    setup = (ROOT / "setup.py").read_text()
+    assert '"opencv' not in setup  # albumentations brings it
+
+
+# ------------------------------------------------------------------------------------------------ the README
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    command.replace("\\\n", " ")
+    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.S)
+    for command in re.findall(r"(?:[^\n\\]|\\\n)+", block)
+    if not command.strip().startswith("#")
+]
+INPUTS = ("--input", "--a", "--b", "--c", "--ckpt", "scripts/convert_checkpoint.py")  # what is read follows these
+
+
+def test_the_map_opens_the_readme():
+    import ldm
+
+    for line in ldm.__doc__.splitlines()[2:]:
+        assert line.strip() in README
+    for path in re.findall(r"^    ((?:ldm|configs|scripts|tests)/\S+|main\.py|Makefile)", README, flags=re.M):
+        assert (ROOT / path).exists(), path
+
+
+def test_make_targets_of_the_readme_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = {command.split()[1] for command in COMMANDS if command.startswith("make ")}
+    assert {"demo", "test"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, flags=re.M), target
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python ")], ids=lambda c: c[:60])
+def test_every_python_command_of_the_readme_runs(command, tiny, tmp_path):
+    """As printed, in a copy of the folders it names, with the tiny model in the place of the real files."""
+    for folder in ("ldm", "scripts", "configs", "examples"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    words = command.split("#")[0].split()
+    if words[1] == "scripts/inference.py":
+        words += ["--ddim_steps", "2", "--H", "64", "--W", "64", "--device", "cpu"]
+    if "configs/v1.yaml" in words:
+        words = ["configs/tiny.yaml" if word == "configs/v1.yaml" else word for word in words]
+    elif "--config" not in words and words[1] != "scripts/random_checkpoint.py":
+        words += ["--config", "configs/tiny.yaml"]
+    inputs = [b for a, b in pairwise(words) if a in INPUTS]
+    for name in inputs:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        stand_in(tmp_path / name, tiny)
+    if words[1] == "scripts/inference.py" and "--ckpt" not in words:
+        words += ["--ckpt", str(tiny)]
+    done = subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def stand_in(place, tiny):
+    """The tiny model at `place`; with 4 input channels where a Stable Diffusion model is meant."""
+    tensors = read_checkpoint(tiny)
+    if "sd-v1-4" in place.name or "fine-tuned" in place.name:
+        tensors[FIRST_CONV] = tensors[FIRST_CONV][:, :4].contiguous()
+    write_checkpoint(tensors, place)
+
+
+def test_the_python_call_of_the_readme(tiny, tmp_path, monkeypatch):
+    (snippet,) = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    for name, replacement in (("configs/v1.yaml", "configs/tiny.yaml"), ("checkpoints/model.ckpt", str(tiny))):
+        assert name in snippet
+        snippet = snippet.replace(name, replacement)
+    snippet = snippet.replace("steps=50", "steps=2")
+    monkeypatch.chdir(tmp_path)
+    for folder in ("configs", "examples"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    exec(compile(snippet, "README.md", "exec"), {})
+    assert list(tmp_path.glob("*.png"))

@@ -1,0 +1,60 @@
+"""Imports point one way: each module of ldm may use those on its own line of the order or on lines before it."""
+
+import ast
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+ORDER = [
+    ["ldm.util", "ldm.conventions"],
+    ["ldm.images", "ldm.models.diffusion.schedule"],
+    ["ldm.checkpoint", "ldm.modules"],
+    ["ldm.models.autoencoder"],
+    ["ldm.models.diffusion.sampling", "ldm.models.diffusion.conditioning"],
+    ["ldm.models.diffusion.denoiser"],
+    ["ldm.models.diffusion.ddim", "ldm.models.diffusion.plms"],
+    ["ldm.models.diffusion.ddpm"],
+    ["ldm.pipeline"],
+    ["main", "scripts"],
+]
+SEPARATE = {"ldm.data": {"ldm.util", "ldm.conventions", "ldm.images"}}  # sees these and itself, never models
+
+
+def place(module: str) -> int | None:
+    for i, line in enumerate(ORDER):
+        if any(module == name or module.startswith(name + ".") for name in line):
+            return i
+    return None
+
+
+def imports(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def test_imports_point_one_way():
+    wrong = []
+    for path in [*ROOT.glob("ldm/**/*.py"), *ROOT.glob("scripts/*.py"), ROOT / "main.py"]:
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for used in imports(path):
+            if not used.startswith(("ldm.", "main")):
+                continue
+            group = next((name for name in SEPARATE if module.startswith(name)), None)
+            if group:
+                allowed = used.startswith((group, *SEPARATE[group]))
+            elif "." in module and path.name == "__init__.py":
+                allowed = True
+            else:
+                assert place(module) is not None, f"{module} has no place in the order of tests/test_imports.py"
+                allowed = place(used) is not None and place(used) <= place(module)
+            if not allowed:
+                wrong.append(f"{module} imports {used}")
+    assert not wrong, wrong
+
+
+def test_scripts_hold_no_logic_that_others_import():
+    for path in [*ROOT.glob("ldm/**/*.py"), *ROOT.glob("scripts/*.py")]:
+        assert not any(used.startswith("scripts") for used in imports(path)), path

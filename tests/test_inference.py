@@ -1,0 +1,255 @@
+"""scripts/inference.py: its flags, its files, and what it says when something is wrong."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import GOLDEN, ROOT
+
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture
+def run(script, tiny, tmp_path):
+    """Edit example 2 with the tiny model -> (exit code, stdout, stderr); None leaves a flag out."""
+
+    def call(*more, **flags):
+        options = {
+            "image_path": EXAMPLES / "image/example_2.jpg",
+            "mask_path": EXAMPLES / "mask/example_2.png",
+            "reference_path": EXAMPLES / "reference/example_2.jpg",
+            "config": ROOT / "configs/tiny.yaml",
+            "ckpt": tiny,
+            "outdir": tmp_path / "out",
+            "ddim_steps": 2,
+            "H": 64,
+            "W": 96,
+            "device": "cpu",
+        } | flags
+        args = [x for name, value in options.items() if value is not None for x in (f"--{name}", value)]
+        return script("inference", *args, *more)
+
+    return call
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def pixels(path):
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def test_it_writes_what_the_published_script_writes(run, tmp_path):
+    code, out, err = run()
+    assert code == 0, err
+    assert str(tmp_path / "out") in out
+    assert "2 steps in" in err and "peak memory" in err
+    assert files(tmp_path / "out") == [
+        "grid/grid-example_2_321.png",
+        "results/example_2_321.png",
+        "source/example_2_321_GT.png",
+        "source/example_2_321_inpaint.png",
+        "source/example_2_321_mask.png",
+        "source/example_2_321_ref.png",
+    ]
+    result, mask, source, inpaint = (
+        pixels(tmp_path / "out" / name)
+        for name in (
+            "results/example_2_321.png",
+            "source/example_2_321_mask.png",
+            "source/example_2_321_GT.png",
+            "source/example_2_321_inpaint.png",
+        )
+    )
+    assert result.shape == (64, 96, 3)
+    assert set(np.unique(mask)) == {0, 255}
+    assert np.array_equal(inpaint[mask == 0], source[mask == 0])
+    assert (np.abs(inpaint[mask == 255] - 127.5) <= 1).all()
+    assert Image.open(tmp_path / "out/grid/grid-example_2_321.png").size == (4 * 98 - 2, 64)
+
+
+def test_four_samples_and_two_batches(run, tmp_path):
+    assert run(n_samples=2, n_iter=2)[0] == 0
+    results = [tmp_path / f"out/results/example_2_{seed}.png" for seed in (321, 322, 323, 324)]
+    pictures = [pixels(path) for path in results]
+    for i in range(4):
+        for j in range(i):
+            assert np.abs(pictures[i] - pictures[j]).max() > 8
+    assert Image.open(tmp_path / "out/grid/grid-example_2_321.png").size == (4 * 98 - 2, 2 * 66 - 2)
+    assert run(seed=324, outdir=tmp_path / "single")[0] == 0
+    assert np.abs(pixels(tmp_path / "single/results/example_2_324.png") - pictures[3]).max() <= 1
+
+
+def test_fixed_code_starts_every_batch_from_the_same_noise(run, tmp_path):
+    assert run("--fixed_code", n_iter=2)[0] == 0
+    assert run(n_iter=2, outdir=tmp_path / "free")[0] == 0
+    fixed, free = (
+        [pixels(tmp_path / where / f"results/example_2_{seed}.png") for seed in (321, 322)] for where in ("out", "free")
+    )
+    assert np.abs(fixed[0] - free[0]).max() == 0
+    # the second picture shares the start and differs by the masked image's posterior sample alone
+    assert 0 < np.abs(fixed[1] - fixed[0]).mean() < np.abs(free[1] - free[0]).mean()
+
+
+def test_flags_that_choose_what_is_written(run, tmp_path):
+    assert run("--skip_grid", outdir=tmp_path / "a")[0] == 0
+    assert not (tmp_path / "a/grid").exists() and (tmp_path / "a/results").exists()
+    assert run("--skip_save", n_rows=4, outdir=tmp_path / "b")[0] == 0
+    assert files(tmp_path / "b") == ["grid/grid-example_2_321.png"]
+    assert Image.open(tmp_path / "b/grid/grid-example_2_321.png").size == (96, 4 * 66 - 2)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"sampler": "ddim", "ddim_eta": 1.0},
+        {"sampler": "dpm++"},
+        {"sampler": "unipc"},
+        {"scale": 1},
+        {"seed": 5},
+        {"precision": "autocast"},
+        {"ddim_steps": 3},
+    ],
+    ids=lambda flags: "-".join(f"{k}={v}" for k, v in flags.items()),
+)
+def test_every_flag_changes_the_picture(run, tmp_path, flags):
+    assert run("--plms", outdir=tmp_path / "plain")[0] == 0
+    assert run(**flags)[0] == 0
+    seed = flags.get("seed", 321)
+    plain = pixels(tmp_path / "plain/results/example_2_321.png")
+    assert np.abs(plain - pixels(tmp_path / f"out/results/example_2_{seed}.png")).max() > 0
+
+
+def test_flags_that_state_the_models_shape(run):
+    assert run(C=4, f=8)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["photo.jpeg", "my.holiday.photo.jpg", "ü photo.tiff", "photo"])
+def test_names_survive_any_extension(run, tmp_path, name):
+    path = tmp_path / name
+    Image.open(EXAMPLES / "image/example_2.jpg").save(path, "TIFF" if name.endswith("tiff") else "JPEG")
+    assert run(image_path=path)[0] == 0
+    stem = name.rsplit(".", 1)[0]
+    assert (tmp_path / f"out/results/{stem}_321.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "flags", "words"),
+    [
+        ([], {"image_path": "nowhere.jpg"}, "image nowhere.jpg: there is no such file"),
+        ([], {"mask_path": "nowhere.png"}, "mask nowhere.png: there is no such file"),
+        ([], {"reference_path": ROOT / "README.md"}, "is not a picture"),
+        ([], {"mask_path": "BLACK"}, "the mask has nothing to paint"),
+        ([], {"mask_path": EXAMPLES / "mask/example_1.png"}, "their shapes do not fit"),
+        ([], {"H": 100}, "H = 100: the model takes multiples of 32; use 96"),
+        ([], {"W": 0}, "W = 0"),
+        ([], {"scale": -2}, "scale -2.0 is out of range"),
+        ([], {"scale": "nan"}, "scale nan is out of range"),
+        ([], {"ddim_steps": 0}, "0 sampling steps are out of range"),
+        ([], {"ddim_steps": 5000}, "5000 sampling steps are out of range"),
+        ([], {"ddim_eta": 0.5}, "eta 0.5 does not go with plms"),
+        ([], {"n_samples": 0}, "--n_samples 0 is out of range"),
+        ([], {"n_iter": -1}, "--n_iter -1 is out of range"),
+        ([], {"n_rows": -1}, "--n_rows -1 is out of range"),
+        ([], {"seed": -5}, "seed -5 is out of range"),
+        ([], {"C": 3}, "--C 3 does not fit the model"),
+        ([], {"f": 4}, "--f 4 does not fit the model"),
+        ([], {"device": "toaster"}, "device 'toaster' cannot be used here"),
+        ([], {"sampler": "euler"}, "invalid choice: 'euler'"),
+        ([], {"precision": "double"}, "invalid choice: 'double'"),
+        ([], {"scale": "five"}, "invalid float value"),
+        (["--plms"], {"sampler": "ddim"}, "contradict each other"),
+        (["--skip_save", "--skip_grid"], {}, "would write nothing"),
+        ([], {"config": "nowhere.yaml"}, "config nowhere.yaml: cannot be read"),
+        ([], {"config": ROOT / "examples/README.md"}, "examples/README.md: "),
+        ([], {"config": ROOT / "environment.yaml"}, "has no 'model'"),
+        ([], {"config": ROOT / "configs/v1.yaml"}, "does not fit the config"),
+        ([], {"ckpt": "nowhere.ckpt"}, "checkpoint nowhere.ckpt: cannot be read"),
+        ([], {"ckpt": GOLDEN / "model.safetensors"}, "does not fit the config"),
+        ([], {"ckpt": ROOT / "README.md"}, "neither a .ckpt nor a .safetensors"),
+        ([], {"outdir": ROOT / "README.md"}, "is not a folder that can be written to"),
+        ([], {"outdir": ROOT / "README.md/deeper"}, "is not a folder that can be written to"),
+        ([], {"image_path": None}, "required: --image_path"),
+    ],
+    ids=lambda x: "",
+)
+def test_bad_input_gets_one_sentence_and_writes_nothing(run, tmp_path, monkeypatch, more, flags, words):
+    monkeypatch.chdir(tmp_path)
+    if flags.get("mask_path") == "BLACK":
+        Image.new("L", (600, 400)).save(tmp_path / "black.png")
+        flags = {"mask_path": tmp_path / "black.png"}
+    before = files(tmp_path)
+    code, out, err = run(*more, **flags)
+    assert code == 2
+    assert words in err, err
+    assert "Traceback" not in err and not out
+    message = [line for line in err.splitlines() if line.startswith("inference.py: error: ")]
+    assert len(message) == 1
+    assert files(tmp_path) == before and not (tmp_path / "out").exists()
+
+
+def test_a_config_with_a_mistake_is_named(run, tmp_path):
+    config = (ROOT / "configs/tiny.yaml").read_text()
+    for old, new, words in (
+        ("num_heads: 4", "num_haeds: 4", "does not know 'num_haeds'"),
+        ("scale_factor: 0.18215", "scale_faktor: 0.18215", "scale_faktor"),
+        ("ldm.models.autoencoder.AutoencoderKL", "ldm.models.autoencoder.Other", "'ldm.models.autoencoder.Other'"),
+        ("  params:\n    linear_start: 0.00085", "  params: [\n", "not a valid YAML file"),
+        ("double_z: true", "double_z: false", "double_z = True only"),
+    ):
+        assert old in config
+        (tmp_path / "c.yaml").write_text(config.replace(old, new))
+        code, _, err = run(config=tmp_path / "c.yaml")
+        assert code == 2 and words in err, err
+
+
+def test_a_full_disk_leaves_nothing_half_written(tiny, tmp_path):
+    """A real process whose files may not grow beyond 4 kB."""
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000));"
+        "import sys; sys.argv = ['inference.py', *sys.argv[1:]];"
+        "import runpy; runpy.run_path('scripts/inference.py', run_name='__main__')"
+    )
+    flags = {
+        "image_path": "examples/image/example_2.jpg",
+        "mask_path": "examples/mask/example_2.png",
+        "reference_path": "examples/reference/example_2.jpg",
+        "config": "configs/tiny.yaml",
+        "ckpt": tiny,
+        "outdir": tmp_path / "out",
+        "ddim_steps": 1,
+    }
+    args = [str(x) for name, value in flags.items() for x in (f"--{name}", value)]
+    done = subprocess.run([sys.executable, "-c", code, *args], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "writing failed (File too large)" in done.stderr and "Traceback" not in done.stderr
+    assert files(tmp_path / "out") == []
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc"), reason="needs a folder that nobody can write to")
+def test_no_permission(run):
+    code, _, err = run(outdir="/proc/results")
+    assert code == 2 and "/proc" in err and "Traceback" not in err
+
+
+def test_an_interrupted_run_leaves_nothing_half_written(tiny, tmp_path):
+    """A real process, interrupted while it samples."""
+    args = ["--image_path", "examples/image/example_2.jpg", "--mask_path", "examples/mask/example_2.png"]
+    args += ["--reference_path", "examples/reference/example_2.jpg", "--config", "configs/tiny.yaml"]
+    args += ["--ckpt", str(tiny), "--outdir", str(tmp_path / "out"), "--ddim_steps", "900"]
+    process = subprocess.Popen(
+        [sys.executable, "scripts/inference.py", *args], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    for line in iter(lambda: process.stderr.read(40), ""):  # the progress bar has begun to move
+        if "step/s" in line:
+            break
+    process.send_signal(2)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in err and "Traceback" not in err
+    assert not (tmp_path / "out").exists()

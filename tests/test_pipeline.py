@@ -1,0 +1,149 @@
+"""The Python call: pictures in, pictures out."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldm.pipeline import PaintByExample, pick_device
+from ldm.util import UserError
+from tests.conftest import ROOT
+
+FAST = {"steps": 3, "progress": False, "height": 64, "width": 96}
+
+
+def levels(a, b):
+    """Largest difference of two pictures, grey levels."""
+    return np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).max()
+
+
+def test_one_edit(edit, example):
+    steps = []
+    out = edit(**example, **FAST, callback=steps.append)
+    assert out.size == (96, 64) and out.mode == "RGB"
+    assert len(steps) == 3
+    assert np.asarray(out).std() > 1
+    assert levels(out, edit(**example, **FAST)) == 0
+    assert levels(out, edit(**example, **FAST, seed=322)) > 8
+    assert levels(out, edit(**example, **FAST, scale=1.0)) > 0
+
+
+def test_several_samples_differ_and_each_depends_on_its_seed_alone(edit, example):
+    four = edit(**example, **FAST, seed=10, n_samples=4)
+    assert len(four) == 4
+    for i in range(4):
+        assert levels(four[i], edit(**example, **FAST, seed=10 + i)) <= 1  # to rounding
+        for j in range(i):
+            assert levels(four[i], four[j]) > 8
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "plms", "dpm++", "unipc"])
+def test_samplers(edit, example, sampler):
+    eta = 1.0 if sampler == "ddim" else 0.0
+    two = edit(**example, **FAST, sampler=sampler, eta=eta, n_samples=2)
+    assert levels(two[1], edit(**example, **FAST, sampler=sampler, eta=eta, seed=322)) <= 1
+
+
+def test_lists_pair_masks_and_references_with_their_images(edit, example):
+    other = {
+        "image": Image.open(ROOT / "examples/image/example_1.jpg"),
+        "mask": Image.open(ROOT / "examples/mask/example_1.png"),
+        "reference": Image.open(ROOT / "examples/reference/example_1.jpg"),
+    }
+    options = {"steps": 3, "progress": False, "height": 64, "width": 64}
+    single = [edit(**example, **options), edit(**other, **options)]
+    lists = {name: [example[name], other[name]] for name in example}
+    together = edit(**lists, **options)
+    assert [levels(a, b) <= 1 for a, b in zip(single, together, strict=True)] == [True, True]
+    assert levels(*single) > 8
+    # a single picture goes with every entry; several samples of each
+    rows = edit(example["image"], example["mask"], lists["reference"], n_samples=2, **options)
+    assert [len(row) for row in rows] == [2, 2]
+    assert levels(rows[0][0], single[0]) <= 1
+    with pytest.raises(UserError, match="do not go together"):
+        edit([example["image"]] * 3, example["mask"], [example["reference"]] * 2)
+
+
+def test_lists_of_different_shapes_come_back_in_order(edit, example):
+    square = example["image"].crop((0, 0, 400, 400)), example["mask"].crop((0, 0, 400, 400))
+    images = [example["image"], square[0], example["image"]]
+    masks = [example["mask"], square[1], example["mask"]]
+    out = edit(images, masks, example["reference"], steps=2, progress=False)
+    assert [picture.size for picture in out] == [(160, 96), (128, 128), (160, 96)]
+    assert levels(out[0], out[2]) <= 1
+
+
+def test_sizes(edit):
+    photo = Image.new("RGB", (600, 400))
+    assert edit.native_size == 128 and edit.model.size_multiple == 32
+    assert edit.size_for(Image.new("RGB", (77, 77))) == (128, 128)
+    assert edit.size_for(photo) == (96, 160)
+    assert edit.size_for(photo, 64) == (64, 96)
+    assert edit.size_for(photo, None, 192) == (128, 192)
+    assert edit.size_for(photo, 64, 64) == (64, 64)
+    assert edit.size_for(Image.new("RGB", (10000, 10))) == (32, 4032)
+    for height, cure in ((100, "use 96"), (1, "use 32"), (-64, "use 32")):
+        with pytest.raises(UserError, match=cure):
+            edit.size_for(photo, height)
+
+
+def test_the_mask_follows_the_image(edit, example):
+    inputs = edit.prepare(**example)
+    assert inputs.image.shape == (1, 3, 96, 160) and inputs.mask.shape == (1, 1, 96, 160)
+    assert set(inputs.mask.unique().tolist()) == {0.0, 1.0}
+    share = 1 - inputs.mask.mean().item()
+    assert share == pytest.approx(np.asarray(example["mask"]).mean() / 255, abs=0.01)
+    assert (inputs.inpaint_image[inputs.mask.expand_as(inputs.image) == 0] == 0).all()
+    assert inputs.reference.shape == (1, 3, 224, 224)
+
+
+def test_half_precision_is_near_full_precision(tiny, edit, example):
+    half = PaintByExample.load(ROOT / "configs/tiny.yaml", tiny, "cpu", "autocast")
+    difference = levels(half(**example, **FAST), edit(**example, **FAST))
+    assert 0 < difference < 64
+
+
+def test_a_result_that_is_not_finite_is_no_black_picture(edit, example, monkeypatch):
+    monkeypatch.setattr(edit.model, "decode_first_stage", lambda z: torch.full((1, 3, 64, 96), torch.nan))
+    with pytest.raises(UserError, match="--precision full"):
+        edit(**example, **FAST)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"scale": -1}, "scale -1"),
+        ({"scale": float("nan")}, "scale nan"),
+        ({"scale": 101}, "scale 101"),
+        ({"steps": 0}, "0 sampling steps"),
+        ({"steps": 1000}, "1000 sampling steps"),
+        ({"n_samples": 0}, "n_samples 0"),
+        ({"seed": -1}, "seed -1"),
+        ({"sampler": "heun"}, "sampler 'heun'"),
+        ({"eta": 0.5}, "eta 0.5"),
+        ({"width": 65}, "use 64"),
+        ({"mask": Image.new("L", (600, 400))}, "nothing to paint"),
+        ({"mask": Image.new("L", (600, 400), 1)}, "nothing to paint"),
+        ({"mask": Image.new("L", (100, 400), 255)}, "shapes do not fit"),
+    ],
+    ids=lambda x: str(x)[:30],
+)
+def test_what_can_be_wrong(edit, example, change, words):
+    with pytest.raises(UserError, match=words):
+        edit(**{**example, **FAST, **change})
+
+
+def test_a_region_below_one_pixel(edit, example):
+    mask = Image.new("L", (600, 400))
+    mask.putpixel((300, 200), 255)
+    with pytest.raises(UserError, match="smaller than a pixel"):
+        edit(example["image"], mask, example["reference"], **FAST)
+
+
+def test_devices():
+    assert pick_device("cpu").type == "cpu"
+    assert pick_device().type in ("cuda", "mps", "cpu")
+    with pytest.raises(UserError, match="cannot be used here"):
+        pick_device("cuda:77")
+    with pytest.raises(UserError, match="cannot be used here"):
+        pick_device("toaster")
