@@ -57,12 +57,12 @@ class Inputs:
 
 class PaintByExample:
     """precision: "full" (float32) or "autocast" (half precision in the UNet and CLIP, float32 in the autoencoder and
-    the sampler's arithmetic); None: autocast on a GPU, full on the CPU."""
+    the sampler's arithmetic); None: autocast on CUDA, else full."""
 
     def __init__(self, model, precision: str | None = None):
         self.model = model
         self.device = next(model.parameters()).device
-        self.precision = precision or ("full" if self.device.type == "cpu" else "autocast")
+        self.precision = precision or ("autocast" if self.device.type == "cuda" else "full")
         if self.precision not in ("full", "autocast"):
             raise UserError(f"precision {precision!r} is unknown; use full or autocast")
 

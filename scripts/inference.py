@@ -9,7 +9,6 @@ Writes to --outdir, with <name> the photo's file name without its ending:
 
 import argparse
 import os
-import resource
 import sys
 import time
 from pathlib import Path
@@ -52,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--f", type=int, help="downsampling factor; must be the model's (8)")
     which.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the fastest there is)")
     which.add_argument("--precision", choices=("full", "autocast"), help="float32, or half precision"
-                       " in the UNet (default: full on the CPU, autocast on a GPU)")  # fmt: skip
+                       " in the UNet (default: autocast on CUDA, else full)")  # fmt: skip
     return p
 
 
@@ -83,6 +82,10 @@ def peak_memory() -> str:
 
     if torch.cuda.is_available() and (peak := torch.cuda.max_memory_allocated()):
         return f"{peak / 1e9:.1f} GB on the GPU"
+    try:
+        import resource
+    except ImportError:  # Windows
+        return "unknown"
     unit = 1 if sys.platform == "darwin" else 1024
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.1f} GB"
 
