@@ -13,13 +13,15 @@ Tensors are memory-mapped: what is not used is not read. The tables below map pu
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pickle
-import types
+import re
+import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +163,7 @@ def _rename(tensors: Mapping[str, Tensor], table: Iterable[tuple[str, str]], sou
         else:
             unknown.append(name)
     if unknown:
-        raise UserError(f"{source}: {_names(unknown)} has no counterpart in the other format; is it an SD v1 model?")
+        raise UserError(f"{source}: {_names(unknown)} without a counterpart in the other format; name an SD v1 model")
     return renamed
 
 
@@ -187,47 +189,125 @@ class _Inert:
     __setstate__ = __setitem__ = append = extend = add = ignore
 
 
-class _Rebuild:
-    """A function of torch's that a pickle may call; as an object without attributes it cannot be altered by it."""
+class _Unalterable:
+    """Base of what a pickle may get hold of: one without attributes, and its BUILD instruction does nothing."""
 
-    __slots__ = ("_function",)
+    __slots__ = ()
 
-    def __init__(self, function: Callable[..., Tensor]):
-        self._function = function
-
-    def __call__(self, *args: Any) -> Tensor:
-        return self._function(*args)
+    def __setstate__(self, state: Any) -> None:
+        pass
 
 
-_PICKLE_GLOBALS = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor"): _Rebuild(torch._utils._rebuild_tensor),
-    ("torch._utils", "_rebuild_tensor_v2"): _Rebuild(torch._utils._rebuild_tensor_v2),
-    ("torch._utils", "_rebuild_parameter"): _Rebuild(lambda data, *_: data),
+class _RebuildTensor(_Unalterable):
+    """torch._utils._rebuild_tensor and _rebuild_tensor_v2: a view of a (dtype, storage)."""
+
+    def __call__(self, source: Any, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any) -> Tensor:
+        dtype, storage = source
+        span = offset + 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if all(size) else 0
+        if min(offset, *size, *stride, 0) < 0 or span * dtype.itemsize > storage.nbytes():
+            raise ValueError("a tensor reaches beyond its storage")
+        return torch.empty(0, dtype=dtype).set_(storage, offset, tuple(size), tuple(stride))
+
+
+class _RebuildParameter(_Unalterable):
+    """torch._utils._rebuild_parameter: its tensor."""
+
+    def __call__(self, data: Tensor, *_: Any) -> Tensor:
+        return data
+
+
+class _StorageType(str, _Unalterable):
+    """Name of a torch storage class."""
+
+    __slots__ = ()
+
+
+STORAGE_DTYPES = {
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "DoubleStorage": torch.float64,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
 }
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the names of _PICKLE_GLOBALS; every other, os.system or pytorch_lightning's, becomes _Inert. No module
-    is imported and no function of the file's choice called."""
+    """Tensors and plain containers of a pickle. Knows the few names below; every other, os.system or Lightning's
+    classes, becomes _Inert. No module is imported and no function of the file's choice is called.
+
+    storage(key, nbytes) gives the bytes behind a tensor."""
+
+    def __init__(self, file: Any, storage: Callable[[str, int], torch.UntypedStorage]):
+        super().__init__(file, encoding="utf-8")
+        self.storage = storage
 
     def find_class(self, module: str, name: str) -> Any:
-        return _PICKLE_GLOBALS.get((module, name), _Inert)
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
+            return _RebuildTensor()
+        if module == "torch._utils" and name == "_rebuild_parameter":
+            return _RebuildParameter()
+        if module in ("torch", "torch.cuda") and name in STORAGE_DTYPES:
+            return _StorageType(name)
+        return _Inert
+
+    def persistent_load(self, pid: Any) -> Any:
+        _, kind, key, _, numel, *_ = pid  # ("storage", class, key, device, elements)
+        dtype = STORAGE_DTYPES[kind]
+        return dtype, self.storage(str(key), numel * dtype.itemsize)
 
 
-# what torch.load wants of a pickle module
-_inert_pickle = types.SimpleNamespace(
-    __name__=__name__, Unpickler=_Unpickler, load=lambda file, **kwargs: _Unpickler(file, **kwargs).load()
-)
+def _read_zip(path: Path) -> Any:
+    """What torch.save writes since 1.6: a zip of data.pkl and a record for every storage, here memory-mapped."""
+    mapped = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
+    with zipfile.ZipFile(path) as archive:
+        folder = next(name for name in archive.namelist() if name.endswith("data.pkl")).removesuffix("data.pkl")
+
+        @functools.cache
+        def storage(key: str, nbytes: int) -> torch.UntypedStorage:
+            record = archive.getinfo(f"{folder}data/{key}")
+            if record.file_size < nbytes:
+                raise ValueError("a storage is shorter than it says")
+            with archive.open(record) as file:  # checks the record's own header
+                if record.compress_type != zipfile.ZIP_STORED:
+                    return torch.frombuffer(bytearray(file.read()), dtype=torch.uint8).untyped_storage()
+            archive.fp.seek(record.header_offset + 26)  # a zip record: 30 bytes, its name, extra bytes, the content
+            name, extra = struct.unpack("<HH", archive.fp.read(4))
+            start = record.header_offset + 30 + name + extra
+            return mapped[start : start + record.file_size]
+
+        with archive.open(f"{folder}data.pkl") as file:
+            return _Unpickler(file, storage).load()
+
+
+def _read_legacy(path: Path) -> Any:
+    """What torch.save wrote before 1.6: pickles of a magic number, a version, the system and the object, then the keys
+    of its storages and, in their order, length and bytes of each."""
+    storages: dict[str, torch.UntypedStorage] = {}
+
+    def storage(key: str, nbytes: int) -> torch.UntypedStorage:
+        if nbytes > path.stat().st_size:
+            raise ValueError("a storage is longer than the file")
+        return storages.setdefault(key, torch.UntypedStorage(nbytes))
+
+    with open(path, "rb") as file:
+        *_, content, keys = (_Unpickler(file, storage).load() for _ in range(5))
+        for key in keys:
+            file.seek(8, os.SEEK_CUR)  # the length, which is known
+            data = torch.empty(0, dtype=torch.uint8).set_(storages[str(key)]).numpy()
+            if file.readinto(data) != data.nbytes:
+                raise ValueError("the file ends within a storage")
+    return content
 
 
 def _read_pickle(path: Path) -> StateDict:
-    zipped = zipfile.is_zipfile(path)
-    if zipped:
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("constants.pkl") for name in archive.namelist()):
-                raise UserError(f"checkpoint {path}: holds a TorchScript program; name a file of weights")
-    content = torch.load(path, map_location="cpu", pickle_module=_inert_pickle, weights_only=False, mmap=zipped)
+    content = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict):
@@ -263,7 +343,7 @@ def _read_file(path: Path) -> StateDict:
         raise
     except SafetensorError as error:
         raise truncated from error
-    except Exception as error:  # whatever a hostile or damaged pickle makes torch or pickle raise
+    except Exception as error:  # whatever a hostile or damaged pickle makes Python raise
         raise truncated from error
     if not tensors:
         raise UserError(f"checkpoint {path}: holds no tensors; name a file of model weights")
@@ -323,11 +403,13 @@ def _read_diffusers(folder: Path) -> StateDict:
 def _diffusers_schedule(path: Path) -> NoiseSchedule:
     try:
         config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"checkpoint {path}: cannot be read as JSON ({error}); download it again") from error
-    if config.get("beta_schedule") != "scaled_linear":
-        raise UserError(f"checkpoint {path}: its beta_schedule is not scaled_linear; is it an SD v1 model?")
-    return NoiseSchedule.linear(config["num_train_timesteps"], config["beta_start"], config["beta_end"])
+        kind = config["beta_schedule"]
+        schedule = NoiseSchedule.linear(config["num_train_timesteps"], config["beta_start"], config["beta_end"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"checkpoint {path}: gives no noise schedule ({error!r}); download it again") from error
+    if kind != "scaled_linear":
+        raise UserError(f"checkpoint {path}: its beta_schedule is {kind}, not scaled_linear; name an SD v1 model")
+    return schedule
 
 
 def read_checkpoint(path: str | os.PathLike, ema: bool = False) -> StateDict:
@@ -343,7 +425,7 @@ def read_checkpoint(path: str | os.PathLike, ema: bool = False) -> StateDict:
         places = {EMA + name.removeprefix("model.").replace(".", ""): name for name in tensors if name.startswith(UNET)}
         absent = [place for place in places if place not in averaged]
         if absent:
-            raise UserError(f"checkpoint {path}: has no averaged weights for {_names(absent)}; read it without --ema")
+            raise UserError(f"checkpoint {path}: lacks averaged weights for {_names(absent)}; read it without --ema")
         tensors |= {name: averaged[place] for place, name in places.items()}
     return with_constants(tensors)
 
@@ -361,7 +443,8 @@ def with_constants(tensors: StateDict) -> StateDict:
 
 def _names(names: Iterable[str], most: int = 3) -> str:
     names = sorted(names)
-    return f"{len(names)} of {', '.join(names[:most])}{', ...' if len(names) > most else ''}" if names else "none"
+    word = "tensor" if len(names) == 1 else "tensors"
+    return f"{len(names)} {word} ({', '.join(names[:most])}{', ...' if len(names) > most else ''})"
 
 
 def _inner_clip(model) -> str:
@@ -385,19 +468,9 @@ def load_weights(model, tensors: StateDict, source: object = "checkpoint") -> No
     Strict: raises UserError naming what is missing, left over or of another shape. The schedule follows from the
     config; the file's must agree with it, if it has one."""
     derived = {*BUFFERS, CLIP + "embeddings.position_ids"}
-    expected = {name: t.shape for name, t in published_state_dict(model).items() if name not in derived}
+    expected = {name: tuple(t.shape) for name, t in published_state_dict(model).items() if name not in derived}
     given = {name: t for name, t in tensors.items() if name not in derived}
-    problems = []
-    if missing := expected.keys() - given.keys():
-        problems.append(f"it lacks {_names(missing)}")
-    if extra := given.keys() - expected.keys():
-        problems.append(f"it has in excess {_names(extra)}")
-    for name in sorted(expected.keys() & given.keys()):
-        if given[name].shape != expected[name]:
-            problems.append(f"{name} is {tuple(given[name].shape)} and not {tuple(expected[name])}")
-    if problems:
-        more = f" (and {len(problems) - 4} more)" if len(problems) > 4 else ""
-        raise UserError(f"{source} does not fit the config: {'; '.join(problems[:4])}{more}. {_cure(given)}")
+    _check_fit(expected, given, source)
     alphas = tensors.get("alphas_cumprod", model.alphas_cumprod)
     if alphas.shape != model.alphas_cumprod.shape or not torch.allclose(
         alphas.float(), model.alphas_cumprod.cpu(), atol=1e-3
@@ -412,10 +485,24 @@ def load_weights(model, tensors: StateDict, source: object = "checkpoint") -> No
     model.load_state_dict(placed, strict=False, assign=True)
 
 
-def _cure(tensors: StateDict) -> str:
-    if FIRST_CONV in tensors and tensors[FIRST_CONV].shape[1] == 4:
-        return "It is a Stable Diffusion model with 4 input channels: see scripts/modify_checkpoints.py."
-    return "Give the config that it was made with."
+def _check_fit(expected: Mapping[str, tuple[int, ...]], given: StateDict, source: object) -> None:
+    """Raise UserError naming what of the expected {name: shape} is missing, left over, of another shape, no float."""
+    problems = []
+    if missing := expected.keys() - given.keys():
+        problems.append(f"it lacks {_names(missing)}")
+    if extra := given.keys() - expected.keys():
+        problems.append(f"it has in excess {_names(extra)}")
+    for name in sorted(expected.keys() & given.keys()):
+        if tuple(given[name].shape) != expected[name]:
+            problems.append(f"{name} is {tuple(given[name].shape)} and not {expected[name]}")
+        elif not given[name].is_floating_point():
+            problems.append(f"{name} is {given[name].dtype} and not a float")
+    if problems:
+        more = f" (and {len(problems) - 4} more)" if len(problems) > 4 else ""
+        cure = "give the config that it was made with (--config)"
+        if FIRST_CONV in given and given[FIRST_CONV].ndim == 4 and given[FIRST_CONV].shape[1] == 4:
+            cure = "it is a Stable Diffusion model of 4 input channels, see scripts/modify_checkpoints.py"
+        raise UserError(f"{source} does not fit the config: {'; '.join(problems[:4])}{more}; {cure}")
 
 
 def load_model(config: Any, path: str | os.PathLike, device: str | torch.device = "cpu"):
@@ -444,14 +531,17 @@ def write_checkpoint(tensors: StateDict, path: str | os.PathLike, config: Any = 
 
     config: for a folder, what the tensors do not tell: heads, scale_factor, the CLIP tower's settings."""
     path = Path(path)
-    if path.suffix in (".safetensors", ".ckpt", ".pt", ".pth"):
+    suffix = path.suffix.lower()
+    if suffix in (".safetensors", ".ckpt", ".pt", ".pth"):
         if path.is_dir():
             raise UserError(f"{path}: is a folder; name a file")
         with staging(path.parent) as folder:
-            if path.suffix == ".safetensors":
+            if suffix == ".safetensors":
                 save_file({name: t.contiguous() for name, t in tensors.items()}, folder / path.name)
             else:
                 torch.save({"state_dict": tensors}, folder / path.name)
+    elif re.fullmatch(r"\.[a-z]+", suffix):
+        raise UserError(f"{path}: no format ends in {suffix}; use .safetensors, .ckpt, or none for a diffusers folder")
     elif path.exists():
         raise UserError(f"{path}: exists already; remove it, or name a folder that does not exist")
     else:
@@ -477,8 +567,19 @@ def _to_diffusers(tensors: StateDict, model) -> dict[str, Any]:
     tensors = {name: t for name, t in tensors.items() if name not in BUFFERS and not name.endswith("position_ids")}
     unet, vae = _part(tensors, UNET), _part(tensors, VAE)
     rest = {name: t for name, t in tensors.items() if not name.startswith((UNET, VAE))}
-    if not unet or not vae:
-        raise UserError("checkpoint: has no UNet or no autoencoder, so it makes no diffusers model")
+    is_paint_by_example = any(name.startswith("cond_stage_model.mapper.") for name in rest)
+    expected = {
+        name: tuple(t.shape)
+        for name, t in published_state_dict(model).items()
+        if name not in BUFFERS and not name.endswith("position_ids")
+    }
+    given = tensors
+    if not is_paint_by_example:  # Stable Diffusion: compare what both have
+        expected = {name: shape for name, shape in expected.items() if name.startswith((UNET, VAE))}
+        given = {name: t for name, t in tensors.items() if name not in rest}
+    if FIRST_CONV in given:  # may be of 4 or 9 channels
+        expected[FIRST_CONV] = tuple(given[FIRST_CONV].shape)
+    _check_fit(expected, given, source)
 
     ops = sorted(int(name.split(".")[1]) for name in unet if name.startswith("input_blocks") and "0.op.weight" in name)
     blocks = ops[0] - 1 if ops else _count(unet, "input_blocks.") - 1
@@ -547,7 +648,7 @@ def _to_diffusers(tensors: StateDict, model) -> dict[str, Any]:
         "safety_checker": [None, None],
         "feature_extractor": [None, None],
     }
-    if any(name.startswith("cond_stage_model.mapper.") for name in rest):
+    if is_paint_by_example:
         parts |= _encoder_to_diffusers(rest, model.cond_stage_model, source)
         index |= {
             "_class_name": "PaintByExamplePipeline",
@@ -611,7 +712,7 @@ def _text_to_diffusers(tensors: StateDict, source: object) -> dict[str, Any]:
             "vocab_size": embedding.shape[0],
             "hidden_size": embedding.shape[1],
             "projection_dim": embedding.shape[1],
-            "num_attention_heads": embedding.shape[1] // 64,  # CLIP's text towers have heads of 64 channels
+            "num_attention_heads": max(1, embedding.shape[1] // 64),  # CLIP's text towers have heads of 64 channels
             "num_hidden_layers": _count(text, "text_model.encoder.layers."),
             "intermediate_size": text["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
             "max_position_embeddings": text["text_model.embeddings.position_embedding.weight"].shape[0],
@@ -625,7 +726,7 @@ def _text_to_diffusers(tensors: StateDict, source: object) -> dict[str, Any]:
 def widen(tensors: StateDict, in_channels: int = 9) -> StateDict:
     """4 -> 9 input channels: zeros for the new ones, so that the model starts as the prior (Yang et al. 2022, 3.1)."""
     weight = tensors.get(FIRST_CONV)
-    if weight is None:
+    if weight is None or weight.ndim != 4:
         raise UserError(f"checkpoint: has no {FIRST_CONV}; name a Stable Diffusion v1 model")
     if weight.shape[1] >= in_channels:
         raise UserError(f"checkpoint: its UNet takes {weight.shape[1]} input channels already; nothing to widen")
@@ -673,9 +774,9 @@ def find_checkpoint(name: str | os.PathLike | None = None) -> Path:
 
     try:
         return Path(hf_hub_download(HUB_REPO, HUB_FILE))
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # the hub's client raises those of its HTTP library as they are
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"the released model is not at {DEFAULT_CKPT} and the hub cannot be reached ({reason}); download "
+            f"the released model is not at {DEFAULT_CKPT} and could not be fetched from the hub ({reason}); download "
             f"https://huggingface.co/{HUB_REPO}/resolve/main/{HUB_FILE} and put it there, or name a file with --ckpt"
         ) from error

@@ -25,9 +25,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # RGB, of pixels in [0,1]
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 NOISY_LATENT = slice(0, 4)  # the UNet's input channels
-MASKED_LATENT = slice(4, 8)
-MASK = slice(8, 9)
-INPAINT = slice(4, 9)  # what stays fixed during an edit
+INPAINT = slice(4, 9)  # latent of the masked image and mask: what stays fixed during an edit
 
 
 def _pixels(picture: Image.Image) -> Tensor:
@@ -62,6 +60,12 @@ def reference_to_tensor(reference: Image.Image, size: int = 224) -> Tensor:
     """PIL RGB -> (3,size,size), squashed (no centre crop, so nothing of the object is lost), CLIP-normalised."""
     pixels = _pixels(reference.resize((size, size), Image.Resampling.BICUBIC))
     return (pixels - torch.tensor(CLIP_MEAN).view(3, 1, 1)) / torch.tensor(CLIP_STD).view(3, 1, 1)
+
+
+def reference_to_image(reference: Tensor) -> Image.Image:
+    """(3,S,S), CLIP-normalised -> PIL RGB: the inverse of reference_to_tensor but for the size."""
+    pixels = reference.cpu() * torch.tensor(CLIP_STD).view(3, 1, 1) + torch.tensor(CLIP_MEAN).view(3, 1, 1)
+    return tensor_to_image(pixels * 2.0 - 1.0)
 
 
 def resize_tensor(x: Tensor, size: tuple[int, int]) -> Tensor:

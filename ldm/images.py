@@ -64,27 +64,36 @@ def same_shape(a: Image.Image, b: Image.Image) -> bool:
     return abs(width - b.width) <= max(2.0, 0.01 * b.width)
 
 
+def name_of(picture: Image.Image, name: str) -> str:
+    """`name` and, where the picture came from a file, its path."""
+    return f"{name} {path}" if (path := getattr(picture, "filename", "")) else name
+
+
 def upright_mask(mask: Image.Image, image: Image.Image) -> Image.Image:
     """Any mode -> L, 255 = paint, upright like `image` (which is as opened, EXIF included); any size of its shape.
 
     A mask that was painted over the picture's pixels as stored, without their EXIF rotation, is turned with it.
-    Raises UserError if the shapes do not fit."""
+    Raises UserError if the shapes do not fit, or nothing is white."""
     turned = ImageOps.exif_transpose(mask)
     upright = ImageOps.exif_transpose(image)
     if not same_shape(turned, upright) and same_shape(mask, image):
-        mask = mask.copy()
-        mask.getexif()[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
-        turned = ImageOps.exif_transpose(mask)
+        stored = mask.copy()
+        stored.getexif()[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
+        turned = ImageOps.exif_transpose(stored)
     if not same_shape(turned, upright):
         raise UserError(
-            f"the mask is {turned.width} x {turned.height} and the image {upright.width} x {upright.height}: "
-            "their shapes do not fit; paint the mask over this image"
+            f"{name_of(mask, 'mask')}: is {turned.width} x {turned.height} and the image {upright.width} x "
+            f"{upright.height}, shapes that do not fit; paint the mask over this image"
         )
-    return _opaque(turned, "black").convert("L")
+    white = _opaque(turned, "black").convert("L")
+    if white.getextrema()[1] < 128:
+        raise UserError(f"{name_of(mask, 'mask')}: has nothing to paint; make the region white (255) on black")
+    return white
 
 
 def grid(pictures: Sequence[Image.Image], rows: int, gap: int = 2) -> Image.Image:
     """Pictures of one size, row by row, on white; gap: pixels between them."""
+    rows = min(rows, len(pictures))
     columns = -(-len(pictures) // rows)
     width, height = pictures[0].size
     sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")

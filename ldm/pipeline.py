@@ -7,9 +7,10 @@ result = edit(image, mask, reference, scale=5, steps=50, seed=321)
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +20,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.checkpoint import DEFAULT_CONFIG, find_checkpoint, load_model
-from ldm.conventions import image_to_tensor, mask_to_tensor, reference_to_tensor, tensor_to_image
-from ldm.images import upright_mask, upright_rgb
+from ldm.conventions import image_to_tensor, mask_to_tensor, reference_to_tensor, resize_tensor, tensor_to_image
+from ldm.images import name_of, upright_mask, upright_rgb
 from ldm.models.diffusion.conditioning import inpaint_channels, reference_token, unconditional_token
 from ldm.models.diffusion.denoiser import guided_eps
 from ldm.models.diffusion.sampling import Callback, Step, check_sampler, sample
@@ -39,6 +40,31 @@ def pick_device(name: str | None = None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from error
     return device
+
+
+def check_request(
+    scale: float, steps: int, sampler: str, eta: float, seeds: Sequence[int], num_timesteps: int = 1000
+) -> None:
+    """Raises UserError for the first number that is out of range; the arguments of PaintByExample.sample."""
+    if not (math.isfinite(scale) and 0 <= scale <= MAX_SCALE):
+        raise UserError(f"scale {scale} is out of range; use 0 to {MAX_SCALE:.0f}, for instance 5")
+    for seed in seeds:
+        if not 0 <= seed < 2**63:
+            raise UserError(f"seed {seed} is out of range; use 0 to 2^63 - 1")
+    check_sampler(sampler, steps, eta, num_timesteps)
+
+
+def out_of_memory_is_told(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates what fills a GPU: its out-of-memory error as a UserError."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except torch.cuda.OutOfMemoryError as error:
+            raise UserError("the GPU's memory is full; make fewer pictures at once, or smaller ones") from error
+
+    return run
 
 
 @dataclass(frozen=True)
@@ -112,34 +138,34 @@ class PaintByExample:
         """Pictures of any size and mode -> Inputs with B = 1; H and W as in size_for. The mask follows the image.
 
         Raises UserError: a mask of another shape or with nothing to paint, H or W that the model cannot take."""
-        white = upright_mask(mask, image)
-        if white.getextrema()[1] < 128:
-            raise UserError("the mask has nothing to paint; make the region white (255) on black")
-        picture = upright_rgb(image)
+        white, picture = upright_mask(mask, image), upright_rgb(image)
         size = self.size_for(picture, height, width)[::-1]
         if picture.size != size:
             picture = picture.resize(size, Image.Resampling.LANCZOS)
         if white.size != size:
             white = white.resize(size, Image.Resampling.BILINEAR)
-        keep = mask_to_tensor(white)
-        if keep.min() == 1:
-            raise UserError("the mask's region is smaller than a pixel of the edit; make it larger, or H and W")
+        keep = mask_to_tensor(white)[None]
+        factor = self.model.first_stage_model.factor
+        if resize_tensor(keep, (size[1] // factor, size[0] // factor)).min() == 1:
+            raise UserError(
+                f"{name_of(mask, 'mask')}: its region is less than {factor} pixels wide at {size[0]} x {size[1]}, too "
+                "small for the model to see; make it larger, or H and W"
+            )
         return Inputs(
             image_to_tensor(picture)[None],
-            keep[None],
+            keep,
             reference_to_tensor(upright_rgb(reference), self.model.cond_stage_model.image_size)[None],
         )
 
     def start(self, seed: int, height: int, width: int) -> tuple[Tensor, Tensor, torch.Generator]:
         """All that is random in one picture, from its seed alone: noise of the masked image's posterior (4,h,w), then
         x_T (4,h,w), then the generator of each step's noise."""
-        if not 0 <= seed < 2**63:
-            raise UserError(f"seed {seed} is out of range; use 0 to 2^63 - 1")
         generator = torch.Generator().manual_seed(seed)
         factor = self.model.first_stage_model.factor
         shape = (self.model.channels, height // factor, width // factor)
         return torch.randn(shape, generator=generator), torch.randn(shape, generator=generator), generator
 
+    @out_of_memory_is_told
     @torch.no_grad()
     def sample(
         self,
@@ -156,9 +182,7 @@ class PaintByExample:
         """Inputs of B edits and a seed for each -> pictures (B,3,H,W), about [-1,1]; the arguments of __call__.
 
         x_T (B,4,h,w): the start, instead of the seeds' own."""
-        if not (math.isfinite(scale) and 0 <= scale <= MAX_SCALE):
-            raise UserError(f"scale {scale} is out of range; use 0 to {MAX_SCALE:.0f}, for instance 5")
-        check_sampler(sampler, steps, eta, self.model.num_timesteps)
+        check_request(scale, steps, sampler, eta, seeds, self.model.num_timesteps)
         batch, _, height, width = inputs.image.shape
         assert len(seeds) == batch
         posterior_noise, start, generators = zip(*(self.start(seed, height, width) for seed in seeds), strict=True)
@@ -180,7 +204,7 @@ class PaintByExample:
             with self._autocast():
                 return self.model.apply_model(x, t, contexts).float()
 
-        with tqdm(desc=sampler, unit="step", disable=not progress) as bar:
+        with tqdm(desc=sampler, total=steps, unit="step", disable=not progress) as bar:
 
             def on_step(step: Step) -> None:
                 bar.total = step.total
@@ -192,7 +216,8 @@ class PaintByExample:
             z = sample(sampler, eps, x_T, self.model.schedule, steps, eta, noise, on_step)
         pictures = self.model.decode_first_stage(z)
         if not pictures.isfinite().all():
-            raise UserError(f"the result is not finite in {self.precision} precision; use --precision full")
+            cure = "use --precision full" if self.precision == "autocast" else "the checkpoint may be damaged"
+            raise UserError(f"the result is not finite in {self.precision} precision; {cure}")
         return pictures
 
     def _autocast(self) -> contextlib.AbstractContextManager:
@@ -214,6 +239,7 @@ class PaintByExample:
         eta: float = 0.0,
         height: int | None = None,
         width: int | None = None,
+        batch_size: int = 4,
         progress: bool = True,
         callback: Callback | None = None,
     ) -> Image.Image | list[Image.Image] | list[list[Image.Image]]:
@@ -227,28 +253,34 @@ class PaintByExample:
             many are made beside it
         n_samples: pictures per edit
         height, width: of the edit, pixels, multiples of 64 at full size; see size_for
+        batch_size: most pictures to make at once; more at once need more memory
         progress: show a bar; callback: called with a sampling.Step after every step
 
         -> a picture; with n_samples > 1 a list of pictures; for lists of inputs, a list of those.
         Raises UserError for what the pictures or numbers are wrong about."""
-        if n_samples < 1:
-            raise UserError(f"n_samples {n_samples} is out of range; use 1 or more")
+        for name, value in (("n_samples", n_samples), ("batch_size", batch_size)):
+            if value < 1:
+                raise UserError(f"{name} {value} is out of range; use 1 or more")
         groups = (image, mask, reference)
         lengths = {len(group) for group in groups if not isinstance(group, Image.Image)}
         if len(lengths) > 1:
             raise UserError(f"lists of {sorted(lengths)} pictures do not go together; give one mask and reference each")
         count = lengths.pop() if lengths else 1
         columns = [[group] * count if isinstance(group, Image.Image) else group for group in groups]
+        if not all(isinstance(picture, Image.Image) for column in columns for picture in column):
+            raise TypeError("image, mask and reference are PIL pictures, or lists of them")
         edits = [self.prepare(*row, height, width) for row in zip(*columns, strict=True)]
         seeds = [seed + i for i in range(n_samples)]
 
         results: list[list[Image.Image]] = [[] for _ in edits]
-        for size in dict.fromkeys(edit.image.shape for edit in edits):  # one batch per size
-            rows = [i for i, edit in enumerate(edits) if edit.image.shape == size]
-            batch = stack([edits[i] for i in rows for _ in seeds])
-            pictures = self.sample(batch, seeds * len(rows), scale, steps, sampler, eta, None, progress, callback)
-            for j, picture in enumerate(pictures):
-                results[rows[j // n_samples]].append(tensor_to_image(picture))
+        for size in dict.fromkeys(edit.image.shape for edit in edits):  # a batch is of one size
+            jobs = [(i, s) for i, edit in enumerate(edits) if edit.image.shape == size for s in seeds]
+            for start in range(0, len(jobs), batch_size):
+                rows, row_seeds = zip(*jobs[start : start + batch_size], strict=True)
+                batch = stack([edits[i] for i in rows])
+                pictures = self.sample(batch, row_seeds, scale, steps, sampler, eta, None, progress, callback)
+                for i, picture in zip(rows, pictures, strict=True):
+                    results[i].append(tensor_to_image(picture))
         per_edit = [pictures[0] if n_samples == 1 else pictures for pictures in results]
         return per_edit[0] if all(isinstance(group, Image.Image) for group in groups) else per_edit
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import inspect
 import os
 import shutil
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError
 
 
 class UserError(Exception):
@@ -41,10 +41,11 @@ def instantiate_from_config(config: Any, **kwargs: Any) -> Any:
     target = get_obj_from_str(config["target"])
     params = {**(config.get("params") or {}), **kwargs}
     try:
-        inspect.signature(target).bind(**params)
-    except TypeError as error:
-        raise UserError(f"config: {config['target']} {error}; correct its params") from error
-    return target(**params)
+        return target(**params)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"config: {config['target']} cannot be built ({error!r}); correct its params") from error
 
 
 def load_config(config: str | os.PathLike | DictConfig | dict) -> DictConfig:
@@ -57,9 +58,12 @@ def load_config(config: str | os.PathLike | DictConfig | dict) -> DictConfig:
             raise UserError(f"config {path}: cannot be read ({error.strerror}); name a YAML file") from error
         except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
             raise UserError(f"config {path}: not a valid YAML file ({' '.join(str(error).split())})") from error
-        if not isinstance(config, DictConfig) or "model" not in config:
-            raise UserError(f"config {path}: has no 'model'; name a file such as configs/v1.yaml")
-    return config if isinstance(config, DictConfig) else OmegaConf.create(config)
+    else:
+        path = "given"
+        config = OmegaConf.create(config) if isinstance(config, dict) else config
+    if not isinstance(config, DictConfig) or not isinstance(config.get("model"), DictConfig):
+        raise UserError(f"config {path}: has no 'model'; give one such as configs/v1.yaml")
+    return config
 
 
 def command(main: Callable[..., None]) -> Callable[..., None]:
@@ -91,17 +95,19 @@ def staging(folder: Path) -> Iterator[Path]:
     try:
         yield temporary
         _move(temporary, folder)
-    except UserError:
-        raise
-    except Exception as error:  # safetensors and torch.save have their own words for a full disk
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save and safetensors raise the latter two
+        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
         raise UserError(f"{folder}: writing failed ({reason}); free some space or name another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _move(source: Path, target: Path) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
     for child in source.iterdir():
+        if child.is_file():
+            child.chmod(0o666 & ~umask)  # safetensors makes its files readable by nobody else
         place = target / child.name
         if child.is_dir() and place.is_dir():
             _move(child, place)

@@ -15,8 +15,6 @@ from pathlib import Path
 
 from ldm.util import UserError, command, staging
 
-SAMPLERS = ("plms", "ddim", "dpm++", "unipc")
-
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -31,9 +29,14 @@ def parser() -> argparse.ArgumentParser:
 
     how = p.add_argument_group("sampling")
     how.add_argument("--scale", type=float, default=5.0, help="guidance: 1 none, larger follows the reference more (5)")
-    how.add_argument("--sampler", choices=SAMPLERS, help="default: plms")
+    how.add_argument("--sampler", help="plms, ddim, dpm++ or unipc (plms)")
     how.add_argument("--plms", action="store_true", help="the same as --sampler plms")
-    how.add_argument("--ddim_steps", type=int, default=50, help="sampling steps, of every sampler (50)")
+    how.add_argument(
+        "--ddim_steps",
+        type=int,
+        default=50,
+        help="sampling steps, of every sampler (50); plms and ddim take more where 1000 is no multiple",
+    )
     how.add_argument("--ddim_eta", type=float, default=0.0, help="0 deterministic, 1 as noisy as DDPM; ddim only (0)")
     how.add_argument("--seed", type=int, default=321, help="of the first picture; the others count up from it (321)")
     how.add_argument("--n_samples", type=int, default=1, help="pictures made in one batch (1)")
@@ -97,18 +100,21 @@ def main() -> None:
     outdir = Path(opt.outdir)
     check_outdir(outdir)
 
-    from ldm.images import grid, open_picture, upright_rgb
+    from ldm.images import grid, open_picture, upright_mask
 
     image = open_picture(opt.image_path, "image")
     mask = open_picture(opt.mask_path, "mask")
     reference = open_picture(opt.reference_path, "reference")
+    upright_mask(mask, image)  # what can be told before gigabytes are read, is
 
     import torch
 
     from ldm.checkpoint import DEFAULT_CONFIG
-    from ldm.conventions import mask_to_image, tensor_to_image
-    from ldm.pipeline import PaintByExample, stack
+    from ldm.conventions import mask_to_image, reference_to_image, tensor_to_image
+    from ldm.pipeline import PaintByExample, check_request, stack
 
+    seeds = range(opt.seed, opt.seed + opt.n_iter * opt.n_samples)
+    check_request(opt.scale, opt.ddim_steps, sampler, opt.ddim_eta, seeds)
     edit = PaintByExample.load(opt.config or DEFAULT_CONFIG, opt.ckpt, opt.device, opt.precision)
     for flag, given, actual in (
         ("C", opt.C, edit.model.channels),
@@ -126,9 +132,9 @@ def main() -> None:
         "GT": tensor_to_image(inputs.image[0]),
         "mask": mask_to_image(inputs.mask[0]),
         "inpaint": tensor_to_image(inputs.inpaint_image[0]),
-        "ref": upright_rgb(reference).resize((width, height)),
+        "ref": reference_to_image(inputs.reference[0]),
     }
-    cells = [sources["GT"], sources["inpaint"], sources["ref"]]
+    cells = [sources["GT"], sources["inpaint"], sources["ref"].resize((width, height))]
     code = None
     if opt.fixed_code:
         code = torch.stack([edit.start(opt.seed + i, height, width)[1] for i in range(opt.n_samples)])
@@ -140,11 +146,10 @@ def main() -> None:
         total += 1
 
     for iteration in range(opt.n_iter):
-        first = opt.seed + iteration * opt.n_samples
-        seeds = range(first, first + opt.n_samples)
+        batch = seeds[iteration * opt.n_samples : (iteration + 1) * opt.n_samples]
         tensors = edit.sample(
             stack([inputs] * opt.n_samples),
-            seeds,
+            batch,
             opt.scale,
             opt.ddim_steps,
             sampler,
@@ -158,7 +163,7 @@ def main() -> None:
             if not opt.skip_save:
                 for part in ("results", "source"):
                     (folder / part).mkdir()
-                for seed, result in zip(seeds, results, strict=True):
+                for seed, result in zip(batch, results, strict=True):
                     result.save(folder / "results" / f"{name}_{seed}.png")
                     for kind, picture in sources.items():
                         picture.save(folder / "source" / f"{name}_{seed}_{kind}.png")

@@ -13,15 +13,15 @@ Files: .ckpt, .safetensors, or a diffusers folder, in any combination."""
 
 import argparse
 
-from ldm.checkpoint import DEFAULT_CONFIG, add_difference, read_checkpoint, widen, write_checkpoint
+from ldm.checkpoint import DEFAULT_CONFIG, ROOT, add_difference, read_checkpoint, widen, write_checkpoint
 from ldm.util import UserError, command
 
 
 @command
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--input", default="pretrained_models/sd-v1-4.ckpt", help="the 4-channel model (%(default)s)")
-    p.add_argument("--output", default="pretrained_models/sd-v1-4-modified-9channel.ckpt", help="(%(default)s)")
+    p.add_argument("--input", help="the 4-channel model (pretrained_models/sd-v1-4.ckpt)")
+    p.add_argument("--output", help="(pretrained_models/sd-v1-4-modified-9channel.ckpt)")
     p.add_argument("--ema", action="store_true", help="take the averaged weights, if --input has them")
     p.add_argument("--config", default=DEFAULT_CONFIG, help="for an --output in diffusers' layout (configs/v1.yaml)")
     p.add_argument("--add_difference", action="store_true", help="write A + (B - C) instead")
@@ -29,14 +29,20 @@ def main() -> None:
     p.add_argument("--b", help="the fine-tuned Stable Diffusion v1 model B")
     p.add_argument("--c", help="the model C that B was fine-tuned from")
     opt = p.parse_args()
+    three = [opt.a, opt.b, opt.c]
     if opt.add_difference:
-        if not (opt.a and opt.b and opt.c):
-            raise UserError("--add_difference needs --a, --b and --c; name the three models")
-        tensors = add_difference(*(read_checkpoint(path) for path in (opt.a, opt.b, opt.c)))
+        if not all([*three, opt.output]):
+            raise UserError("--add_difference needs --a, --b, --c and --output; name the three models and the result")
+        if opt.input or opt.ema:
+            raise UserError("--input and --ema do not go with --add_difference; leave them out")
+        tensors = add_difference(*map(read_checkpoint, three))
     else:
-        tensors = widen(read_checkpoint(opt.input, opt.ema))
-    write_checkpoint(tensors, opt.output, opt.config)
-    print(f"wrote {opt.output}")
+        if any(three):
+            raise UserError("--a, --b and --c go with --add_difference; add it, or leave them out")
+        tensors = widen(read_checkpoint(opt.input or ROOT / "pretrained_models/sd-v1-4.ckpt", opt.ema))
+    output = opt.output or ROOT / "pretrained_models/sd-v1-4-modified-9channel.ckpt"
+    write_checkpoint(tensors, output, opt.config)
+    print(f"wrote {output}")
 
 
 if __name__ == "__main__":

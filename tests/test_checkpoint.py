@@ -1,13 +1,16 @@
 """Every format in and out, against diffusers; files that are damaged or hostile."""
 
+import io
 import os
 import pickle
 import re
+import struct
 import subprocess
 import sys
 import threading
 import zipfile
 from argparse import Namespace
+from collections import OrderedDict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -129,15 +132,113 @@ def test_a_bare_hostile_pickle_is_refused(tmp_path):
     assert not mark.exists()
 
 
-def test_a_pickle_cannot_alter_what_it_may_call(tmp_path):
-    """BUILD on a global sets attributes of it; the few globals we give out have none to set."""
-    path = tmp_path / "alter.ckpt"
-    pickled = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x08\x00\x00\x00__code__X\x01\x00\x00\x00xsb."
-    with zipfile.ZipFile(path, "w") as archive:
+def zipped_pickle(path, pickled, records=(), compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("archive/data.pkl", pickled)
-        archive.writestr("archive/version", "3\n")
+        for name, content in records:
+            archive.writestr(f"archive/data/{name}", content)
+
+
+@pytest.mark.parametrize("function", ["_rebuild_tensor_v2", "_rebuild_parameter"])
+def test_a_pickle_cannot_alter_what_it_may_call(tensors, tmp_path, function):
+    """BUILD on a global sets attributes of it; those that we give out have none, and are not shared."""
+    for state in (b"}X\x08\x00\x00\x00__code__X\x01\x00\x00\x00xs", b"N}X\x09\x00\x00\x00_functionI0\ns\x86"):
+        zipped_pickle(tmp_path / "alter.ckpt", b"\x80\x02ctorch._utils\n" + function.encode() + b"\n" + state + b"b.")
+        with pytest.raises(UserError, match="holds no tensors"):
+            read_checkpoint(tmp_path / "alter.ckpt")
+        torch.save({"state_dict": tensors}, tmp_path / "good.ckpt")
+        same(read_checkpoint(tmp_path / "good.ckpt"), tensors)
+
+
+def test_a_tensor_cannot_reach_beyond_its_storage(tmp_path):
+    def pickled(offset, size, stride):
+        class Rebuild:
+            def __reduce__(self):
+                return torch._utils._rebuild_tensor_v2, (Stored(), offset, size, stride, False, OrderedDict())
+
+        class Stored:
+            pass
+
+        class Pickler(pickle.Pickler):
+            def persistent_id(self, obj):
+                return ("storage", torch.FloatStorage, "0", "cpu", 4) if isinstance(obj, Stored) else None
+
+        Pickler(file := io.BytesIO(), protocol=2).dump({"w": Rebuild()})
+        return file.getvalue()
+
+    path = tmp_path / "m.pt"
+    zipped_pickle(path, pickled(1, (3,), (1,)), [("0", np.arange(4, dtype=np.float32).tobytes())])
+    assert read_checkpoint(path)["w"].tolist() == [1, 2, 3]
+    for offset, size, stride in (
+        (1, (4,), (1,)),
+        (0, (2, 2), (3, 1)),
+        (-1, (2,), (1,)),
+        (3, (2,), (-1,)),
+        (0, (2**40,), (1,)),
+    ):
+        zipped_pickle(path, pickled(offset, size, stride), [("0", bytes(16))])
+        with pytest.raises(UserError, match="truncated or damaged"):
+            read_checkpoint(path)
+    zipped_pickle(path, pickled(0, (4,), (1,)), [("0", bytes(15))])  # a storage shorter than it says
     with pytest.raises(UserError, match="truncated or damaged"):
         read_checkpoint(path)
+
+
+def test_a_zip_that_was_packed_again_with_compression(tensors, tmp_path):
+    torch.save({"state_dict": tensors}, tmp_path / "stored.ckpt")
+    with (
+        zipfile.ZipFile(tmp_path / "stored.ckpt") as stored,
+        zipfile.ZipFile(tmp_path / "deflated.ckpt", "w", zipfile.ZIP_DEFLATED) as deflated,
+    ):
+        for name in stored.namelist():
+            deflated.writestr(name, stored.read(name))
+    same(read_checkpoint(tmp_path / "deflated.ckpt"), tensors)
+
+
+class Program(torch.nn.Module):
+    """A TorchScript program that writes to a file when it is loaded."""
+
+    def __init__(self):
+        super().__init__()
+        self.training = False
+
+    def forward(self, x):
+        return x
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[str, bool]:
+        return ("MARK_OF_THE_TEST", False)
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool]) -> None:
+        self.training = state[1]
+        torch.from_file(state[0], True, 10).fill_(7.0)
+
+
+def test_a_program_does_not_run(tmp_path, monkeypatch):
+    """TorchScript runs code when torch.load meets it, also behind a second central directory that hides it."""
+    monkeypatch.chdir(tmp_path)
+    path, mark = tmp_path / "program.pt", tmp_path / "MARK_OF_THE_TEST"
+    torch.jit.save(torch.jit.script(Program()), path)
+    torch.jit.load(path)
+    assert mark.exists()  # the attack is real
+    mark.unlink()
+    with pytest.raises(UserError, match=r"program\.pt"):
+        read_checkpoint(path)
+    raw = path.read_bytes()
+    end = raw.rfind(b"PK\5\6")
+    entries, size, start = struct.unpack("<10xH2L2x", raw[end : end + 22])
+    name = b"archive/data.pkl"
+    extra = size - 46 - len(name)
+    decoy = struct.pack(
+        "<4s4B4HL2L5H2L", b"PK\1\2", 20, 0, 20, 0, 0, 0, 0, 33, 0, 0, 0, len(name), extra, 0, 0, 0, 0, 0
+    )
+    decoy += name + struct.pack("<HH", 0xFEFE, extra - 4) + bytes(extra - 4)
+    tail = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, entries, entries, size, start, 0)
+    path.write_bytes(raw[: start + size] + decoy + tail)
+    with pytest.raises(UserError, match=r"program\.pt"):
+        read_checkpoint(path)
+    assert not mark.exists()
 
 
 def test_averaged_weights(tensors, tmp_path):
@@ -147,7 +248,7 @@ def test_averaged_weights(tensors, tmp_path):
     torch.save({"state_dict": {**tensors, **extra, "model_ema.decay": torch.tensor(0.9999)}}, path)
     same(read_checkpoint(path), tensors)
     same(read_checkpoint(path, ema=True), tensors | averages)
-    with pytest.raises(UserError, match="has no averaged weights"):
+    with pytest.raises(UserError, match="lacks averaged weights for 208 tensors"):
         read_checkpoint(GOLDEN / "model.safetensors", ema=True)
 
 
@@ -156,6 +257,8 @@ def test_what_is_written_is_read(tensors, tmp_path, name):
     write_checkpoint(tensors, tmp_path / name)
     same(read_checkpoint(tmp_path / name), tensors)
     assert os.listdir(tmp_path) == [name]  # nothing else is left
+    (tmp_path / "other").write_text("")
+    assert (tmp_path / name).stat().st_mode == (tmp_path / "other").stat().st_mode  # readable as any new file
 
 
 def test_a_model_gives_back_its_file(model, tensors):
@@ -312,16 +415,17 @@ def test_a_diffusers_pipeline_and_ours_give_the_same_latents(pipe, pipe_folder, 
     assert (ours - theirs).abs().max() < 1e-4
 
 
-def findable_pipeline():
-    """PaintByExamplePipeline, where from_pretrained finds its image encoder. From 0.38 on diffusers keeps it among the
-    deprecated ones and loads no folder of it, the hub's and its own included, until its module is put back in place."""
+def their_pipeline(folder):
+    """As the README says: from 0.38 on diffusers keeps the class among the deprecated ones, and wants to be given the
+    image encoder, for the hub's folder too."""
     import diffusers
 
-    if not hasattr(diffusers.pipelines, "paint_by_example"):
-        import diffusers.pipelines.deprecated.paint_by_example as module
+    if hasattr(diffusers.pipelines, "paint_by_example"):
+        return diffusers.PaintByExamplePipeline.from_pretrained(folder)
+    from diffusers.pipelines.deprecated.paint_by_example import PaintByExampleImageEncoder
 
-        diffusers.pipelines.paint_by_example = module
-    return diffusers.PaintByExamplePipeline
+    encoder = PaintByExampleImageEncoder.from_pretrained(folder / "image_encoder")
+    return diffusers.PaintByExamplePipeline.from_pretrained(folder, image_encoder=encoder)
 
 
 def test_diffusers_loads_what_we_write(toy_config, pictures, tmp_path):
@@ -334,7 +438,7 @@ def test_diffusers_loads_what_we_write(toy_config, pictures, tmp_path):
         torch.nn.init.normal_(parameter, std=0.1)
     folder = tmp_path / "ours"
     write_checkpoint(published_state_dict(model), folder, toy_config)
-    pipe = findable_pipeline().from_pretrained(folder)
+    pipe = their_pipeline(folder)
     ours = our_latents(model, pictures, 10, PLMSSampler)
     assert (ours - their_latents(pipe, pictures, steps=10)).abs().max() < 1e-4 * max(1, ours.abs().max())
     assert pipe.vae.config.scaling_factor == 0.18215
@@ -490,7 +594,10 @@ def test_scripts_convert_and_add(tensors, tmp_path, script):
     assert script("modify_checkpoints", *args)[0] == 0
     same(read_checkpoint(tmp_path / "out.ckpt"), tensors)
     code, _, err = script("modify_checkpoints", "--add_difference", "--a", a)
-    assert code == 2 and "needs --a, --b and --c" in err
+    assert code == 2 and "needs --a, --b, --c and --output" in err
+    for flags in (("--a", a), ("--add_difference", "--a", a, "--b", b, "--c", c, "--output", a, "--ema")):
+        code, _, err = script("modify_checkpoints", *flags)
+        assert code == 2 and "--add_difference; " in err
     assert script("convert_checkpoint", tmp_path / "out.ckpt", tmp_path / "half.safetensors", "--half")[0] == 0
     same(read_checkpoint(tmp_path / "half.safetensors"), halve(tensors))
     lightning_file(tensors, tmp_path / "big.ckpt")
@@ -541,12 +648,6 @@ def test_damaged_files_get_one_sentence(tensors, tmp_path):
         read_checkpoint(tmp_path / "missing.ckpt")
 
 
-def test_a_torchscript_program_is_refused(tmp_path):
-    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "program.pt")
-    with pytest.raises(UserError, match="TorchScript"):
-        read_checkpoint(tmp_path / "program.pt")
-
-
 def test_a_folder_that_is_no_model(tmp_path):
     with pytest.raises(UserError, match="no unet and vae"):
         read_checkpoint(tmp_path)
@@ -564,12 +665,14 @@ def test_loading_is_strict_and_names_what_is_wrong(tensors, golden_config, tmp_p
         return str(error.value)
 
     without = {name: t for name, t in tensors.items() if not name.startswith("cond_stage_model.mapper")}
-    assert "lacks 60 of cond_stage_model.mapper.resblocks.0.attn.c_proj.bias" in load(without)
-    assert "has in excess 1 of extra.weight" in load({**tensors, "extra.weight": torch.ones(1)})
+    assert "it lacks 60 tensors (cond_stage_model.mapper.resblocks.0.attn.c_proj.bias, " in load(without)
+    assert "it has in excess 1 tensor (extra.weight)" in load({**tensors, "extra.weight": torch.ones(1)})
     message = load({**tensors, "proj_out.weight": torch.ones(7, 48)})
     assert "proj_out.weight is (7, 48) and not (40, 48)" in message
     narrow = load({**tensors, FIRST_CONV: tensors[FIRST_CONV][:, :4].contiguous()})
     assert "scripts/modify_checkpoints.py" in narrow
+    for kind in (torch.int8, torch.complex64):
+        assert "not a float" in load({**tensors, "proj_out.bias": tensors["proj_out.bias"].to(kind)})
     assert "another noise schedule" in load({**tensors, "alphas_cumprod": tensors["alphas_cumprod"] ** 2})
     # none of transformers' renaming goes unseen
     assert "lacks" in load({name: t for name, t in tensors.items() if "post_layernorm" not in name})
@@ -579,6 +682,32 @@ def test_what_follows_from_the_config_may_be_absent(tensors, golden_config, tmp_
     lean = {name: t for name, t in tensors.items() if name not in BUFFERS and not name.endswith("position_ids")}
     save_file(lean, tmp_path / "lean.safetensors")
     same(published_state_dict(load_model(golden_config, tmp_path / "lean.safetensors")), tensors)
+
+
+def test_a_diffusers_folder_is_written_with_the_config_that_fits(tensors, pipe_folder, toy_config, tmp_path):
+    toy = read_checkpoint(pipe_folder)
+    for config in (ROOT / "configs/tiny.yaml", ROOT / "configs/v1.yaml"):
+        with pytest.raises(UserError, match="does not fit the config"):
+            write_checkpoint(toy, tmp_path / "new", config)
+    toy.pop("model.diffusion_model.middle_block.0.in_layers.2.weight")
+    with pytest.raises(UserError, match="lacks 1 tensor"):
+        write_checkpoint(toy, tmp_path / "new", toy_config)
+    with pytest.raises(UserError, match="lacks"):
+        write_checkpoint({"a": torch.ones(1)}, tmp_path / "new", toy_config)
+    for name in ("m.safetensor", "m.bin", "m.onnx"):
+        with pytest.raises(UserError, match="no format ends in"):
+            write_checkpoint(tensors, tmp_path / name)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", ["", "[]", '"text"', "{}", '{"beta_schedule": "linear", "beta_start": 1}'])
+def test_a_folder_with_a_damaged_schedule(pipe_folder, tmp_path, content):
+    import shutil
+
+    shutil.copytree(pipe_folder, tmp_path / "pipe")
+    (tmp_path / "pipe/scheduler/scheduler_config.json").write_text(content)
+    with pytest.raises(UserError, match=r"scheduler_config\.json: gives no noise schedule"):
+        read_checkpoint(tmp_path / "pipe")
 
 
 def test_writing_where_it_is_not_possible(tensors, golden_config, tmp_path):
@@ -666,6 +795,23 @@ def test_the_released_model_comes_from_the_hub(tensors, tmp_path):
     assert done.stdout.strip() == str(len(tensors)), done.stderr
 
 
+def test_a_download_that_breaks_off_gets_one_sentence(tmp_path):
+    class BreaksOff(Hub):
+        content = bytes(1000)
+
+        def do_GET(self):
+            self.do_HEAD()
+            self.wfile.write(self.content[:10])
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BreaksOff)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    env = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    done = find(env)
+    server.shutdown()
+    assert done.returncode == 2
+    assert "could not be fetched from the hub" in done.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize("env", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}], ids=["off", "none"])
 def test_offline_it_says_where_to_get_the_model_and_where_to_put_it(tmp_path, env):
     done = find({"HF_HOME": str(tmp_path)} | env)
@@ -677,22 +823,58 @@ def test_offline_it_says_where_to_get_the_model_and_where_to_put_it(tmp_path, en
 # ------------------------------------------------------------------------------------------------ memory
 
 
+MEMORY = """
+import sys
+from omegaconf import OmegaConf
+from ldm.checkpoint import load_model
+
+def held(kind):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(kind))
+
+config = OmegaConf.load("configs/v1.yaml")
+width = int(sys.argv[2])
+config.model.params.unet_config.params.model_channels = width
+config.model.params.first_stage_config.params.ddconfig.ch = max(32, width * 2 // 5)
+before = held("RssAnon")
+model = load_model(config, sys.argv[1])
+size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+assert all(bool(p.detach().sum().isfinite()) for p in model.parameters())  # every page is read
+print((held("RssAnon") - before) / size, held("VmHWM") / size)
+"""
+
+
+def memory_of(path, width):
+    """Load v1.yaml's model with a UNet of `width` channels -> memory of its own over its size, peak over its size."""
+    command = [sys.executable, "-c", MEMORY, str(path), str(width)]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    own, peak = map(float, done.stdout.split()[-2:])
+    print(f"{path.name}: {own:.2f} of its own, peak {peak:.2f} times the model's size")
+    return own, peak
+
+
+@pytest.mark.parametrize("name", ["m.ckpt", "m.safetensors"])
+def test_a_model_takes_its_files_memory_over(tmp_path, name):
+    """The full-size model's CLIP tower with a narrow UNet and autoencoder, 1.5 GB of zeros."""
+    from ldm.checkpoint import DEFAULT_CONFIG, empty_model
+    from ldm.util import load_config
+
+    config = load_config(DEFAULT_CONFIG)
+    config.model.params.unet_config.params.model_channels = 64
+    config.model.params.first_stage_config.params.ddconfig.ch = 32  # GroupNorm's 32 groups
+    tensors = {name: torch.zeros(t.shape) for name, t in published_state_dict(empty_model(config)).items()}
+    tensors = {name: t for name, t in tensors.items() if name not in BUFFERS}
+    write_checkpoint(tensors, tmp_path / name)
+    own, _ = memory_of(tmp_path / name, 64)
+    (tmp_path / name).unlink()
+    assert own < 0.2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["full.ckpt", "full.safetensors"])
 def test_the_full_size_model_loads_in_little_more_than_its_size(tmp_path, name):
     """5.2 GB: peak memory of the process, Python and torch included, below 1.4 times the model with every page read."""
     path = tmp_path / name
     subprocess.run([sys.executable, "scripts/random_checkpoint.py", "configs/v1.yaml", path], cwd=ROOT, check=True)
-    code = """
-import resource, sys
-from ldm.checkpoint import load_model
-model = load_model("configs/v1.yaml", sys.argv[1])
-size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
-assert all(bool(p.detach().sum().isfinite()) for p in model.parameters())
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / size)
-"""
-    done = subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, check=True, capture_output=True, text=True)
-    ratio = float(done.stdout.split()[-1])
-    print(f"{name}: peak memory {ratio:.2f} times the model's size")
+    own, peak = memory_of(path, 320)
     path.unlink()
-    assert ratio < 1.4
+    assert own < 0.2 and peak < 1.4

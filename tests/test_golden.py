@@ -54,7 +54,7 @@ def test_autoencoder(model, golden):
     close(posterior.std, g["out/std"])
     close(posterior.mode(), g["out/mode"])
     close(posterior.sample(g["in/sample_noise"]), g["out/sample"])
-    close(posterior.kl(), g["out/kl"], atol=1e-3)  # a sum over 256 values of up to 100
+    close(posterior.kl(), g["out/kl"])
     close(model.get_first_stage_encoding(posterior, g["in/sample_noise"]), g["out/z_scaled"])
     close(model.first_stage_model.decode(g["in/z_in"]), g["out/decode"])
     close(model.decode_first_stage(g["in/z_scaled_in"]), g["out/decode_first_stage"])
@@ -114,8 +114,9 @@ def test_loss_and_gradients(model, golden, branch):
             unused.append(name)
             assert norm.isnan() or norm == 0, name
         else:
-            assert gradient.norm().double() == pytest.approx(norm.item(), rel=1e-3, abs=1e-4), name
-            assert gradient.abs().max().double() == pytest.approx(largest.item(), rel=1e-3, abs=1e-4), name
+            # where the gradient is round-off alone (golden/README.md) there is only its size to compare
+            assert gradient.norm().double() == pytest.approx(norm.item(), rel=3e-4, abs=1e-6), name
+            assert gradient.abs().max().double() == pytest.approx(largest.item(), rel=3e-4, abs=1e-6), name
     assert any("attn2.to_q" in name for name in unused)
     for name in names:
         if (key := f"out/{branch}/grad/{name}") in g:

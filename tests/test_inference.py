@@ -70,6 +70,10 @@ def test_it_writes_what_the_published_script_writes(run, tmp_path):
     assert set(np.unique(mask)) == {0, 255}
     assert np.array_equal(inpaint[mask == 0], source[mask == 0])
     assert (np.abs(inpaint[mask == 255] - 127.5) <= 1).all()
+    reference = Image.open(EXAMPLES / "reference/example_2.jpg").resize((224, 224), Image.Resampling.BICUBIC)
+    assert np.array_equal(
+        pixels(tmp_path / "out/source/example_2_321_ref.png"), np.asarray(reference)
+    )  # as CLIP saw it
     assert Image.open(tmp_path / "out/grid/grid-example_2_321.png").size == (4 * 98 - 2, 64)
 
 
@@ -102,6 +106,8 @@ def test_flags_that_choose_what_is_written(run, tmp_path):
     assert run("--skip_save", n_rows=4, outdir=tmp_path / "b")[0] == 0
     assert files(tmp_path / "b") == ["grid/grid-example_2_321.png"]
     assert Image.open(tmp_path / "b/grid/grid-example_2_321.png").size == (96, 4 * 66 - 2)
+    assert run("--skip_save", n_rows=10**9, outdir=tmp_path / "c")[0] == 0  # more rows than pictures
+    assert Image.open(tmp_path / "c/grid/grid-example_2_321.png").size == (96, 4 * 66 - 2)
 
 
 @pytest.mark.parametrize(
@@ -144,8 +150,8 @@ def test_names_survive_any_extension(run, tmp_path, name):
         ([], {"image_path": "nowhere.jpg"}, "image nowhere.jpg: there is no such file"),
         ([], {"mask_path": "nowhere.png"}, "mask nowhere.png: there is no such file"),
         ([], {"reference_path": ROOT / "README.md"}, "is not a picture"),
-        ([], {"mask_path": "BLACK"}, "the mask has nothing to paint"),
-        ([], {"mask_path": EXAMPLES / "mask/example_1.png"}, "their shapes do not fit"),
+        ([], {"mask_path": "BLACK"}, "black.png: has nothing to paint"),
+        ([], {"mask_path": EXAMPLES / "mask/example_1.png"}, "example_1.png: is 512 x 512 and the image 600 x 400"),
         ([], {"H": 100}, "H = 100: the model takes multiples of 32; use 96"),
         ([], {"W": 0}, "W = 0"),
         ([], {"scale": -2}, "scale -2.0 is out of range"),
@@ -160,7 +166,8 @@ def test_names_survive_any_extension(run, tmp_path, name):
         ([], {"C": 3}, "--C 3 does not fit the model"),
         ([], {"f": 4}, "--f 4 does not fit the model"),
         ([], {"device": "toaster"}, "device 'toaster' cannot be used here"),
-        ([], {"sampler": "euler"}, "invalid choice: 'euler'"),
+        ([], {"sampler": "euler"}, "sampler 'euler' is unknown"),
+        ([], {"seed": 2**63 - 1, "n_samples": 2}, "is out of range"),
         ([], {"precision": "double"}, "invalid choice: 'double'"),
         ([], {"scale": "five"}, "invalid float value"),
         (["--plms"], {"sampler": "ddim"}, "contradict each other"),
@@ -201,6 +208,13 @@ def test_a_config_with_a_mistake_is_named(run, tmp_path):
         ("ldm.models.autoencoder.AutoencoderKL", "ldm.models.autoencoder.Other", "'ldm.models.autoencoder.Other'"),
         ("  params:\n    linear_start: 0.00085", "  params: [\n", "not a valid YAML file"),
         ("double_z: true", "double_z: false", "double_z = True only"),
+        ("          in_channels: 3\n", "", "KeyError('in_channels')"),
+        ("ch_mult: [1, 1, 2, 2]", "ch_mult: 4", "AutoencoderKL cannot be built"),
+        ("model_channels: 32", "model_channels: 33", "cannot split 33 channels into 4 heads"),
+        ("num_heads: 4", "num_heads: 3", "cannot split 32 channels into 3 heads"),
+        ("num_attention_heads: 4", "num_attention_heads: 5", "FrozenCLIPImageEmbedder cannot be built"),
+        ("timesteps: 1000", "timesteps: 0", "LatentDiffusion cannot be built"),
+        ("scale_factor: 0.18215", "scale_factor: 0", "scale_factor is 0"),
     ):
         assert old in config
         (tmp_path / "c.yaml").write_text(config.replace(old, new))
@@ -245,9 +259,10 @@ def test_an_interrupted_run_leaves_nothing_half_written(tiny, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "scripts/inference.py", *args], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
-    for line in iter(lambda: process.stderr.read(40), ""):  # the progress bar has begun to move
-        if "step/s" in line:
-            break
+    shown = ""
+    while "step/s]" not in shown.replace("?step/s]", "") and "s/step]" not in shown:  # the bar has begun to move
+        assert (more := process.stderr.read(1)), shown
+        shown += more
     process.send_signal(2)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130

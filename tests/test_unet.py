@@ -115,7 +115,7 @@ def test_toy_names_are_the_published_ones(model):
 
 @pytest.mark.parametrize(
     "change",
-    [{"add_conv_in_front_of_unet": True}, {"num_classes_": 3}, {"num_head_channels": 8}, {"legacy": True}],
+    [{"add_conv_in_front_of_unet": True}, {"num_classes_": 3}, {"num_heads": 3}, {"legacy": True}],
     ids=lambda change: next(iter(change)),
 )
 def test_a_config_that_means_another_network_is_refused(change):

@@ -11,6 +11,17 @@ from tqdm import tqdm
 from ldm.models.diffusion.denoiser import guided_eps
 from ldm.models.diffusion.sampling import Step, sample
 
+NEUTRAL = {
+    "mask": None,
+    "x0": None,
+    "temperature": 1.0,
+    "noise_dropout": 0.0,
+    "quantize_x0": False,
+    "score_corrector": None,
+    "corrector_kwargs": None,
+    "normals_sequence": None,
+}
+
 
 class DDIMSampler:
     """`DDIMSampler(model).sample(...)` with the published arguments; model is a LatentDiffusion."""
@@ -38,13 +49,17 @@ class DDIMSampler:
         generator: torch.Generator | None = None,
         noise: Callable[[], Tensor] | None = None,
         verbose: bool = True,
+        **published: object,
     ) -> tuple[Tensor, dict[str, list[Tensor]]]:
         """-> (x_0 (batch_size, *shape), {"x_inter": [x_T, ...], "pred_x0": [x_T, ...]}).
 
         S: steps; shape: (4,h,w); conditioning (B,M,context_dim); unconditional_conditioning (1 or B,M,context_dim);
         test_model_kwargs: inpaint_image, the latent of the masked image (B,4,h,w), and inpaint_mask (B,1,h,w);
-        callback(i) and img_callback(pred_x0, i) run after every step; every log_every_t-th step and the last are kept;
-        x_T and each step's noise come from `generator` unless given; verbose shows a progress bar."""
+        callback(i) and img_callback(pred_x0, i) run after every step; the first step, every log_every_t-th before the
+        last and the last are kept; x_T and each step's noise come from `generator` unless given; verbose shows a
+        progress bar; published: arguments of the published call that have to stay at their neutral value."""
+        for name, value in published.items():
+            assert name in NEUTRAL and value == NEUTRAL[name], f"{self.name}: {name}={value!r} is not supported"
         device = conditioning.device
 
         def randn() -> Tensor:
@@ -52,12 +67,13 @@ class DDIMSampler:
             return torch.randn(batch_size, *shape, generator=generator, device=where).to(device)
 
         x = randn() if x_T is None else x_T
+        assert test_model_kwargs, "test_model_kwargs: give inpaint_image and inpaint_mask"
         inpaint = torch.cat([test_model_kwargs["inpaint_image"], test_model_kwargs["inpaint_mask"]], dim=1)
         eps = guided_eps(
             self.model.apply_model, inpaint, conditioning, unconditional_conditioning, unconditional_guidance_scale
         )
         kept: dict[str, list[Tensor]] = {"x_inter": [x], "pred_x0": [x]}
-        with tqdm(desc=f"{self.name.upper()} sampler", disable=not verbose) as bar:
+        with tqdm(desc=self.name, total=S, unit="step", disable=not verbose) as bar:
 
             def on_step(step: Step) -> None:
                 bar.total = step.total

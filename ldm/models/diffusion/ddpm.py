@@ -75,6 +75,8 @@ class LatentDiffusion(pl.LightningModule):
         ):
             if value != only:
                 raise UserError(f"config: LatentDiffusion supports {name} = {only} only, not {value}")
+        if scale_factor <= 0:
+            raise UserError(f"config: LatentDiffusion's scale_factor is {scale_factor}; give one above 0")
         self.scale_factor = scale_factor
         self.image_size = image_size
         self.channels = channels
@@ -128,7 +130,7 @@ class LatentDiffusion(pl.LightningModule):
         return self.first_stage_model.decode(z / self.scale_factor)
 
     def apply_model(self, x: Tensor, t: Tensor, cond: Tensor | list[Tensor] | dict[str, list[Tensor]]) -> Tensor:
-        """x (B,9,h,w), t (B,), context (B,M,context_dim) -> eps (B,4,h,w).
+        """x (b,9,h,w), t (b,), context (B,M,context_dim) -> eps (B,4,h,w), B a multiple of b: see UNetModel.forward.
 
         As in published code the context may come as a list of tensors to join along the tokens, or as
         {"c_crossattn": list}."""

@@ -35,8 +35,9 @@ Callback = Callable[[Step], None]
 def ddim_timesteps(steps: int, num_timesteps: int = 1000) -> np.ndarray:
     """(S,) ascending int64, used from last to first.
 
-    As published: every floor(T/S)-th timestep from 1 on. Where S does not divide T that gives more than S timesteps
-    (7 -> 8), which is kept, and for some S it runs past the last one (3, 9, 27, ...): these are spaced evenly over T.
+    As published: every floor(T/S)-th timestep from 1 on. Where S does not divide T that gives more than S timesteps,
+    ceil(T / floor(T/S)), which is kept (7 -> 8, 60 -> 63, 334 -> 500). For some S it runs past the last timestep (3, 9,
+    27, ...): those are spaced evenly over T instead.
     Raises UserError unless 1 <= S < T."""
     if not 1 <= steps < num_timesteps:
         raise UserError(f"{steps} sampling steps are out of range; use 1 to {num_timesteps - 1}, for instance 50")
@@ -85,7 +86,7 @@ def sample_ddim(
 ) -> Tensor:
     """DDIM (Song et al. 2021) from x = x_T (B,4,h,w).
 
-    eta: 0 deterministic, 1 as noisy as DDPM. noise: gives a standard normal (B,4,h,w), called once a step if
+    eta: 0 deterministic, 1 as noisy as DDPM, no more. noise: gives a standard normal (B,4,h,w), called once a step if
     eta > 0."""
     alphas, alphas_prev, sigmas = ddim_parameters(schedule, timesteps, eta)
     total = len(timesteps)
@@ -165,9 +166,13 @@ SAMPLERS = ("plms", "ddim", "dpm++", "unipc")
 
 
 def check_sampler(name: str, steps: int, eta: float, num_timesteps: int) -> np.ndarray:
-    """The ddim_timesteps of a valid request. Raises UserError: unknown name, steps or eta out of range."""
+    """The ddim_timesteps of a valid request; dpm++ and unipc take exactly `steps`, spaced by diffusers.
+
+    Raises UserError: unknown name, steps or eta out of range."""
     if name not in SAMPLERS:
         raise UserError(f"sampler {name!r} is unknown; use one of {', '.join(SAMPLERS)}")
+    if name in ("dpm++", "unipc") and steps > num_timesteps // 2:
+        raise UserError(f"{steps} sampling steps are too many for {name}; use 1 to {num_timesteps // 2}")
     if not 0.0 <= eta <= 1.0 or (eta > 0 and name != "ddim"):
         raise UserError(f"eta {eta} does not go with {name}; it is 0 to 1 for ddim and 0 for the other samplers")
     return ddim_timesteps(steps, num_timesteps)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.modules.attention import SpatialTransformer
-from ldm.modules.diffusionmodules.util import checkpoint, tile_batch, timestep_embedding, zero_module
+from ldm.modules.diffusionmodules.util import Upsample, checkpoint, tile_batch, timestep_embedding, zero_module
 from ldm.util import UserError
 
 # Keys of published configs that this UNet has no use for, with the one value under which it is what they describe.
@@ -26,6 +25,7 @@ FIXED_OPTIONS = {
     "num_classes": None,
     "use_scale_shift_norm": False,
     "resblock_updown": False,
+    "num_head_channels": -1,
 }
 
 
@@ -52,17 +52,6 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)
-
-
-class Upsample(nn.Module):
-    """Twice the size: nearest neighbour, then a 3x3 convolution."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
 class ResBlock(nn.Module):
@@ -103,7 +92,7 @@ class UNetModel(nn.Module):
         num_res_blocks: residual blocks per level on the way down (one more on the way up)
         attention_resolutions: downsampling factors (1, 2, 4, ...) of the levels that attend
         channel_mult: width of each level in units of model_channels
-        num_heads or num_head_channels: heads per attention, or channels per head (give one)
+        num_heads: of every attention
         context_dim: width of a context token
         transformer_depth: transformer blocks per attention
         use_checkpoint: recompute activations in the backward pass instead of keeping them
@@ -119,9 +108,8 @@ class UNetModel(nn.Module):
         num_res_blocks: int,
         attention_resolutions: Sequence[int],
         channel_mult: Sequence[int],
+        num_heads: int,
         context_dim: int,
-        num_heads: int = -1,
-        num_head_channels: int = -1,
         transformer_depth: int = 1,
         use_checkpoint: bool = False,
         **fixed: object,
@@ -132,10 +120,11 @@ class UNetModel(nn.Module):
                 raise UserError(f"config: UNetModel does not know {name!r}; remove it")
             if FIXED_OPTIONS[name] is not None and value != FIXED_OPTIONS[name]:
                 raise UserError(f"config: UNetModel supports {name} = {FIXED_OPTIONS[name]} only, not {value}")
-        if (num_heads == -1) == (num_head_channels == -1):
-            raise UserError("config: UNetModel takes one of num_heads and num_head_channels")
-        self.in_channels = in_channels
-        self.out_channels = out_channels
+        for mult in channel_mult:
+            if mult * model_channels % num_heads:
+                raise UserError(
+                    f"config: UNetModel cannot split {mult * model_channels} channels into {num_heads} heads"
+                )
         self.model_channels = model_channels
         self.context_dim = context_dim
         self.size_multiple = 2 ** (len(channel_mult) - 1)  # latent pixels
@@ -149,8 +138,7 @@ class UNetModel(nn.Module):
             return ResBlock(channels, emb_channels, out, use_checkpoint)
 
         def attention(channels: int) -> SpatialTransformer:
-            heads = channels // num_head_channels if num_heads == -1 else num_heads
-            return SpatialTransformer(channels, heads, context_dim, transformer_depth, use_checkpoint)
+            return SpatialTransformer(channels, num_heads, context_dim, transformer_depth, use_checkpoint)
 
         channels = model_channels
         self.input_blocks = nn.ModuleList([TimestepEmbedSequential(nn.Conv2d(in_channels, channels, 3, padding=1))])

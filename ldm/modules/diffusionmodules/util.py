@@ -1,4 +1,4 @@
-"""Small parts shared by the UNet's blocks."""
+"""Small parts shared by the UNet's and the autoencoder's blocks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
@@ -17,6 +18,17 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0)
     exponent = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
     angle = timesteps[:, None].float() * torch.exp(-math.log(max_period) * exponent)
     return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+class Upsample(nn.Module):
+    """Twice the size: nearest neighbour, then a 3x3 convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
 def zero_module(module: nn.Module) -> nn.Module:
