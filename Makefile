@@ -26,7 +26,7 @@ else
 	  --reference_path examples/reference/example_1.jpg --scale 5 --outdir results/demo \
 	  --config configs/tiny.yaml --ckpt $(TINY) --H 256 --W 256
 	@echo 'Look at results/demo/grid/grid-example_1_321.png: photo, region, reference, edit.'
-	@echo 'There is no $(RELEASED) here, so a toy model of random weights ran: every part works, the edit is noise.'
+	@echo 'There is no $(RELEASED) here, so a toy model of random weights ran: every part works, but all it makes is noise.'
 	@echo 'For real edits put the released model there (README.md, "The model") and run make demo again.'
 endif
 

@@ -5,7 +5,7 @@ of Stable Diffusion's sd-v1-4.ckpt. Files are recognised by content:
 
 | format             | read                                                | written                       |
 |--------------------|-----------------------------------------------------|-------------------------------|
-| .ckpt .pt .pth .bin| pickled by torch.save, Lightning's with all they hold | {"state_dict": tensors}     |
+| .ckpt .pt .pth     | pickled by torch.save, Lightning's with all they hold | {"state_dict": tensors}     |
 | .safetensors       | published names                                     | published names (the default) |
 | diffusers folder   | Paint-by-Example and Stable Diffusion v1 layouts    | the same                      |
 
@@ -19,6 +19,7 @@ import os
 import pickle
 import re
 import struct
+import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -447,28 +448,13 @@ def _names(names: Iterable[str], most: int = 3) -> str:
     return f"{len(names)} {word} ({', '.join(names[:most])}{', ...' if len(names) > most else ''})"
 
 
-def _inner_clip(model) -> str:
-    """The image tower's prefix inside the model: transformers 5 dropped the `vision_model.` of published names."""
-    names = model.cond_stage_model.transformer.state_dict()
-    return CLIP if any(name.startswith("vision_model.") for name in names) else CLIP.replace("vision_model.", "")
-
-
-def published_state_dict(model) -> StateDict:
-    """A LatentDiffusion's tensors under the published names: what files hold."""
-    inner = _inner_clip(model)
-    tensors = model.state_dict()
-    return with_constants(
-        {CLIP + name.removeprefix(inner) if name.startswith(inner) else name: t for name, t in tensors.items()}
-    )
-
-
 def load_weights(model, tensors: StateDict, source: object = "checkpoint") -> None:
     """Put tensors under the published names into a LatentDiffusion, as float32, without copying float32 ones.
 
     Strict: raises UserError naming what is missing, left over or of another shape. The schedule follows from the
     config; the file's must agree with it, if it has one."""
     derived = {*BUFFERS, CLIP + "embeddings.position_ids"}
-    expected = {name: tuple(t.shape) for name, t in published_state_dict(model).items() if name not in derived}
+    expected = {name: tuple(t.shape) for name, t in model.state_dict().items() if name not in derived}
     given = {name: t for name, t in tensors.items() if name not in derived}
     _check_fit(expected, given, source)
     alphas = tensors.get("alphas_cumprod", model.alphas_cumprod)
@@ -477,12 +463,8 @@ def load_weights(model, tensors: StateDict, source: object = "checkpoint") -> No
     ):
         raise UserError(f"{source} has another noise schedule than the config: correct timesteps, linear_start/_end")
 
-    inner = _inner_clip(model)
-    placed = {
-        inner + name.removeprefix(CLIP) if name.startswith(CLIP) else name: t.float() if t.is_floating_point() else t
-        for name, t in given.items()
-    }
-    model.load_state_dict(placed, strict=False, assign=True)
+    weights = {name: t.float() for name, t in given.items()}
+    model.load_state_dict(weights, strict=False, assign=True)
 
 
 def _check_fit(expected: Mapping[str, tuple[int, ...]], given: StateDict, source: object) -> None:
@@ -499,10 +481,10 @@ def _check_fit(expected: Mapping[str, tuple[int, ...]], given: StateDict, source
             problems.append(f"{name} is {given[name].dtype} and not a float")
     if problems:
         more = f" (and {len(problems) - 4} more)" if len(problems) > 4 else ""
-        cure = "give the config that it was made with (--config)"
+        cure = "give the one that it was made with (--config)"
         if FIRST_CONV in given and given[FIRST_CONV].ndim == 4 and given[FIRST_CONV].shape[1] == 4:
             cure = "it is a Stable Diffusion model of 4 input channels, see scripts/modify_checkpoints.py"
-        raise UserError(f"{source} does not fit the config: {'; '.join(problems[:4])}{more}; {cure}")
+        raise UserError(f"{source} does not fit the config; {cure}: {'; '.join(problems[:4])}{more}")
 
 
 def load_model(config: Any, path: str | os.PathLike, device: str | torch.device = "cpu"):
@@ -570,7 +552,7 @@ def _to_diffusers(tensors: StateDict, model) -> dict[str, Any]:
     is_paint_by_example = any(name.startswith("cond_stage_model.mapper.") for name in rest)
     expected = {
         name: tuple(t.shape)
-        for name, t in published_state_dict(model).items()
+        for name, t in model.state_dict().items()
         if name not in BUFFERS and not name.endswith("position_ids")
     }
     given = tensors
@@ -771,12 +753,15 @@ def find_checkpoint(name: str | os.PathLike | None = None) -> Path:
     if name is None and DEFAULT_CKPT.exists():
         return DEFAULT_CKPT
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import logging
 
+    print(f"fetching {HUB_FILE} (several GB, once) of {HUB_REPO} from the hub", file=sys.stderr)
+    logging.set_verbosity_error()  # one sentence at the end says what its retries would
     try:
         return Path(hf_hub_download(HUB_REPO, HUB_FILE))
     except Exception as error:  # the hub's client raises those of its HTTP library as they are
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"the released model is not at {DEFAULT_CKPT} and could not be fetched from the hub ({reason}); download "
-            f"https://huggingface.co/{HUB_REPO}/resolve/main/{HUB_FILE} and put it there, or name a file with --ckpt"
+            f"the released model could not be fetched from the hub ({reason}); download https://huggingface.co/"
+            f"{HUB_REPO}/resolve/main/{HUB_FILE} to {DEFAULT_CKPT}, or name a file with --ckpt"
         ) from error

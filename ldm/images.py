@@ -23,6 +23,8 @@ def open_picture(path: str | os.PathLike, name: str) -> Image.Image:
             return image
     except FileNotFoundError as error:
         raise UserError(f"{name} {path}: there is no such file; check the path") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{name} {path}: is a folder; name a picture in it") from error
     except UnidentifiedImageError as error:
         raise UserError(f"{name} {path}: is not a picture that can be read; use PNG or JPEG") from error
     except Image.DecompressionBombError as error:

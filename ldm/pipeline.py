@@ -111,21 +111,22 @@ class PaintByExample:
         return self.model.image_size * self.model.first_stage_model.factor
 
     def size_for(self, image: Image.Image, height: int | None = None, width: int | None = None) -> tuple[int, int]:
-        """(H,W) at which to edit an upright image: as asked, else of the image's shape with the native area, rounded to
-        what the model can take. A square photo gives the native square."""
+        """(H,W) at which to edit an upright image: as asked, else nearest to the image's shape and the native area
+        among what the model can take. A square photo gives the native square, one of 4:3 384 x 512 at full size."""
         multiple = self.model.size_multiple
         for name, value in (("H", height), ("W", width)):
             if value is not None and (value < multiple or value % multiple):
                 near = max(multiple, round(value / multiple) * multiple)
                 raise UserError(f"{name} = {value}: the model takes multiples of {multiple}; use {near}")
-        ratio = math.sqrt(image.width / image.height)
-        if height and not width:
-            width_wanted, height_wanted = height * ratio**2, height
-        elif width and not height:
-            width_wanted, height_wanted = width, width / ratio**2
-        else:
-            width_wanted, height_wanted = width or self.native_size * ratio, height or self.native_size / ratio
-        return tuple(max(multiple, round(side / multiple) * multiple) for side in (height_wanted, width_wanted))
+        area, shape = self.native_size**2, image.width / image.height
+        sides = range(multiple, 8 * self.native_size, multiple)
+        sizes = [(h, w) for h in ([height] if height else sides) for w in ([width] if width else sides)]
+
+        def misfit(size: tuple[int, int]) -> float:
+            h, w = size
+            return abs(math.log(w / h / shape)) + 0.1 * abs(math.log(h * w / area))
+
+        return min(sizes, key=misfit)
 
     def prepare(
         self,

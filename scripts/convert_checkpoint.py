@@ -5,9 +5,10 @@ like are dropped).
     python scripts/convert_checkpoint.py checkpoints/model.safetensors checkpoints/paint-by-example-diffusers"""
 
 import argparse
+import os
 
 from ldm.checkpoint import DEFAULT_CONFIG, halve, read_checkpoint, write_checkpoint
-from ldm.util import command
+from ldm.util import UserError, command
 
 
 @command
@@ -19,6 +20,8 @@ def main() -> None:
     p.add_argument("--ema", action="store_true", help="take the averaged weights, if the input has them")
     p.add_argument("--config", default=DEFAULT_CONFIG, help="for an output in diffusers' layout (configs/v1.yaml)")
     opt = p.parse_args()
+    if os.path.exists(opt.output) and os.path.samefile(opt.input, opt.output):
+        raise UserError(f"{opt.output}: is the input itself, which would be lost; name another output")
     tensors = read_checkpoint(opt.input, opt.ema)
     write_checkpoint(halve(tensors) if opt.half else tensors, opt.output, opt.config)
     print(f"wrote {opt.output}: {len(tensors)} tensors, {sum(t.numel() for t in tensors.values()):,} numbers")

@@ -4,13 +4,15 @@
 
 Writes to --outdir, with <name> the photo's file name without its ending:
     results/<name>_<seed>.png                         the edited picture, one per seed
-    source/<name>_<seed>_{GT,mask,inpaint,ref}.png    what the model was given
-    grid/grid-<name>_<seed>.png                       all of them side by side"""
+    source/<name>_<seed>_{GT,mask,inpaint,ref}.png    what the model was given: photo, mask, masked photo, reference
+    grid/grid-<name>_<seed>.png                       photo, masked photo, reference and edits side by side"""
 
 import argparse
 import os
+import statistics
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 from ldm.util import UserError, command, staging
@@ -20,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     files = p.add_argument_group("pictures")
     files.add_argument("--image_path", required=True, help="the photo; any size and kind")
-    files.add_argument("--mask_path", required=True, help="white (255) where to paint; any size of the photo's shape")
+    files.add_argument("--mask_path", required=True, help="white (255) where to paint; same proportions as the photo")
     files.add_argument("--reference_path", required=True, help="a picture of the object; it is squashed to a square")
     files.add_argument("--outdir", default="results", help="folder for the results (default: results)")
     files.add_argument("--skip_grid", action="store_true", help="write no grid")
@@ -93,6 +95,18 @@ def peak_memory() -> str:
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.1f} GB"
 
 
+def settings(opt: argparse.Namespace, sampler: str, seed: int):
+    """What made a picture, as PNG text."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    ckpt = Path(opt.ckpt).name if opt.ckpt else "released model"
+    values = {"seed": seed, "scale": opt.scale, "sampler": sampler, "steps": opt.ddim_steps, "eta": opt.ddim_eta}
+    text = ", ".join(f"{key} {value}" for key, value in {**values, "checkpoint": ckpt}.items())
+    info.add_itxt("paint-by-example", text)
+    return info
+
+
 @command
 def main() -> None:
     opt = parser().parse_args()
@@ -125,7 +139,9 @@ def main() -> None:
 
     inputs = edit.prepare(image, mask, reference, opt.H, opt.W)
     height, width = inputs.image.shape[-2:]
-    print(f"editing at {width} x {height} on {edit.device}, {edit.precision} precision", file=sys.stderr)
+    share = 1 - inputs.mask.mean().item()
+    place = f"{width} x {height} on {edit.device}, {edit.precision} precision"
+    print(f"editing at {place}; the mask paints {share:.0%} of the picture", file=sys.stderr)
 
     name = Path(opt.image_path).stem
     sources = {
@@ -139,12 +155,8 @@ def main() -> None:
     if opt.fixed_code:
         code = torch.stack([edit.start(opt.seed + i, height, width)[1] for i in range(opt.n_samples)])
 
-    begin, total = time.perf_counter(), 0
-
-    def count(step) -> None:
-        nonlocal total
-        total += 1
-
+    ends: list[float] = []  # of each step, seconds
+    begin = time.perf_counter()
     for iteration in range(opt.n_iter):
         batch = seeds[iteration * opt.n_samples : (iteration + 1) * opt.n_samples]
         tensors = edit.sample(
@@ -155,27 +167,31 @@ def main() -> None:
             sampler,
             opt.ddim_eta,
             x_T=code,
-            callback=count,
+            callback=lambda step: ends.append(time.perf_counter()),
         )
-        results = [tensor_to_image(tensor) for tensor in tensors]
-        cells += results
+        results = {f"{name}_{seed}.png": tensor_to_image(tensor) for seed, tensor in zip(batch, tensors, strict=True)}
+        cells += results.values()
         with staging(outdir) as folder:
             if not opt.skip_save:
-                for part in ("results", "source"):
-                    (folder / part).mkdir()
-                for seed, result in zip(batch, results, strict=True):
-                    result.save(folder / "results" / f"{name}_{seed}.png")
-                    for kind, picture in sources.items():
-                        picture.save(folder / "source" / f"{name}_{seed}_{kind}.png")
+                (folder / "results").mkdir()
+                for file, seed in zip(results, batch, strict=True):
+                    results[file].save(folder / "results" / file, pnginfo=settings(opt, sampler, seed))
+            if not opt.skip_save and iteration == 0:
+                (folder / "source").mkdir()
+                for kind, picture in sources.items():
+                    picture.save(folder / "source" / f"{name}_{opt.seed}_{kind}.png")
             if not opt.skip_grid and iteration == opt.n_iter - 1:
                 (folder / "grid").mkdir()
                 sheet = grid(cells, opt.n_rows or -(-len(cells) // 4))
                 sheet.save(folder / "grid" / f"grid-{name}_{opt.seed}.png")
+        if not opt.skip_save:
+            print("\n".join(f"wrote {outdir / 'results' / file}" for file in results))
 
-    seconds = time.perf_counter() - begin
-    each = f"{seconds / total:.2f} s each"
-    print(f"{total} steps in {seconds:.1f} s ({each}), peak memory {peak_memory()}", file=sys.stderr)
-    print(f"results in {outdir}")
+    if not opt.skip_grid:
+        print(f"wrote {outdir / 'grid' / f'grid-{name}_{opt.seed}.png'}")
+    each = statistics.median(b - a for a, b in pairwise(ends)) if len(ends) > 1 else ends[0] - begin
+    took = f"{len(ends)} steps of {each:.2f} s, {time.perf_counter() - begin:.0f} s in all"
+    print(f"{took}, peak memory {peak_memory()}", file=sys.stderr)
 
 
 if __name__ == "__main__":

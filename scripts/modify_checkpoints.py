@@ -21,7 +21,7 @@ from ldm.util import UserError, command
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--input", help="the 4-channel model (pretrained_models/sd-v1-4.ckpt)")
-    p.add_argument("--output", help="(pretrained_models/sd-v1-4-modified-9channel.ckpt)")
+    p.add_argument("--output", help="where to (pretrained_models/sd-v1-4-modified-9channel.ckpt)")
     p.add_argument("--ema", action="store_true", help="take the averaged weights, if --input has them")
     p.add_argument("--config", default=DEFAULT_CONFIG, help="for an --output in diffusers' layout (configs/v1.yaml)")
     p.add_argument("--add_difference", action="store_true", help="write A + (B - C) instead")

@@ -9,7 +9,7 @@ import argparse
 
 import torch
 
-from ldm.checkpoint import published_state_dict, write_checkpoint
+from ldm.checkpoint import write_checkpoint
 from ldm.util import command, instantiate_from_config, load_config
 
 
@@ -18,14 +18,14 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("config", help="for instance configs/tiny.yaml")
     p.add_argument("output", help="*.ckpt, *.safetensors, or a new folder for diffusers' layout")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=int, default=0, help="of the random weights (0)")
     opt = p.parse_args()
     torch.manual_seed(opt.seed)
     model = instantiate_from_config(load_config(opt.config)["model"])
     for parameter in model.parameters():
         if not parameter.any():  # what starts as zero would hide most of the network
             torch.nn.init.normal_(parameter, std=0.02)
-    write_checkpoint(published_state_dict(model), opt.output, opt.config)
+    write_checkpoint(model.state_dict(), opt.output, opt.config)
     print(f"wrote {opt.output}: random weights")
 
 

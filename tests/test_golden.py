@@ -76,7 +76,7 @@ def test_conditioning(model, golden):
 def test_batch(model, golden):
     g = golden("batch")
     batch = {key: g[f"in/{key}"] for key in ("GT", "inpaint_image", "inpaint_mask")}
-    z = model.get_input(batch, g["in/noise_gt"], g["in/noise_inpaint"])
+    z = model.get_input(batch, noise=g["in/noise_gt"], noise_inpaint=g["in/noise_inpaint"])
     close(z, g["out/z_new"])
     close(z[:, 8:], g["out/mask_latent"])
     # resizing with antialias, a common mistake, would be seen

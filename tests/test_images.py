@@ -122,7 +122,7 @@ def test_files_that_are_no_pictures(tmp_path):
         ("text.png", "is not a picture"),
         ("cut.png", "cannot be read"),
         ("empty.png", "is not a picture"),
-        (".", "cannot be read"),
+        (".", "is a folder"),
     ):
         with pytest.raises(UserError, match=words) as error:
             open_picture(tmp_path / name, "reference")

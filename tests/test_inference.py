@@ -47,8 +47,13 @@ def pixels(path):
 def test_it_writes_what_the_published_script_writes(run, tmp_path):
     code, out, err = run()
     assert code == 0, err
-    assert str(tmp_path / "out") in out
-    assert "2 steps in" in err and "peak memory" in err
+    assert out.splitlines() == [
+        f"wrote {tmp_path}/out/results/example_2_321.png",
+        f"wrote {tmp_path}/out/grid/grid-example_2_321.png",
+    ]
+    assert "the mask paints 25% of the picture" in err and "2 steps of" in err and "peak memory" in err
+    text = Image.open(tmp_path / "out/results/example_2_321.png").text["paint-by-example"]
+    assert text == "seed 321, scale 5.0, sampler plms, steps 2, eta 0.0, checkpoint tiny.safetensors"
     assert files(tmp_path / "out") == [
         "grid/grid-example_2_321.png",
         "results/example_2_321.png",
@@ -81,6 +86,7 @@ def test_four_samples_and_two_batches(run, tmp_path):
     assert run(n_samples=2, n_iter=2)[0] == 0
     results = [tmp_path / f"out/results/example_2_{seed}.png" for seed in (321, 322, 323, 324)]
     pictures = [pixels(path) for path in results]
+    assert len(files(tmp_path / "out/source")) == 4  # the same for all of them
     for i in range(4):
         for j in range(i):
             assert np.abs(pictures[i] - pictures[j]).max() > 8
@@ -261,7 +267,8 @@ def test_an_interrupted_run_leaves_nothing_half_written(tiny, tmp_path):
     )
     shown = ""
     while "step/s]" not in shown.replace("?step/s]", "") and "s/step]" not in shown:  # the bar has begun to move
-        assert (more := process.stderr.read(1)), shown
+        more = process.stderr.read(1)
+        assert more, shown
         shown += more
     process.send_signal(2)
     _, err = process.communicate(timeout=60)

@@ -69,7 +69,7 @@ def test_lists_of_different_shapes_come_back_in_order(edit, example):
     images = [example["image"], square[0], example["image"]]
     masks = [example["mask"], square[1], example["mask"]]
     out = edit(images, masks, example["reference"], steps=2, progress=False)
-    assert [picture.size for picture in out] == [(160, 96), (128, 128), (160, 96)]
+    assert [picture.size for picture in out] == [(192, 128), (128, 128), (192, 128)]
     assert levels(out[0], out[2]) <= 1
 
 
@@ -77,11 +77,12 @@ def test_sizes(edit):
     photo = Image.new("RGB", (600, 400))
     assert edit.native_size == 128 and edit.model.size_multiple == 32
     assert edit.size_for(Image.new("RGB", (77, 77))) == (128, 128)
-    assert edit.size_for(photo) == (96, 160)
+    assert edit.size_for(photo) == (128, 192)
+    assert edit.size_for(Image.new("RGB", (3000, 4000))) == (128, 96)
     assert edit.size_for(photo, 64) == (64, 96)
     assert edit.size_for(photo, None, 192) == (128, 192)
     assert edit.size_for(photo, 64, 64) == (64, 64)
-    assert edit.size_for(Image.new("RGB", (10000, 10))) == (32, 4032)
+    assert edit.size_for(Image.new("RGB", (10000, 10))) == (32, 992)
     for height, cure in ((100, "use 96"), (1, "use 32"), (-64, "use 32")):
         with pytest.raises(UserError, match=cure):
             edit.size_for(photo, height)
@@ -89,7 +90,7 @@ def test_sizes(edit):
 
 def test_the_mask_follows_the_image(edit, example):
     inputs = edit.prepare(**example)
-    assert inputs.image.shape == (1, 3, 96, 160) and inputs.mask.shape == (1, 1, 96, 160)
+    assert inputs.image.shape == (1, 3, 128, 192) and inputs.mask.shape == (1, 1, 128, 192)
     assert set(inputs.mask.unique().tolist()) == {0.0, 1.0}
     share = 1 - inputs.mask.mean().item()
     assert share == pytest.approx(np.asarray(example["mask"]).mean() / 255, abs=0.01)

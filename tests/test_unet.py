@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from ldm.checkpoint import FIRST_CONV, empty_model, published_state_dict
+from ldm.checkpoint import FIRST_CONV, empty_model
 from ldm.models.diffusion.denoiser import guided_eps
 from ldm.modules.attention import CrossAttention
 from ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
@@ -95,8 +95,7 @@ def test_full_size_names_and_shapes_are_the_published_ones():
     expected = {name: (shape, dtype) for name, shape, dtype, *_ in rows if shape.startswith("(")}
     model = empty_model(ROOT / "configs/v1.yaml")
     actual = {
-        name: (str(tuple(t.shape)), str(t.dtype).removeprefix("torch."))
-        for name, t in published_state_dict(model).items()
+        name: (str(tuple(t.shape)), str(t.dtype).removeprefix("torch.")) for name, t in model.state_dict().items()
     }
     assert actual == expected
     counts = json.loads((GOLDEN / "fullsize_counts.json").read_text())["total"]
@@ -110,7 +109,7 @@ def test_toy_names_are_the_published_ones(model):
     from safetensors import safe_open
 
     with safe_open(GOLDEN / "model.safetensors", "pt") as file:
-        assert set(published_state_dict(model)) == set(file.keys())
+        assert set(model.state_dict()) == set(file.keys())
 
 
 @pytest.mark.parametrize(

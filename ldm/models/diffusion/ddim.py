@@ -28,7 +28,8 @@ class DDIMSampler:
 
     name = "ddim"
 
-    def __init__(self, model):
+    def __init__(self, model, schedule: str = "linear"):
+        assert schedule == "linear", f"schedule {schedule!r} is not supported"
         self.model = model
 
     @torch.no_grad()
@@ -68,6 +69,10 @@ class DDIMSampler:
 
         x = randn() if x_T is None else x_T
         assert test_model_kwargs, "test_model_kwargs: give inpaint_image and inpaint_mask"
+        width = self.model.model.diffusion_model.context_dim
+        assert conditioning.shape[-1] == width, "conditioning: pass it through model.proj_out first"
+        for name, latent in test_model_kwargs.items():
+            assert latent.shape[-2:] == tuple(shape[-2:]), f"{name}: is {tuple(latent.shape)}, not of size {shape}"
         inpaint = torch.cat([test_model_kwargs["inpaint_image"], test_model_kwargs["inpaint_mask"]], dim=1)
         eps = guided_eps(
             self.model.apply_model, inpaint, conditioning, unconditional_conditioning, unconditional_guidance_scale

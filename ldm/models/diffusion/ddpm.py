@@ -147,7 +147,7 @@ class LatentDiffusion(pl.LightningModule):
 
     @torch.no_grad()
     def get_input(
-        self, batch: Mapping[str, Tensor], noise: Tensor | None = None, noise_inpaint: Tensor | None = None
+        self, batch: Mapping[str, Tensor], *, noise: Tensor | None = None, noise_inpaint: Tensor | None = None
     ) -> Tensor:
         """Batch of a data set -> (B,9,h,w): latent of GT ++ latent of inpaint_image ++ resized inpaint_mask.
 

@@ -174,7 +174,7 @@ def check_sampler(name: str, steps: int, eta: float, num_timesteps: int) -> np.n
     if name in ("dpm++", "unipc") and steps > num_timesteps // 2:
         raise UserError(f"{steps} sampling steps are too many for {name}; use 1 to {num_timesteps // 2}")
     if not 0.0 <= eta <= 1.0 or (eta > 0 and name != "ddim"):
-        raise UserError(f"eta {eta} does not go with {name}; it is 0 to 1 for ddim and 0 for the other samplers")
+        raise UserError(f"eta {eta} does not go with {name}; use 0, or with the sampler ddim 0 to 1")
     return ddim_timesteps(steps, num_timesteps)
 
 

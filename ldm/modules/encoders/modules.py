@@ -27,6 +27,25 @@ VISION_CONFIGS = {
 }
 
 
+class VisionTower(nn.Module):
+    """CLIP's image tower under its published names, `vision_model.*` and position_ids, whatever the installed
+    transformers calls them (transformers 5 dropped the prefix; position_ids, a constant, is no longer stored)."""
+
+    def __init__(self, config: CLIPVisionConfig):
+        super().__init__()
+        tower = CLIPVisionModel(config)
+        self.vision_model = getattr(tower, "vision_model", tower)
+        self.config = config
+        embeddings = self.vision_model.embeddings
+        # from numpy: a constant has to exist even where the model is built on the meta device
+        positions = torch.from_numpy(np.arange(embeddings.num_positions)[None])
+        embeddings.register_buffer("position_ids", positions, persistent=True)
+
+    def forward(self, pixel_values: Tensor):
+        """(B,3,S,S) -> transformers' output with last_hidden_state (B,N,width) and pooler_output (B,width)."""
+        return self.vision_model(pixel_values=pixel_values)
+
+
 class FrozenCLIPImageEmbedder(nn.Module):
     """Reference (B,3,S,S) -> learned conditioning (B,1,width): class token -> mapper -> LayerNorm (the bottleneck of
     Yang et al. 2022, section 3.2).
@@ -46,10 +65,7 @@ class FrozenCLIPImageEmbedder(nn.Module):
         super().__init__()
         vision_config = vision_config or VISION_CONFIGS.get(version)
         config = CLIPVisionConfig(**vision_config) if vision_config else CLIPVisionConfig.from_pretrained(version)
-        self.transformer = CLIPVisionModel(config)
-        # position_ids is a constant, no weight: it has to exist even where the model is built on the meta device
-        embeddings = getattr(self.transformer, "vision_model", self.transformer).embeddings
-        embeddings.position_ids = torch.from_numpy(np.arange(embeddings.num_positions)[None])
+        self.transformer = VisionTower(config)
         self.width = config.hidden_size
         self.image_size = config.image_size  # S, pixels
         self.mapper = Transformer(self.width, mapper_layers, mapper_heads)
