@@ -209,7 +209,8 @@ def test_bad_input_gets_one_sentence_and_writes_nothing(run, tmp_path, monkeypat
 def test_a_config_with_a_mistake_is_named(run, tmp_path):
     config = (ROOT / "configs/tiny.yaml").read_text()
     for old, new, words in (
-        ("num_heads: 4", "num_haeds: 4", "does not know 'num_haeds'"),
+        ("num_heads: 4", "num_haeds: 4", "missing 1 required keyword-only argument: 'num_heads'"),
+        ("transformer_depth: 1", "transformer_dept: 1", "does not know 'transformer_dept'"),
         ("scale_factor: 0.18215", "scale_faktor: 0.18215", "scale_faktor"),
         ("ldm.models.autoencoder.AutoencoderKL", "ldm.models.autoencoder.Other", "'ldm.models.autoencoder.Other'"),
         ("  params:\n    linear_start: 0.00085", "  params: [\n", "not a valid YAML file"),
