@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,13 @@ def load_config(config: str | os.PathLike | DictConfig | dict) -> DictConfig:
     if not isinstance(config, DictConfig) or not isinstance(config.get("model"), DictConfig):
         raise UserError(f"config {path}: has no 'model'; give one such as configs/v1.yaml")
     return config
+
+
+def listing(names: Iterable[str], most: int = 3) -> str:
+    """How many names of tensors, and the first few of them: "5 tensors (a, b, c, ...)"."""
+    names = sorted(names)
+    word = "tensor" if len(names) == 1 else "tensors"
+    return f"{len(names)} {word} ({', '.join(names[:most])}{', ...' if len(names) > most else ''})"
 
 
 def command(main: Callable[..., None]) -> Callable[..., None]:

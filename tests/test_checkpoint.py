@@ -20,7 +20,6 @@ from safetensors.torch import load_file, save_file
 
 from ldm.checkpoint import (
     FIRST_CONV,
-    UNET,
     add_difference,
     halve,
     load_model,
@@ -29,6 +28,7 @@ from ldm.checkpoint import (
     write_checkpoint,
 )
 from ldm.conventions import image_to_tensor, mask_to_tensor, reference_to_tensor
+from ldm.diffusers_folder import UNET
 from ldm.models.diffusion.conditioning import inpaint_channels, reference_token
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.plms import PLMSSampler

@@ -7,7 +7,8 @@ from tests.conftest import ROOT
 
 ORDER = [
     ["ldm.util", "ldm.conventions"],
-    ["ldm.images", "ldm.models.diffusion.schedule"],
+    ["ldm.images", "ldm.models.diffusion.schedule", "ldm.weight_files"],
+    ["ldm.diffusers_folder"],
     ["ldm.checkpoint", "ldm.modules"],
     ["ldm.models.autoencoder"],
     ["ldm.models.diffusion.sampling", "ldm.models.diffusion.conditioning"],

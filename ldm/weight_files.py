@@ -1,0 +1,202 @@
+"""One file of weights, of any format -> its tensors, without running code from it.
+
+Pickled files are read by an unpickler of our own and not by torch.load, which also runs TorchScript programs."""
+
+from __future__ import annotations
+
+import functools
+import os
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ldm.util import UserError
+
+StateDict = dict[str, Tensor]
+
+
+class _Inert:
+    """Stands for every object of a pickle that is not a tensor or a plain container: takes anything, does nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
+
+    def __call__(self, *args: Any, **kwargs: Any) -> _Inert:
+        return self
+
+    def ignore(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    __setstate__ = __setitem__ = append = extend = add = ignore
+
+
+class _Unalterable:
+    """Base of what a pickle may get hold of: one without attributes, and its BUILD instruction does nothing."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _RebuildTensor(_Unalterable):
+    """torch._utils._rebuild_tensor and _rebuild_tensor_v2: a view of a (dtype, storage)."""
+
+    def __call__(self, source: Any, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any) -> Tensor:
+        dtype, storage = source
+        span = offset + 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if all(size) else 0
+        if min(offset, *size, *stride, 0) < 0 or span * dtype.itemsize > storage.nbytes():
+            raise ValueError("a tensor reaches beyond its storage")
+        return torch.empty(0, dtype=dtype).set_(storage, offset, tuple(size), tuple(stride))
+
+
+class _RebuildParameter(_Unalterable):
+    """torch._utils._rebuild_parameter: its tensor."""
+
+    def __call__(self, data: Tensor, *_: Any) -> Tensor:
+        return data
+
+
+class _StorageType(str, _Unalterable):
+    """Name of a torch storage class."""
+
+    __slots__ = ()
+
+
+STORAGE_DTYPES = {
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "DoubleStorage": torch.float64,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Tensors and plain containers of a pickle. Knows the few names below; every other, os.system or Lightning's
+    classes, becomes _Inert. No module is imported and no function of the file's choice is called.
+
+    storage(key, nbytes) gives the bytes behind a tensor."""
+
+    def __init__(self, file: Any, storage: Callable[[str, int], torch.UntypedStorage]):
+        super().__init__(file, encoding="utf-8")
+        self.storage = storage
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
+            return _RebuildTensor()
+        if module == "torch._utils" and name == "_rebuild_parameter":
+            return _RebuildParameter()
+        if module in ("torch", "torch.cuda") and name in STORAGE_DTYPES:
+            return _StorageType(name)
+        return _Inert
+
+    def persistent_load(self, pid: Any) -> Any:
+        _, kind, key, _, numel, *_ = pid  # ("storage", class, key, device, elements)
+        dtype = STORAGE_DTYPES[kind]
+        return dtype, self.storage(str(key), numel * dtype.itemsize)
+
+
+def _read_zip(path: Path) -> Any:
+    """What torch.save writes since 1.6: a zip of data.pkl and a record for every storage, here memory-mapped."""
+    mapped = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
+    with zipfile.ZipFile(path) as archive:
+        folder = next(name for name in archive.namelist() if name.endswith("data.pkl")).removesuffix("data.pkl")
+
+        @functools.cache
+        def storage(key: str, nbytes: int) -> torch.UntypedStorage:
+            record = archive.getinfo(f"{folder}data/{key}")
+            if record.file_size < nbytes:
+                raise ValueError("a storage is shorter than it says")
+            with archive.open(record) as file:  # checks the record's own header
+                if record.compress_type != zipfile.ZIP_STORED:
+                    return torch.frombuffer(bytearray(file.read()), dtype=torch.uint8).untyped_storage()
+            archive.fp.seek(record.header_offset + 26)  # a zip record: 30 bytes, its name, extra bytes, the content
+            name, extra = struct.unpack("<HH", archive.fp.read(4))
+            start = record.header_offset + 30 + name + extra
+            return mapped[start : start + record.file_size]
+
+        with archive.open(f"{folder}data.pkl") as file:
+            return _Unpickler(file, storage).load()
+
+
+def _read_legacy(path: Path) -> Any:
+    """What torch.save wrote before 1.6: pickles of a magic number, a version, the system and the object, then the keys
+    of its storages and, in their order, length and bytes of each."""
+    storages: dict[str, torch.UntypedStorage] = {}
+
+    def storage(key: str, nbytes: int) -> torch.UntypedStorage:
+        if nbytes > path.stat().st_size:
+            raise ValueError("a storage is longer than the file")
+        return storages.setdefault(key, torch.UntypedStorage(nbytes))
+
+    with open(path, "rb") as file:
+        *_, content, keys = (_Unpickler(file, storage).load() for _ in range(5))
+        for key in keys:
+            file.seek(8, os.SEEK_CUR)  # the length, which is known
+            data = torch.empty(0, dtype=torch.uint8).set_(storages[str(key)]).numpy()
+            if file.readinto(data) != data.nbytes:
+                raise ValueError("the file ends within a storage")
+    return content
+
+
+def _read_pickle(path: Path) -> StateDict:
+    content = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict):
+        return {}
+    return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+
+
+def read_file(path: Path) -> StateDict:
+    """One file of weights -> its tensors, memory-mapped, names as they are.
+
+    Raises UserError, one sentence, for whatever is wrong with the file."""
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise UserError(f"checkpoint {path}: cannot be read ({error.strerror}); check the path") from error
+    if not start:
+        raise UserError(f"checkpoint {path}: is empty; download it again")
+    if start.lstrip()[:1] == b"<":
+        raise UserError(f"checkpoint {path}: is a web page, not a checkpoint; download the file itself")
+    if start.startswith(b"version https://git-lfs"):
+        raise UserError(f"checkpoint {path}: is a git-lfs pointer; fetch the file itself with `git lfs pull`")
+    truncated = UserError(f"checkpoint {path}: is truncated or damaged ({size} bytes); download it again")
+    try:
+        if start[8:9] == b"{":
+            tensors = load_file(path)
+        elif start[:2] == b"PK" or start[:1] == b"\x80":
+            if start[:2] == b"PK" and not zipfile.is_zipfile(path):
+                raise truncated
+            tensors = _read_pickle(path)
+        else:
+            raise UserError(f"checkpoint {path}: is neither a .ckpt nor a .safetensors file; name one")
+    except UserError:
+        raise
+    except SafetensorError as error:
+        raise truncated from error
+    except Exception as error:  # whatever a hostile or damaged pickle makes Python raise
+        raise truncated from error
+    if not tensors:
+        raise UserError(f"checkpoint {path}: holds no tensors; name a file of model weights")
+    return tensors
