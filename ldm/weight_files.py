@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -51,7 +50,9 @@ class _Unalterable:
 class _RebuildTensor(_Unalterable):
     """torch._utils._rebuild_tensor and _rebuild_tensor_v2: a view of a (dtype, storage)."""
 
-    def __call__(self, source: Any, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any) -> Tensor:
+    def __call__(self, source: Any, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any) -> Any:
+        if isinstance(source, _Inert):
+            return source
         dtype, storage = source
         span = offset + 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if all(size) else 0
         if min(offset, *size, *stride, 0) < 0 or span * dtype.itemsize > storage.nbytes():
@@ -109,6 +110,8 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         _, kind, key, _, numel, *_ = pid  # ("storage", class, key, device, elements)
+        if kind not in STORAGE_DTYPES:
+            return _Inert()
         dtype = STORAGE_DTYPES[kind]
         return dtype, self.storage(str(key), numel * dtype.itemsize)
 
@@ -156,8 +159,8 @@ def _read_legacy(path: Path) -> Any:
     return content
 
 
-def _read_pickle(path: Path) -> StateDict:
-    content = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
+def _state_dict(content: Any) -> StateDict:
+    """The tensors of a Lightning checkpoint, or of a bare state dict."""
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict):
@@ -175,28 +178,29 @@ def read_file(path: Path) -> StateDict:
             start = file.read(64)
     except OSError as error:
         raise UserError(f"checkpoint {path}: cannot be read ({error.strerror}); check the path") from error
-    if not start:
-        raise UserError(f"checkpoint {path}: is empty; download it again")
-    if start.lstrip()[:1] == b"<":
-        raise UserError(f"checkpoint {path}: is a web page, not a checkpoint; download the file itself")
-    if start.startswith(b"version https://git-lfs"):
-        raise UserError(f"checkpoint {path}: is a git-lfs pointer; fetch the file itself with `git lfs pull`")
-    truncated = UserError(f"checkpoint {path}: is truncated or damaged ({size} bytes); download it again")
     try:
-        if start[8:9] == b"{":
+        if start[8:9] == b"{":  # after the length of its header
             tensors = load_file(path)
-        elif start[:2] == b"PK" or start[:1] == b"\x80":
-            if start[:2] == b"PK" and not zipfile.is_zipfile(path):
-                raise truncated
-            tensors = _read_pickle(path)
+        elif start[:2] == b"PK":
+            tensors = _state_dict(_read_zip(path))
+        elif start[:1] == b"\x80":
+            tensors = _state_dict(_read_legacy(path))
         else:
-            raise UserError(f"checkpoint {path}: is neither a .ckpt nor a .safetensors file; name one")
+            raise UserError(f"checkpoint {path}: {_what_else(start)}")
     except UserError:
         raise
-    except SafetensorError as error:
-        raise truncated from error
-    except Exception as error:  # whatever a hostile or damaged pickle makes Python raise
-        raise truncated from error
+    except Exception as error:  # whatever a hostile or damaged file makes Python raise
+        raise UserError(f"checkpoint {path}: is truncated or damaged ({size} bytes); download it again") from error
     if not tensors:
         raise UserError(f"checkpoint {path}: holds no tensors; name a file of model weights")
     return tensors
+
+
+def _what_else(start: bytes) -> str:
+    if not start:
+        return "is empty; download it again"
+    if start.lstrip()[:1] == b"<":
+        return "is a web page, not a checkpoint; download the file itself"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a git-lfs pointer; fetch the file itself with `git lfs pull`"
+    return "is neither a .ckpt nor a .safetensors file; name one"

@@ -604,6 +604,29 @@ def test_scripts_convert_and_add(tensors, tmp_path, script):
     assert set(content) == {"state_dict"}
 
 
+def test_a_safetensors_header_that_begins_like_a_web_page(tmp_path):
+    """The first byte is the low one of the header's length, which may be that of '<'."""
+    path = tmp_path / "m.safetensors"
+    save_file({"w": torch.ones(1)}, path)
+    raw = path.read_bytes()
+    (length,) = struct.unpack("<Q", raw[:8])
+    header = raw[8 : 8 + length] + b" " * ((ord("<") - length) % 256)
+    path.write_bytes(struct.pack("<Q", len(header)) + header + raw[8 + length :])
+    assert path.read_bytes()[:1] == b"<"
+    assert list(read_checkpoint(path)) == ["w"]
+
+
+def test_tensors_of_other_kinds_are_left_out(tensors, tmp_path):
+    """Sparse, quantised and float8 tensors of a file are no weights of ours; the others are read."""
+    others = {
+        "sparse": torch.eye(3).to_sparse(),
+        "quantised": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+        "float8": torch.ones(3).to(torch.float8_e4m3fn),
+    }
+    torch.save({"state_dict": {**tensors, **others}}, tmp_path / "m.ckpt")
+    same(read_checkpoint(tmp_path / "m.ckpt"), tensors)
+
+
 def test_in_place_conversion_is_safe(tensors, tmp_path, script):
     path = tmp_path / "model.safetensors"
     write_checkpoint(tensors, path)
