@@ -73,10 +73,9 @@ def load_weights(model, tensors: StateDict, source: object = "checkpoint") -> No
     config; the file's must agree with it, if it has one."""
     given = {name: t for name, t in tensors.items() if name not in DERIVED}
     _check_fit(_weight_shapes(model), given, source)
-    alphas = tensors.get("alphas_cumprod", model.alphas_cumprod)
-    if alphas.shape != model.alphas_cumprod.shape or not torch.allclose(
-        alphas.float(), model.alphas_cumprod.cpu(), atol=1e-3
-    ):
+    own = model.alphas_cumprod.cpu()
+    alphas = tensors.get("alphas_cumprod", own).float()
+    if alphas.shape != own.shape or not torch.allclose(alphas, own, atol=5e-3):  # bfloat16 files keep it to that
         raise UserError(f"{source} has another noise schedule than the config: correct timesteps, linear_start/_end")
 
     weights = {name: t.float() for name, t in given.items()}

@@ -275,10 +275,9 @@ def test_half(tensors, golden_config, tmp_path):
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     torch.testing.assert_close(model.state_dict()[FIRST_CONV], half[FIRST_CONV].float())
     # as other tools halve: the schedule with the rest
-    save_file(
-        {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}, tmp_path / "h.safetensors"
-    )
-    assert torch.equal(load_model(golden_config, tmp_path / "h.safetensors").betas, tensors["betas"])
+    for dtype in (torch.float16, torch.bfloat16):
+        save_file({name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}, tmp_path / "h.pt")
+        assert torch.equal(load_model(golden_config, tmp_path / "h.pt").betas, tensors["betas"])
 
 
 # ------------------------------------------------------------------------------------------------ diffusers
