@@ -46,7 +46,10 @@ def read_checkpoint(path: str | os.PathLike, ema: bool = False) -> StateDict:
     Averaged weights that a file carries beside the trained ones (model_ema.*) are left out; with `ema` they take the
     place of the trained ones. Raises UserError: missing, truncated, not a checkpoint, no averaged weights."""
     path = Path(path)
-    tensors = read_diffusers(path) if path.is_dir() else read_file(path)
+    try:
+        tensors = read_diffusers(path) if path.is_dir() else read_file(path)
+    except (RuntimeError, TypeError, IndexError) as error:  # tensors of shapes that cannot be translated
+        raise UserError(f"checkpoint {path}: is damaged ({str(error).splitlines()[0]}); download it again") from error
     averaged = {name: tensors.pop(name) for name in list(tensors) if name.startswith(EMA)}
     if ema:
         # the average of model.diffusion_model.a.b is kept as model_ema.diffusion_modelab
@@ -61,7 +64,7 @@ def read_checkpoint(path: str | os.PathLike, ema: bool = False) -> StateDict:
 def with_constants(tensors: StateDict) -> StateDict:
     """Add position_ids, a constant that the published file holds and later transformers do not, to an image tower."""
     positions = tensors.get(CLIP + "embeddings.position_embedding.weight")
-    if positions is not None:
+    if positions is not None and positions.ndim == 2:
         tensors.setdefault(CLIP + "embeddings.position_ids", torch.arange(len(positions))[None])
     return tensors
 
@@ -120,7 +123,10 @@ def empty_model(config: Any):
     """The config's LatentDiffusion with weights that take no memory (on torch's meta device)."""
     config = load_config(config)
     with torch.device("meta"):
-        return instantiate_from_config(config["model"])
+        model = instantiate_from_config(config["model"], torch.nn.Module)
+    if not hasattr(model, "learnable_vector"):
+        raise UserError(f"config: target {config['model']['target']!r} is no Paint by Example; see configs/v1.yaml")
+    return model
 
 
 def write_checkpoint(tensors: StateDict, path: str | os.PathLike, config: Any = DEFAULT_CONFIG) -> None:

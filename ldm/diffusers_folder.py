@@ -200,7 +200,7 @@ def _diffusers_schedule(path: Path) -> NoiseSchedule:
         config = json.loads(path.read_text())
         kind = config["beta_schedule"]
         schedule = NoiseSchedule.linear(config["num_train_timesteps"], config["beta_start"], config["beta_end"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # whatever JSON there is instead
         raise UserError(f"checkpoint {path}: gives no noise schedule ({error!r}); download it again") from error
     if kind != "scaled_linear":
         raise UserError(f"checkpoint {path}: its beta_schedule is {kind}, not scaled_linear; name an SD v1 model")

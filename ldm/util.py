@@ -25,27 +25,31 @@ class UserError(Exception):
 
 def get_obj_from_str(target: str) -> Any:
     """`package.module.Name` -> the object; a hyphen in a module's name is read as an underscore."""
-    module, _, name = target.rpartition(".")
     try:
+        module, _, name = target.rpartition(".")
         return getattr(importlib.import_module(module.replace("-", "_")), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UserError(f"config: target {target!r} cannot be found ({error}); correct its name") from error
 
 
-def instantiate_from_config(config: Any, **kwargs: Any) -> Any:
-    """Call `config.target` with `config.params`; `kwargs` are added to them.
+def instantiate_from_config(config: Any, kind: type = object) -> Any:
+    """Call the class `config.target` with `config.params`.
 
-    Raises UserError when the target is unknown or does not take one of the parameters."""
-    if "target" not in config:
-        raise UserError(f"config: a node with the keys {sorted(config)} has no 'target'; name the class to build")
-    target = get_obj_from_str(config["target"])
-    params = {**(config.get("params") or {}), **kwargs}
+    kind: what the class has to be; a config builds objects, it does not call functions. Raises UserError when there is
+    no such class, or it cannot be built with these parameters."""
     try:
-        return target(**params)
+        target, params = config["target"], dict(config.get("params") or {})
+    except Exception as error:  # also OmegaConf's, for interpolations that lead nowhere
+        raise UserError(f"config: {config!r:.60} has no 'target' and 'params'; name the class to build") from error
+    cls = get_obj_from_str(target)
+    if not (isinstance(cls, type) and issubclass(cls, kind)):
+        raise UserError(f"config: target {target!r} is no {kind.__name__}; correct its name")
+    try:
+        return cls(**params)
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"config: {config['target']} cannot be built ({error!r}); correct its params") from error
+        raise UserError(f"config: {target} cannot be built ({error!r}); correct its params") from error
 
 
 def load_config(config: str | os.PathLike | DictConfig | dict) -> DictConfig:
@@ -56,12 +60,16 @@ def load_config(config: str | os.PathLike | DictConfig | dict) -> DictConfig:
             config = OmegaConf.load(path)
         except OSError as error:
             raise UserError(f"config {path}: cannot be read ({error.strerror}); name a YAML file") from error
-        except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException, RecursionError) as error:
             raise UserError(f"config {path}: not a valid YAML file ({' '.join(str(error).split())})") from error
     else:
         path = "given"
         config = OmegaConf.create(config) if isinstance(config, dict) else config
-    if not isinstance(config, DictConfig) or not isinstance(config.get("model"), DictConfig):
+    try:
+        fits = isinstance(config["model"], DictConfig)
+    except (OmegaConfBaseException, TypeError):
+        fits = False
+    if not fits:
         raise UserError(f"config {path}: has no 'model'; give one such as configs/v1.yaml")
     return config
 
@@ -81,7 +89,7 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
         try:
             main(*args, **kwargs)
         except UserError as error:
-            print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+            print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

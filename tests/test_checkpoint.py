@@ -732,6 +732,16 @@ def test_a_folder_with_a_damaged_schedule(pipe_folder, tmp_path, content):
         read_checkpoint(tmp_path / "pipe")
 
 
+def test_a_folder_with_tensors_that_cannot_be_translated(pipe_folder, tmp_path):
+    import shutil
+
+    shutil.copytree(pipe_folder, tmp_path / "pipe")
+    file = tmp_path / "pipe/image_encoder/model.safetensors"
+    save_file({**load_file(file), "mapper.blocks.0.attn1.to_q.weight": torch.ones(3, 2)}, file)
+    with pytest.raises(UserError, match="is damaged"):
+        read_checkpoint(tmp_path / "pipe")
+
+
 def test_writing_where_it_is_not_possible(tensors, golden_config, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written to"):

@@ -7,6 +7,7 @@ import sys
 from itertools import pairwise
 
 import pytest
+import torch
 import yaml
 from omegaconf import OmegaConf
 
@@ -66,9 +67,23 @@ def test_targets():
         ({"target": "Nothing"}, "cannot be found"),
         ({"params": {}}, "has no 'target'"),
         ({"target": "ldm.models.autoencoder.AutoencoderKL", "params": {"embed_dim": 4}}, "ddconfig"),
+        ({"target": None}, "cannot be found"),
+        ({"target": "ldm.models.autoencoder.AutoencoderKL", "params": "x"}, "has no 'target' and 'params'"),
+        (5, "has no 'target'"),
+        ({"target": "os.system", "params": {"command": "false"}}, "'os.system' is no Module"),
+        ({"target": "subprocess.Popen", "params": {"args": "false"}}, "'subprocess.Popen' is no Module"),
     ):
         with pytest.raises(UserError, match=words):
-            instantiate_from_config(config)
+            instantiate_from_config(config, torch.nn.Module)
+    for config in (
+        {"model": {"target": "torch.nn.Identity"}},
+        {"model": 5},
+        {},
+        OmegaConf.create("model: ${nowhere}"),
+        OmegaConf.create("model: {target: '${nowhere}'}"),
+    ):
+        with pytest.raises(UserError, match="config"):
+            empty_model(config)
 
 
 def test_a_hyphen_in_a_module_is_an_underscore(monkeypatch):

@@ -222,6 +222,9 @@ def test_a_config_with_a_mistake_is_named(run, tmp_path):
         ("num_attention_heads: 4", "num_attention_heads: 5", "FrozenCLIPImageEmbedder cannot be built"),
         ("timesteps: 1000", "timesteps: 0", "LatentDiffusion cannot be built"),
         ("scale_factor: 0.18215", "scale_factor: 0", "scale_factor is 0"),
+        ("channels: 4", "channels: 3", "not the autoencoder's embed_dim"),
+        ("image_size: 16", "image_size: x", "image_size is x"),
+        ("linear_end: 0.0120", "linear_end: 5", "no schedule of 1000 betas"),
     ):
         assert old in config
         (tmp_path / "c.yaml").write_text(config.replace(old, new))

@@ -33,6 +33,7 @@ class AutoencoderKL(nn.Module):
         self.decoder = Decoder(out_ch=out_ch, **dd)
         self.quant_conv = nn.Conv2d(2 * dd["z_channels"], 2 * embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, dd["z_channels"], 1)
+        self.embed_dim = embed_dim
         self.factor = 2 ** (len(dd["ch_mult"]) - 1)
 
     def encode(self, x: Tensor) -> DiagonalGaussianDistribution:

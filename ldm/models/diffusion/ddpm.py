@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -22,7 +23,7 @@ class DiffusionWrapper(nn.Module):
 
     def __init__(self, unet_config: Mapping[str, Any]):
         super().__init__()
-        self.diffusion_model = instantiate_from_config(unet_config)
+        self.diffusion_model = instantiate_from_config(unet_config, nn.Module)
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         return self.diffusion_model(x, t, context)
@@ -75,8 +76,12 @@ class LatentDiffusion(pl.LightningModule):
         ):
             if value != only:
                 raise UserError(f"config: LatentDiffusion supports {name} = {only} only, not {value}")
-        if scale_factor <= 0:
+        if not 0 < scale_factor < math.inf:
             raise UserError(f"config: LatentDiffusion's scale_factor is {scale_factor}; give one above 0")
+        if not (isinstance(image_size, int) and 0 < image_size < 10**4):
+            raise UserError(
+                f"config: LatentDiffusion's image_size is {image_size}; give latent pixels, for instance 64"
+            )
         self.scale_factor = scale_factor
         self.image_size = image_size
         self.channels = channels
@@ -92,9 +97,11 @@ class LatentDiffusion(pl.LightningModule):
         self.register_buffer("lvlb_weights", self.schedule.lvlb_weights(), persistent=False)
 
         self.model = DiffusionWrapper(unet_config)
-        self.first_stage_model = instantiate_from_config(first_stage_config).eval().requires_grad_(False)
-        self.cond_stage_model = instantiate_from_config(cond_stage_config)
+        self.first_stage_model = instantiate_from_config(first_stage_config, nn.Module).eval().requires_grad_(False)
+        self.cond_stage_model = instantiate_from_config(cond_stage_config, nn.Module)
         self.cond_stage_model.transformer.eval().requires_grad_(False)
+        if channels != self.first_stage_model.embed_dim:
+            raise UserError(f"config: LatentDiffusion's channels are {channels}, not the autoencoder's embed_dim")
         context_dim = self.model.diffusion_model.context_dim
         self.proj_out = nn.Linear(self.cond_stage_model.width, context_dim)
         self.learnable_vector = nn.Parameter(torch.randn(1, 1, context_dim))

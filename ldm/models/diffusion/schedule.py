@@ -41,7 +41,9 @@ class NoiseSchedule:
 
     @classmethod
     def linear(cls, timesteps: int = 1000, linear_start: float = 0.00085, linear_end: float = 0.0120) -> NoiseSchedule:
-        """The schedule that configs call "linear": linear in sqrt(beta)."""
+        """The schedule that configs call "linear": linear in sqrt(beta). Raises ValueError for one that is none."""
+        if not (0 < linear_start <= linear_end < 1 and 1 < timesteps < 10**6):
+            raise ValueError(f"no schedule of {timesteps} betas from {linear_start} to {linear_end}")
         return cls(np.linspace(linear_start**0.5, linear_end**0.5, timesteps, dtype=np.float64) ** 2)
 
     @property
