@@ -6,6 +6,7 @@ import functools
 import importlib
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -82,10 +83,12 @@ def listing(names: Iterable[str], most: int = 3) -> str:
 
 
 def command(main: Callable[..., None]) -> Callable[..., None]:
-    """Decorates a script's main: a UserError becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    """Decorates a script's main: a UserError becomes one line on stderr and exit code 2; Ctrl-C and SIGTERM end it with
+    130 and 143 and leave nothing half-written."""
 
     @functools.wraps(main)
     def run(*args: Any, **kwargs: Any) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # runs the cleaning up that a kill would not
         try:
             main(*args, **kwargs)
         except UserError as error:
