@@ -48,6 +48,8 @@ def read_checkpoint(path: str | os.PathLike, ema: bool = False) -> StateDict:
     path = Path(path)
     try:
         tensors = read_diffusers(path) if path.is_dir() else read_file(path)
+    except OSError as error:
+        raise UserError(f"checkpoint {path}: cannot be read ({error.strerror}); check the path") from error
     except (RuntimeError, TypeError, IndexError) as error:  # tensors of shapes that cannot be translated
         raise UserError(f"checkpoint {path}: is damaged ({str(error).splitlines()[0]}); download it again") from error
     averaged = {name: tensors.pop(name) for name in list(tensors) if name.startswith(EMA)}
@@ -185,13 +187,16 @@ def add_difference(a: StateDict, b: StateDict, c: StateDict) -> StateDict:
 
     For instance A = Paint by Example, B = a fine-tuned SD v1 model, C = SD v1-4. Where A's first convolution has
     more input channels, its first ones are those of B and C. Raises UserError if the three do not fit."""
+    if FIRST_CONV not in a:
+        raise UserError("add difference: A has no UNet; give a model such as checkpoints/model.ckpt")
     out = dict(a)
     for name in [name for name in a if name.startswith((UNET, VAE))]:
         if name not in b or name not in c:
             raise UserError(f"add difference: {name} is not in {'B' if name not in b else 'C'}; give SD v1 models")
         delta = b[name].float() - c[name].float() if b[name].shape == c[name].shape else None
         value = a[name].float().clone()
-        if delta is None or (delta.shape != value.shape and name != FIRST_CONV):
+        widened = name == FIRST_CONV and delta is not None and delta.shape == value[:, : b[name].shape[1]].shape
+        if delta is None or (delta.shape != value.shape and not widened):
             shapes = ", ".join(str(tuple(x[name].shape)) for x in (a, b, c))
             raise UserError(f"add difference: {name} has the shapes {shapes} in A, B and C; give models that fit")
         same = value[:, : delta.shape[1]] if name == FIRST_CONV else value

@@ -17,14 +17,16 @@ def open_picture(path: str | os.PathLike, name: str) -> Image.Image:
     """A picture file, decoded, as its file has it (mode, EXIF). name: what it is, for the error.
 
     Raises UserError: missing, not a picture, damaged, too large to be one."""
+    if os.path.isdir(path):
+        raise UserError(f"{name} {path}: is a folder; name a picture in it")
     try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise UserError(f"{name} {path}: is no regular file; name a picture")
         with Image.open(path) as image:
             image.load()
             return image
     except FileNotFoundError as error:
         raise UserError(f"{name} {path}: there is no such file; check the path") from error
-    except IsADirectoryError as error:
-        raise UserError(f"{name} {path}: is a folder; name a picture in it") from error
     except UnidentifiedImageError as error:
         raise UserError(f"{name} {path}: is not a picture that can be read; use PNG or JPEG") from error
     except Image.DecompressionBombError as error:
@@ -55,9 +57,17 @@ def _opaque(image: Image.Image, background: str) -> Image.Image:
     return image.convert("RGB")
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF says; EXIF that cannot be read says nothing."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow raises many kinds for many kinds of damage
+        return image
+
+
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Any mode -> RGB, turned as its EXIF says, over white where it is transparent."""
-    return _opaque(ImageOps.exif_transpose(image), "white")
+    return _opaque(_upright(image), "white")
 
 
 def same_shape(a: Image.Image, b: Image.Image) -> bool:
@@ -74,14 +84,13 @@ def name_of(picture: Image.Image, name: str) -> str:
 def upright_mask(mask: Image.Image, image: Image.Image) -> Image.Image:
     """Any mode -> L, 255 = paint, upright like `image` (which is as opened, EXIF included); any size of its shape.
 
-    A mask that was painted over the picture's pixels as stored, without their EXIF rotation, is turned with it.
+    A mask that was painted over the picture's pixels as stored, on their side, is turned with it.
     Raises UserError if the shapes do not fit, or nothing is white."""
-    turned = ImageOps.exif_transpose(mask)
-    upright = ImageOps.exif_transpose(image)
+    turned, upright = _upright(mask), _upright(image)
     if not same_shape(turned, upright) and same_shape(mask, image):
         stored = mask.copy()
         stored.getexif()[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
-        turned = ImageOps.exif_transpose(stored)
+        turned = _upright(stored)
     if not same_shape(turned, upright):
         raise UserError(
             f"{name_of(mask, 'mask')}: is {turned.width} x {turned.height} and the image {upright.width} x "

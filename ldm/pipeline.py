@@ -36,9 +36,10 @@ def pick_device(name: str | None = None) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from error
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # each backend has its own way to say that it is not there
+        reason = str(error).split("\n")[0].split(". ")[0]
+        raise UserError(f"device {name!r} cannot be used here ({reason:.120}); use cuda, mps or cpu") from error
     return device
 
 
@@ -118,6 +119,8 @@ class PaintByExample:
             if value is not None and (value < multiple or value % multiple):
                 near = max(multiple, round(value / multiple) * multiple)
                 raise UserError(f"{name} = {value}: the model takes multiples of {multiple}; use {near}")
+            if value is not None and value > 8 * self.native_size:
+                raise UserError(f"{name} = {value}: is too large; use at most {8 * self.native_size}")
         area, shape = self.native_size**2, image.width / image.height
         sides = range(multiple, 8 * self.native_size, multiple)
         sizes = [(h, w) for h in ([height] if height else sides) for w in ([width] if width else sides)]

@@ -91,8 +91,13 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # runs the cleaning up that a kill would not
         try:
             main(*args, **kwargs)
-        except UserError as error:
-            print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        except (UserError, MemoryError) as error:
+            words = (
+                "the memory is full; ask for fewer or smaller pictures"
+                if isinstance(error, MemoryError)
+                else str(error)
+            )
+            print(f"{Path(sys.argv[0]).name}: error: {' '.join(words.split())}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

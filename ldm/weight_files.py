@@ -151,6 +151,8 @@ def _read_legacy(path: Path) -> Any:
 
     with open(path, "rb") as file:
         *_, content, keys = (_Unpickler(file, storage).load() for _ in range(5))
+        if set(map(str, keys)) != set(storages):
+            raise ValueError("the storages are not those that the tensors name")
         for key in keys:
             file.seek(8, os.SEEK_CUR)  # the length, which is known
             data = torch.empty(0, dtype=torch.uint8).set_(storages[str(key)]).numpy()

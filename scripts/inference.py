@@ -11,6 +11,7 @@ import argparse
 import os
 import statistics
 import sys
+import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -63,8 +64,8 @@ def parser() -> argparse.ArgumentParser:
 def check_numbers(opt: argparse.Namespace) -> str:
     """What can be said before anything is loaded. -> the sampler's name."""
     for name in ("n_samples", "n_iter"):
-        if getattr(opt, name) < 1:
-            raise UserError(f"--{name} {getattr(opt, name)} is out of range; use 1 or more")
+        if not 1 <= getattr(opt, name) <= 1000:
+            raise UserError(f"--{name} {getattr(opt, name)} is out of range; use 1 to 1000")
     if opt.n_rows < 0:
         raise UserError(f"--n_rows {opt.n_rows} is out of range; use 1 or more")
     if opt.plms and opt.sampler not in (None, "plms"):
@@ -76,9 +77,16 @@ def check_numbers(opt: argparse.Namespace) -> str:
 
 def check_outdir(outdir: Path) -> None:
     """Fail before the work, not after it, if nothing can be written there; leave no trace."""
-    existing = next(folder for folder in (outdir, *outdir.absolute().parents) if folder.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UserError(f"--outdir {outdir}: {existing} is not a folder that can be written to; name another")
+    try:
+        existing = next(folder for folder in (outdir, *outdir.absolute().parents) if folder.exists())
+        os.rmdir(tempfile.mkdtemp(prefix=".partial-", dir=existing))
+        blocked = [
+            part for part in ("results", "source", "grid") if (outdir / part).exists() > (outdir / part).is_dir()
+        ]
+    except OSError as error:
+        raise UserError(f"--outdir {outdir}: cannot be written to ({error.strerror}); name another folder") from error
+    if blocked:
+        raise UserError(f"--outdir {outdir}: has a file named {blocked[0]}; name another folder")
 
 
 def peak_memory() -> str:

@@ -577,6 +577,10 @@ def test_add_difference(tensors, sd_folder):
     torch.testing.assert_close(out[name], tensors[name] + 0.25)
     assert torch.equal(out["learnable_vector"], tensors["learnable_vector"])
     same(add_difference(tensors, base, base), tensors)
+    with pytest.raises(UserError, match="has the shapes"):  # the models swapped
+        add_difference(base, tensors, tensors)
+    with pytest.raises(UserError, match="A has no UNet"):
+        add_difference({"a": torch.ones(1)}, tuned, base)
     with pytest.raises(UserError, match="not in B"):
         add_difference(tensors, {}, base)
     with pytest.raises(UserError, match="has the shapes"):

@@ -79,6 +79,14 @@ def rotated(orientation):
     return image
 
 
+def test_exif_that_cannot_be_read_says_nothing(tmp_path):
+    for exif in (b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\0\x09"):
+        opened = saved(Image.fromarray(RGB), tmp_path / "a.png", exif=exif)
+        assert np.array_equal(np.asarray(upright_rgb(opened)), RGB)
+        mask = Image.new("L", (48, 32), 255)
+        assert upright_mask(mask, opened).size == (48, 32)
+
+
 @pytest.mark.parametrize("orientation", [3, 6, 8])
 def test_exif_rotation(orientation, tmp_path):
     image = rotated(orientation)
