@@ -80,9 +80,8 @@ def check_outdir(outdir: Path) -> None:
     try:
         existing = next(folder for folder in (outdir, *outdir.absolute().parents) if folder.exists())
         os.rmdir(tempfile.mkdtemp(prefix=".partial-", dir=existing))
-        blocked = [
-            part for part in ("results", "source", "grid") if (outdir / part).exists() > (outdir / part).is_dir()
-        ]
+        parts = [outdir / part for part in ("results", "source", "grid")]
+        blocked = [part.name for part in parts if part.exists() and not part.is_dir()]
     except OSError as error:
         raise UserError(f"--outdir {outdir}: cannot be written to ({error.strerror}); name another folder") from error
     if blocked:

@@ -266,6 +266,14 @@ def test_no_permission(run):
     assert code == 2 and "/proc" in err and "Traceback" not in err
 
 
+def test_a_file_in_the_place_of_a_folder(run, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/results").write_text("mine")
+    code, _, err = run()
+    assert code == 2 and "has a file named results" in err
+    assert files(tmp_path / "out") == ["results"]
+
+
 @pytest.mark.parametrize(("signal", "code"), [(2, 130), (15, 143)], ids=["ctrl-c", "sigterm"])
 def test_an_interrupted_run_leaves_nothing_half_written(tiny, tmp_path, signal, code):
     """A real process, interrupted while it samples."""
