@@ -301,10 +301,29 @@ def toy_config(golden_config):
     )
 
 
+def toy_autoencoder():
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+    )
+
+
+def toy_scheduler():
+    from diffusers import PNDMScheduler
+
+    return PNDMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
+    )
+
+
 @pytest.fixture(scope="module")
 def pipe():
     """A random PaintByExamplePipeline, made by diffusers alone."""
-    from diffusers import AutoencoderKL, PaintByExamplePipeline, PNDMScheduler, UNet2DConditionModel
+    from diffusers import PaintByExamplePipeline, UNet2DConditionModel
     from transformers import CLIPImageProcessor, CLIPVisionConfig
 
     encoder_class = sys.modules[PaintByExamplePipeline.__module__].PaintByExampleImageEncoder
@@ -320,12 +339,7 @@ def pipe():
         cross_attention_dim=40,
         attention_head_dim=4,
     )
-    vae = AutoencoderKL(
-        block_out_channels=(32, 64),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
-    )
+    vae = toy_autoencoder()
     vision = CLIPVisionConfig(
         hidden_size=48,
         intermediate_size=128,
@@ -335,9 +349,7 @@ def pipe():
         patch_size=8,
         projection_dim=40,
     )
-    scheduler = PNDMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
-    )
+    scheduler = toy_scheduler()
     return PaintByExamplePipeline(
         vae=vae,
         image_encoder=encoder_class(vision),
@@ -480,7 +492,7 @@ def test_the_hubs_older_layouts(pipe_folder, tmp_path):
 @pytest.fixture(scope="module")
 def sd_folder(tmp_path_factory):
     """A random Stable Diffusion v1 folder, made by diffusers alone, without a tokenizer."""
-    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     torch.manual_seed(5)
@@ -493,12 +505,7 @@ def sd_folder(tmp_path_factory):
         projection_dim=64,
     )
     pipe = StableDiffusionPipeline(
-        vae=AutoencoderKL(
-            block_out_channels=(32, 64),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            latent_channels=4,
-        ),
+        vae=toy_autoencoder(),
         text_encoder=CLIPTextModel(text),
         tokenizer=None,
         unet=UNet2DConditionModel(
@@ -510,9 +517,7 @@ def sd_folder(tmp_path_factory):
             cross_attention_dim=40,
             attention_head_dim=4,
         ),
-        scheduler=PNDMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
-        ),
+        scheduler=toy_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
