@@ -10,21 +10,26 @@ setup(
     packages=find_packages(include=["ldm", "ldm.*"]),
     python_requires=">=3.10,<3.13",
     install_requires=[
-        "albumentations>=2.0",  # brings OpenCV's headless build: no opencv line here, two builds overwrite each other
         "diffusers>=0.31",
         "einops>=0.7",
         "huggingface_hub>=0.23",
         "numpy>=1.26",
         "omegaconf>=2.3",
         "open_clip_torch>=2.24",
+        "opencv-python-headless>=4.8",  # not the build with windows as well: the two overwrite each other
+        "peft>=0.12",
         "pillow>=10.0",
+        "polars>=1.20",
         "pytorch-lightning>=2.4",
         "pyyaml",
         "safetensors>=0.4.3",
+        "simplejpeg>=1.7",
+        "tensorboard",
         "torch>=2.4",
         "torchmetrics>=1.4",
         "tqdm",
         "transformers>=4.44",
+        "webdataset>=0.2.100",
     ],
-    extras_require={"test": ["accelerate", "pytest>=8", "ruff>=0.8"]},
+    extras_require={"test": ["accelerate", "hypothesis>=6", "pandas", "pytest>=8", "ruff>=0.8"]},
 )

@@ -28,15 +28,16 @@ NOISY_LATENT = slice(0, 4)  # the UNet's input channels
 INPAINT = slice(4, 9)  # latent of the masked image and mask: what stays fixed during an edit
 
 
-def _pixels(picture: Image.Image) -> Tensor:
-    """PIL RGB or L -> (C,H,W) float32 in [0,1]."""
-    array = np.array(picture, dtype=np.float32) / 255.0
-    return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
+def _pixels(picture: Image.Image | np.ndarray) -> Tensor:
+    """PIL RGB or L, or an (H,W,3) or (H,W) array of 0..255 -> (C,H,W) float32 in [0,1]."""
+    x = torch.from_numpy(np.array(picture))
+    x = x[None] if x.ndim == 2 else x.permute(2, 0, 1)
+    return x.to(torch.float32, memory_format=torch.contiguous_format, copy=True).div_(255.0)
 
 
-def image_to_tensor(image: Image.Image) -> Tensor:
-    """PIL RGB -> (3,H,W) in [-1,1]."""
-    return _pixels(image) * 2.0 - 1.0
+def image_to_tensor(image: Image.Image | np.ndarray) -> Tensor:
+    """PIL RGB, or an (H,W,3) array of 0..255 -> (3,H,W) in [-1,1]."""
+    return _pixels(image).mul_(2.0).sub_(1.0)
 
 
 def tensor_to_image(image: Tensor) -> Image.Image:

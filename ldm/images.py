@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ldm.util import UserError
 
 ORIENTATION = 0x0112  # EXIF tag
+JPEG = b"\xff\xd8"
+HEAD = 16384  # bytes, in which a JPEG says its size
+
+
+@contextmanager
+def _reading(path: str | os.PathLike, name: str) -> Iterator[None]:
+    """Whatever goes wrong with a picture file in this block becomes a UserError that says so."""
+    if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for ever
+        raise UserError(f"{name} {path}: is no regular file; name a picture")
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(f"{name} {path}: there is no such file; check the path") from error
+    except UnidentifiedImageError as error:
+        raise UserError(f"{name} {path}: is not a picture that can be read; use PNG or JPEG") from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{name} {path}: has too many pixels ({error}); make it smaller") from error
+    except (OSError, ValueError, SyntaxError, EOFError, RuntimeError) as error:
+        raise UserError(f"{name} {path}: cannot be read ({error}); save it anew as PNG or JPEG") from error
 
 
 def open_picture(path: str | os.PathLike, name: str) -> Image.Image:
@@ -19,20 +42,65 @@ def open_picture(path: str | os.PathLike, name: str) -> Image.Image:
     Raises UserError: missing, not a picture, damaged, too large to be one."""
     if os.path.isdir(path):
         raise UserError(f"{name} {path}: is a folder; name a picture in it")
-    try:
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise UserError(f"{name} {path}: is no regular file; name a picture")
+    with _reading(path, name), Image.open(path) as image:
+        image.load()
+        return image
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) that a picture has once it is turned as its EXIF says. Decodes nothing but TIFF, which Pillow
+    turns when it loads it."""
+    if image.format == "TIFF":
+        return _upright(image).size
+    return image.size[::-1] if _orientation(image) in (5, 6, 7, 8) else image.size
+
+
+def size_in_header(path: str | os.PathLike) -> tuple[int, int]:
+    """(width, height), upright, of a picture file, from its header. Raises UserError: missing, not a picture."""
+    with _reading(path, "image"):
+        with open(path, "rb", buffering=0) as file:
+            head = file.read(HEAD)
+        turned = b"Exif\0" in head or b"tiff:Orientation" in head  # perhaps
+        if head.startswith(JPEG) and not turned:  # the common case, in a third of Pillow's time
+            try:
+                height, width, *_ = simplejpeg.decode_jpeg_header(head)
+                return width, height
+            except ValueError:  # a longer header, or none
+                pass
         with Image.open(path) as image:
-            image.load()
-            return image
-    except FileNotFoundError as error:
-        raise UserError(f"{name} {path}: there is no such file; check the path") from error
-    except UnidentifiedImageError as error:
-        raise UserError(f"{name} {path}: is not a picture that can be read; use PNG or JPEG") from error
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{name} {path}: has too many pixels ({error}); make it smaller") from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise UserError(f"{name} {path}: cannot be read ({error}); save it anew as PNG or JPEG") from error
+            return upright_size(image)
+
+
+class PictureFile:
+    """A picture file in memory, whose size is known and whose pixels are decoded when asked for.
+
+    size: (width, height), upright. data: the file's bytes, read from `path` if not given.
+    Raises UserError: missing, not a picture."""
+
+    def __init__(self, path: str | os.PathLike, data: bytes | None = None):
+        self.path = path
+        with _reading(path, "image"):
+            self.data = Path(path).read_bytes() if data is None else data
+            self.header = Image.open(io.BytesIO(self.data))
+        self.size = upright_size(self.header)
+
+    def pixels(self, reduction: int = 1) -> np.ndarray:
+        """(H,W,3) uint8 RGB, upright. reduction: 1, 2, 4 or 8, by which both sides are divided (rounded up); a JPEG is
+        decoded at that size at once, in less time. Raises UserError if the file is damaged."""
+        with _reading(self.path, "image"):
+            if self.header.format == "JPEG" and self.header.mode in ("RGB", "L"):
+                width, height = (-(-side // reduction) for side in self.header.size)
+                pixels = simplejpeg.decode_jpeg(self.data, "RGB", min_width=width, min_height=height, min_factor=1)
+                if (orientation := _orientation(self.header)) != 1:
+                    picture = Image.fromarray(pixels)
+                    picture.getexif()[ORIENTATION] = orientation
+                    pixels = np.asarray(_upright(picture))
+            else:
+                self.header.load()
+                pixels = np.asarray(upright_rgb(self.header).reduce(reduction))
+            if pixels.shape[1::-1] != tuple(-(-side // reduction) for side in self.size):
+                raise ValueError("its header says another size")
+        return pixels
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -57,11 +125,21 @@ def _opaque(image: Image.Image, background: str) -> Image.Image:
     return image.convert("RGB")
 
 
+def _orientation(image: Image.Image) -> int:
+    """1 to 8, as EXIF counts them; 1, as it stands, where there is no EXIF that can be read."""
+    if image.format == "PNG" and not {"exif", "xmp", "XML:com.adobe.xmp"} & image.info.keys():
+        return 1  # Pillow would decode it to look for EXIF at its end
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except Exception:  # Pillow raises many kinds for many kinds of damage
+        return 1
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """Turned as its EXIF says; EXIF that cannot be read says nothing."""
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # Pillow raises many kinds for many kinds of damage
+    except Exception:  # as in _orientation
         return image
 
 
@@ -98,7 +176,10 @@ def upright_mask(mask: Image.Image, image: Image.Image) -> Image.Image:
         )
     white = _opaque(turned, "black").convert("L")
     if white.getextrema()[1] < 128:
-        raise UserError(f"{name_of(mask, 'mask')}: has nothing to paint; make the region white (255) on black")
+        raise UserError(
+            f"{name_of(mask, 'mask')}: has nothing to paint; make the region white (255) on black"
+            f" (its brightest is {white.getextrema()[1]})"
+        )
     return white
 
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from ldm.checkpoint import DEFAULT_CONFIG, find_checkpoint, load_model
 from ldm.conventions import image_to_tensor, mask_to_tensor, reference_to_tensor, resize_tensor, tensor_to_image
 from ldm.images import name_of, upright_mask, upright_rgb
+from ldm.lora import merge_into, read_adapter
 from ldm.models.diffusion.conditioning import inpaint_channels, reference_token, unconditional_token
 from ldm.models.diffusion.denoiser import guided_eps
 from ldm.models.diffusion.sampling import Callback, Step, check_sampler, sample
@@ -100,11 +101,18 @@ class PaintByExample:
         ckpt: str | os.PathLike | None = None,
         device: str | None = None,
         precision: str | None = None,
+        lora: str | os.PathLike | None = None,
+        lora_scale: float = 1.0,
     ) -> PaintByExample:
         """config: a path or an OmegaConf node; ckpt: a path of any format, "hub", or None for the released model (see
-        ldm.checkpoint.find_checkpoint); device: see pick_device."""
+        ldm.checkpoint.find_checkpoint); device: see pick_device; lora: an adapter that fine-tuning wrote, added to the
+        weights lora_scale times (0 not at all, 1 as trained)."""
         where = pick_device(device)
-        return cls(load_model(config, find_checkpoint(ckpt), where), precision)
+        adapter = None if lora is None else read_adapter(lora)
+        model = load_model(config, find_checkpoint(ckpt), where)
+        if adapter:
+            merge_into(model, adapter, lora_scale)
+        return cls(model, precision)
 
     @property
     def native_size(self) -> int:

@@ -82,6 +82,11 @@ def listing(names: Iterable[str], most: int = 3) -> str:
     return f"{len(names)} {word} ({', '.join(names[:most])}{', ...' if len(names) > most else ''})"
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def command(main: Callable[..., None]) -> Callable[..., None]:
     """Decorates a script's main: a UserError becomes one line on stderr and exit code 2; Ctrl-C and SIGTERM end it with
     130 and 143 and leave nothing half-written."""

@@ -53,6 +53,8 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--config", help="default: configs/v1.yaml")
     which.add_argument("--ckpt", help="a .ckpt, a .safetensors, a diffusers folder, or hub to fetch the released model"
                        " (default: checkpoints/model.ckpt, or else hub)")  # fmt: skip
+    which.add_argument("--lora", help="an adapter, lora.safetensors, that fine-tuning wrote")
+    which.add_argument("--lora_scale", type=float, default=1.0, help="how much of it: 0 none, 1 as it was trained (1)")
     which.add_argument("--C", type=int, help="latent channels; must be the model's (4)")
     which.add_argument("--f", type=int, help="downsampling factor; must be the model's (8)")
     which.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the fastest there is)")
@@ -109,7 +111,10 @@ def settings(opt: argparse.Namespace, sampler: str, seed: int):
     info = PngInfo()
     ckpt = Path(opt.ckpt).name if opt.ckpt else "released model"
     values = {"seed": seed, "scale": opt.scale, "sampler": sampler, "steps": opt.ddim_steps, "eta": opt.ddim_eta}
-    text = ", ".join(f"{key} {value}" for key, value in {**values, "checkpoint": ckpt}.items())
+    values["checkpoint"] = ckpt
+    if opt.lora:
+        values |= {"lora": Path(opt.lora).name, "lora_scale": opt.lora_scale}
+    text = ", ".join(f"{key} {value}" for key, value in values.items())
     info.add_itxt("paint-by-example", text)
     return info
 
@@ -136,7 +141,9 @@ def main() -> None:
 
     seeds = range(opt.seed, opt.seed + opt.n_iter * opt.n_samples)
     check_request(opt.scale, opt.ddim_steps, sampler, opt.ddim_eta, seeds)
-    edit = PaintByExample.load(opt.config or DEFAULT_CONFIG, opt.ckpt, opt.device, opt.precision)
+    edit = PaintByExample.load(
+        opt.config or DEFAULT_CONFIG, opt.ckpt, opt.device, opt.precision, opt.lora, opt.lora_scale
+    )
     for flag, given, actual in (
         ("C", opt.C, edit.model.channels),
         ("f", opt.f, edit.model.first_stage_model.factor),

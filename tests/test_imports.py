@@ -7,15 +7,22 @@ from tests.conftest import ROOT
 
 ORDER = [
     ["ldm.util", "ldm.conventions"],
-    ["ldm.images", "ldm.models.diffusion.schedule", "ldm.weight_files"],
+    [
+        "ldm.images",
+        "ldm.lr_scheduler",
+        "ldm.models.diffusion.schedule",
+        "ldm.models.diffusion.draws",
+        "ldm.weight_files",
+    ],
     ["ldm.diffusers_folder"],
-    ["ldm.checkpoint", "ldm.modules"],
+    ["ldm.checkpoint", "ldm.modules", "ldm.lora"],
     ["ldm.models.autoencoder"],
     ["ldm.models.diffusion.sampling", "ldm.models.diffusion.conditioning"],
     ["ldm.models.diffusion.denoiser"],
     ["ldm.models.diffusion.ddim", "ldm.models.diffusion.plms"],
     ["ldm.models.diffusion.ddpm"],
-    ["ldm.pipeline"],
+    ["ldm.pipeline", "ldm.data"],
+    ["ldm.training"],
     ["main", "scripts"],
 ]
 SEPARATE = {"ldm.data": {"ldm.util", "ldm.conventions", "ldm.images"}}  # sees these and itself, never models

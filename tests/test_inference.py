@@ -1,6 +1,7 @@
 """scripts/inference.py: its flags, its files, and what it says when something is wrong."""
 
 import os
+import signal as signals
 import subprocess
 import sys
 
@@ -281,7 +282,12 @@ def test_an_interrupted_run_leaves_nothing_half_written(tiny, tmp_path, signal, 
     args += ["--reference_path", "examples/reference/example_2.jpg", "--config", "configs/tiny.yaml"]
     args += ["--ckpt", str(tiny), "--outdir", str(tmp_path / "out"), "--ddim_steps", "900"]
     process = subprocess.Popen(
-        [sys.executable, "scripts/inference.py", *args], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        # a shell's background jobs, these tests perhaps, ignore Ctrl-C, and so would this
+        [sys.executable, "scripts/inference.py", *args],
+        preexec_fn=lambda: signals.signal(signals.SIGINT, signals.SIG_DFL),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     shown = ""
     while "step/s]" not in shown.replace("?step/s]", "") and "s/step]" not in shown:  # the bar has begun to move

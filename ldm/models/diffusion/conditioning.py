@@ -1,6 +1,7 @@
 """What an edit holds fixed: the reference as one token, the photo and its mask as 5 latent channels.
 
-`model` is a LatentDiffusion; only the methods named here are used."""
+`model` is a LatentDiffusion; only what is named here is used. M = model.cond_stage_model.tokens: 1 with the bottleneck,
+without it all of CLIP's."""
 
 from __future__ import annotations
 
@@ -11,13 +12,13 @@ from ldm.conventions import resize_tensor
 
 
 def reference_token(model, reference: Tensor) -> Tensor:
-    """reference (B,3,S,S), CLIP-normalised -> context c (B,1,context_dim): the bottleneck, then the linear map."""
+    """reference (B,3,S,S), CLIP-normalised -> context c (B,M,context_dim): the bottleneck, then the linear map."""
     return model.proj_out(model.get_learned_conditioning(reference))
 
 
 def unconditional_token(model, batch: int) -> Tensor:
-    """The learned vector v in place of c (Yang et al. 2022, section 3.4), repeated: (batch,1,context_dim)."""
-    return model.learnable_vector.expand(batch, -1, -1)
+    """The learned vector v in place of c (Yang et al. 2022, section 3.4), repeated: (batch,M,context_dim)."""
+    return model.learnable_vector.expand(batch, model.cond_stage_model.tokens, -1)
 
 
 def latent_of(model, image: Tensor, noise: Tensor | None = None) -> Tensor:

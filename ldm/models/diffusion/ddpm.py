@@ -1,9 +1,10 @@
-"""LatentDiffusion: owns the modules and the loss."""
+"""LatentDiffusion: owns the modules, the loss, the optimiser."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,10 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from ldm.conventions import INPAINT, NOISY_LATENT
+from ldm.lr_scheduler import LambdaLinearScheduler
 from ldm.models.diffusion import conditioning
+from ldm.models.diffusion.draws import Draws
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.modules.distributions import DiagonalGaussianDistribution
+from ldm.modules.ema import LitEma
 from ldm.util import UserError, instantiate_from_config
+
+TRAINING, VALIDATION = 0, 1  # what tells their random numbers apart
+ONE_TOKEN_DEAD = re.compile(r"transformer_blocks\.\d+\.(attn2\.to_[qk]|norm2)\.")
 
 
 class DiffusionWrapper(nn.Module):
@@ -38,9 +45,17 @@ class LatentDiffusion(pl.LightningModule):
         scale_factor: latent = scale_factor * autoencoder's posterior
         image_size, channels: of the latent, in latent pixels; the native size of a picture is image_size * factor
         first_stage_key, cond_stage_key: "inpaint" and "image", as published
-        u_cond_percent: share of training conditions that become the learned vector
-        conditioning_key, num_timesteps_cond, log_every_t, monitor, cond_stage_trainable, scheduler_config, use_ema:
-            of the published config, for training"""
+        u_cond_percent: share (0 to 1) of training conditions that become the learned vector
+        u_cond_drop: "sample", each condition by itself, or "batch", as published: all of a batch or none
+        cond_stage_trainable: train the reference's mapper and last norm too; CLIP itself never is
+        scheduler_config: of the learning rate; use_ema, ema_decay: keep an average of the UNet's weights
+        monitor: by which logged value checkpoints are compared
+        conditioning_key, num_timesteps_cond, log_every_t: of the published config
+
+    For training, set `learning_rate` and `seed`."""
+
+    learning_rate: float
+    seed: int = 0
 
     def __init__(
         self,
@@ -64,6 +79,8 @@ class LatentDiffusion(pl.LightningModule):
         cond_stage_trainable: bool = True,
         scheduler_config: Mapping[str, Any] | None = None,
         use_ema: bool = False,
+        ema_decay: float = 0.9999,
+        u_cond_drop: str = "sample",
     ):
         super().__init__()
         for name, value, only in (
@@ -72,7 +89,6 @@ class LatentDiffusion(pl.LightningModule):
             ("cond_stage_key", cond_stage_key, "image"),
             ("conditioning_key", conditioning_key, "crossattn"),
             ("num_timesteps_cond", num_timesteps_cond, 1),
-            ("use_ema", use_ema, False),
         ):
             if value != only:
                 raise UserError(f"config: LatentDiffusion supports {name} = {only} only, not {value}")
@@ -82,10 +98,13 @@ class LatentDiffusion(pl.LightningModule):
             raise UserError(
                 f"config: LatentDiffusion's image_size is {image_size}; give latent pixels, for instance 64"
             )
+        if u_cond_drop not in ("sample", "batch") or not 0 <= u_cond_percent <= 1:
+            raise UserError("config: LatentDiffusion's u_cond_drop is sample or batch, u_cond_percent is from 0 to 1")
         self.scale_factor = scale_factor
         self.image_size = image_size
         self.channels = channels
-        self.u_cond_percent = u_cond_percent
+        self.u_cond_percent, self.u_cond_drop = u_cond_percent, u_cond_drop
+        self.use_ema, self.ema_decay = use_ema, ema_decay
         self.cond_stage_trainable = cond_stage_trainable
         self.scheduler_config = scheduler_config
         self.log_every_t = log_every_t
@@ -117,8 +136,13 @@ class LatentDiffusion(pl.LightningModule):
 
     @contextmanager
     def ema_scope(self, context: str | None = None) -> Iterator[None]:
-        """Run with the averaged weights. A checkpoint's are chosen when it is read, so inside is as outside."""
-        yield
+        """While training with use_ema: run with the averaged weights. Elsewhere inside is as outside: which weights of
+        a checkpoint are used is chosen when it is read."""
+        if hasattr(self, "model_ema"):
+            with self.model_ema.applied_to(self.model):
+                yield
+        else:
+            yield
 
     def get_learned_conditioning(self, reference: Tensor) -> Tensor:
         """(B,3,S,S), CLIP-normalised -> (B,1,width), before proj_out."""
@@ -181,3 +205,107 @@ class LatentDiffusion(pl.LightningModule):
             f"{prefix}/loss_vlb": (self.lvlb_weights[t] * error).mean().detach(),
             f"{prefix}/loss": loss.detach(),
         }
+
+    # ------------------------------------------------------------------------------------------ training
+
+    def loss_of(
+        self, batch: Mapping[str, Tensor], draws: Draws, u_cond_percent: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """p_losses of a data set's batch. The condition of a sample is the learned vector where draws.uniform is below
+        u_cond_percent (Yang et al. 2022, section 3.4); both are computed for all, so that every parameter has a
+        gradient in every step."""
+        x_start = self.get_input(batch, noise=draws.noise_gt, noise_inpaint=draws.noise_inpaint)
+        uniform = draws.uniform if self.u_cond_drop == "sample" else draws.uniform[:1].expand_as(draws.uniform)
+        dropped = (uniform < u_cond_percent).view(-1, 1, 1)
+        unconditional = conditioning.unconditional_token(self, len(dropped))
+        context = torch.where(dropped, unconditional, conditioning.reference_token(self, batch["ref_imgs"]))
+        return self.p_losses(x_start, context, draws.t, draws.noise)
+
+    def draws(self, batch: Mapping[str, Tensor], seeds: Sequence[Sequence[int]]) -> Draws:
+        """What a step draws for this batch, a seed for each sample."""
+        factor = self.first_stage_model.factor
+        shape = (self.channels, *(side // factor for side in batch["GT"].shape[-2:]))
+        return Draws.of(seeds, shape, self.num_timesteps, batch["GT"].device)
+
+    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+        number = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready - 1  # of the batch, over all epochs
+        seeds = [(self.seed, TRAINING, number, place) for place in self._places(len(batch["GT"]))]
+        loss, parts = self.loss_of(batch, self.draws(batch, seeds), self.u_cond_percent)
+        bar = parts.pop("train/loss_simple")
+        self.log("train/loss_simple", bar, on_step=True, prog_bar=True, sync_dist=True, batch_size=len(seeds))
+        self.log_dict(parts, on_step=True, sync_dist=True, batch_size=len(seeds))
+        return loss
+
+    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, batch_idx * self.trainer.val_dataloaders.batch_size, "val")
+
+    def test_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, batch_idx * self.trainer.test_dataloaders.batch_size, "test")
+
+    def _evaluate(self, batch: Mapping[str, Tensor], first: int, name: str) -> None:
+        """The same samples, times and noise every time, and no condition dropped, so that checkpoints compare.
+
+        Logs loss_simple, and loss_simple_ema of the averaged weights: the same where none are kept."""
+        places = self._places(len(batch["GT"]))
+        draws = self.draws(batch, [(0, VALIDATION, first * self.trainer.world_size + place) for place in places])
+        _, parts = self.loss_of(batch, draws, 0.0)
+        averaged = parts
+        if hasattr(self, "model_ema"):
+            with self.ema_scope():
+                _, averaged = self.loss_of(batch, draws, 0.0)
+        losses = {
+            f"{name}/loss_simple": parts["val/loss_simple"],
+            f"{name}/loss_simple_ema": averaged["val/loss_simple"],
+        }
+        self.log_dict(losses, on_epoch=True, sync_dist=True, batch_size=len(places))
+
+    def _places(self, size: int) -> list[int]:
+        """The places of this process's samples in the batch of all processes, which take turns (see EpochSampler)."""
+        return [i * self.trainer.world_size + self.trainer.global_rank for i in range(size)]
+
+    def setup(self, stage: str) -> None:
+        """Freezes what has no gradient, so that it costs neither optimizer state nor communication."""
+        if stage != "fit":
+            return
+        if self.use_ema and not hasattr(self, "model_ema"):
+            self.model_ema = LitEma(self.model, self.ema_decay)
+            # the same in every process; DDP would send all of them around in every step
+            names = [f"model_ema.{name}" for name, _ in self.model_ema.named_buffers()]
+            self._ddp_params_and_buffers_to_ignore = names
+        if self.cond_stage_model.tokens == 1:
+            for name, parameter in self.model.named_parameters():
+                if ONE_TOKEN_DEAD.search(name):
+                    parameter.requires_grad_(False)
+        if not self.cond_stage_trainable:
+            self.cond_stage_model.requires_grad_(False)
+        if self.u_cond_percent == 0:
+            self.learnable_vector.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> LatentDiffusion:
+        """The autoencoder and CLIP stay in eval mode."""
+        super().train(mode)
+        self.first_stage_model.eval()
+        self.cond_stage_model.transformer.eval()
+        return self
+
+    def configure_optimizers(self) -> dict[str, Any] | torch.optim.Optimizer:
+        """AdamW over what is trainable: UNet, mapper, final norm, proj_out, learned vector."""
+        optimizer = torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=self.learning_rate)
+        if self.scheduler_config is None:
+            return optimizer
+        factor = instantiate_from_config(self.scheduler_config, LambdaLinearScheduler)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """A run that goes on may have been given another learning rate than its checkpoint's."""
+        for scheduler in (config.scheduler for config in self.trainer.lr_scheduler_configs):
+            scheduler.base_lrs = [self.learning_rate for _ in scheduler.base_lrs]
+            for group, factor in zip(scheduler.optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+                group["initial_lr"] = self.learning_rate
+                group["lr"] = self.learning_rate * factor(scheduler.last_epoch)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if hasattr(self, "model_ema"):
+            self.model_ema(self.model)

@@ -13,8 +13,9 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from ldm.modules.encoders.xf import Transformer
 
 # The published model's tower, so that building it needs no download: its weights come with the checkpoint.
+CLIP_VERSION = "openai/clip-vit-large-patch14"
 VISION_CONFIGS = {
-    "openai/clip-vit-large-patch14": {
+    CLIP_VERSION: {
         "hidden_size": 1024,
         "intermediate_size": 4096,
         "num_hidden_layers": 24,
@@ -38,7 +39,7 @@ class VisionTower(nn.Module):
         self.config = config
         embeddings = self.vision_model.embeddings
         # from numpy: a constant has to exist even where the model is built on the meta device
-        positions = torch.from_numpy(np.arange(embeddings.num_positions)[None])
+        positions = torch.from_numpy(np.arange(embeddings.num_positions)).view(1, -1)
         embeddings.register_buffer("position_ids", positions, persistent=True)
 
     def forward(self, pixel_values: Tensor):
@@ -48,19 +49,21 @@ class VisionTower(nn.Module):
 
 class FrozenCLIPImageEmbedder(nn.Module):
     """Reference (B,3,S,S) -> learned conditioning (B,1,width): class token -> mapper -> LayerNorm (the bottleneck of
-    Yang et al. 2022, section 3.2).
+    Yang et al. 2022, section 3.2), or without the bottleneck (B,M,width): class and patch tokens -> LayerNorm.
 
     Parameters:
         version: name of the CLIP model; its widths are known or asked from the hub
         vision_config: a mapping for transformers' CLIPVisionConfig, instead of `version`: no download
-        mapper_layers, mapper_heads: blocks of the mapper, attention heads in each"""
+        mapper_layers, mapper_heads: blocks of the mapper, attention heads in each
+        bottleneck: false for all of CLIP's tokens and no mapper, as in the paper's ablation (257 at full size)"""
 
     def __init__(
         self,
-        version: str = "openai/clip-vit-large-patch14",
+        version: str = CLIP_VERSION,
         vision_config: Mapping[str, Any] | None = None,
         mapper_layers: int = 5,
         mapper_heads: int = 1,
+        bottleneck: bool = True,
     ):
         super().__init__()
         vision_config = vision_config or VISION_CONFIGS.get(version)
@@ -68,12 +71,22 @@ class FrozenCLIPImageEmbedder(nn.Module):
         self.transformer = VisionTower(config)
         self.width = config.hidden_size
         self.image_size = config.image_size  # S, pixels
-        self.mapper = Transformer(self.width, mapper_layers, mapper_heads)
+        self.bottleneck = bottleneck
+        if bottleneck:
+            self.mapper = Transformer(self.width, mapper_layers, mapper_heads)
         self.final_ln = nn.LayerNorm(self.width)
 
+    @property
+    def tokens(self) -> int:
+        """M, how many tokens the condition has."""
+        return 1 if self.bottleneck else self.transformer.vision_model.embeddings.num_positions
+
     def forward(self, image: Tensor) -> Tensor:
-        token = self.transformer(pixel_values=image).pooler_output  # (B,width), the class token after CLIP's last norm
-        return self.final_ln(self.mapper(token[:, None]))
+        with torch.no_grad():  # CLIP is frozen
+            clip = self.transformer(pixel_values=image)
+        if self.bottleneck:
+            return self.final_ln(self.mapper(clip.pooler_output[:, None]))  # class token after CLIP's last norm
+        return self.final_ln(clip.last_hidden_state)
 
     def encode(self, image: Tensor) -> Tensor:
         return self(image)

@@ -1,0 +1,161 @@
+"""DataModuleFromConfig: the config's `data` section -> Lightning's loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytorch_lightning as lightning
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
+
+from ldm.data.shards import ShardDataset
+from ldm.util import UserError, cores, instantiate_from_config
+
+
+class EpochSampler(DistributedSampler):  # by which Lightning knows that the data is divided already
+    """The keys (epoch, i) of one process's samples in one epoch; every process gets equally many.
+
+    Training (shuffle): a permutation drawn from (seed, epoch); what does not divide by `world` is left out that time.
+    Otherwise: all of them in order, and always with epoch 0, so that every validation sees the same samples; the first
+    come again at the end where processes would get unequally many."""
+
+    def __init__(self, count: int, shuffle: bool, seed: int = 0, rank: int = 0, world: int = 1):
+        super().__init__(range(count), world, rank, shuffle, seed, drop_last=shuffle)
+        self.resumed = (0, 0)
+
+    def resume(self, epoch: int, done: int) -> None:
+        """Begin in this epoch, after its first `done` keys."""
+        self.epoch, self.resumed = epoch, (epoch, done)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        if self.shuffle:
+            epoch, done = self.resumed
+            return iter(self.keys(self.epoch)[done if epoch == self.epoch else 0 :])
+        mine = range(self.rank, self.total_size, self.num_replicas)
+        return iter([(0, i % len(self.dataset)) for i in mine])
+
+    def keys(self, epoch: int) -> list[tuple[int, int]]:
+        """All of this process's keys in a training epoch."""
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.dataset))
+        return [(epoch, i) for i in order[self.rank : self.total_size : self.num_replicas].tolist()]
+
+
+class DataModuleFromConfig(lightning.LightningDataModule):
+    """train, validation, test: configs of datasets; dataset_dir: that of all three, instead of their own. batch_size:
+    samples per process and step. num_workers: processes that load, for each that trains (default: its share of the
+    cores, 8 at most). seed: of the order. wrap: in published configs, without effect."""
+
+    def __init__(
+        self,
+        batch_size: int,
+        train: Any = None,
+        validation: Any = None,
+        test: Any = None,
+        dataset_dir: str | None = None,
+        wrap: bool = False,
+        num_workers: int | None = None,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.batch_size, self.seed = batch_size, seed
+        self.num_workers = num_workers
+        self.configs = {
+            name: config for name, config in (("train", train), ("validation", validation), ("test", test)) if config
+        }
+        if dataset_dir:
+            self.configs = {
+                name: {**config, "params": {**config.get("params", {}), "dataset_dir": dataset_dir}}
+                for name, config in self.configs.items()
+            }
+        self.datasets: dict[str, Dataset] = {}
+
+    def reseed(self, seed: int) -> None:
+        """Order and samples of training from this seed; those of validation stay, so that runs compare."""
+        self.seed = seed
+        self.dataset("train").seed = seed
+
+    def dataset(self, name: str) -> Dataset:
+        """The dataset of a split, made when first asked for. Raises UserError: not in the config, not prepared."""
+        if name not in self.configs:
+            raise UserError(f"config: data has no {name!r}; add one")
+        if name not in self.datasets:
+            self.datasets[name] = instantiate_from_config(self.configs[name], Dataset)
+        return self.datasets[name]
+
+    def train_dataloader(self) -> DataLoader:
+        """Begins where the trainer's counters stand: in the middle of an epoch, if a run that stopped there goes on."""
+        loader = self._loader("train", shuffle=True)
+        epoch, batches = divmod(self._batches_seen(), self._epoch_length(loader))
+        if isinstance(loader.sampler, EpochSampler):
+            loader.sampler.resume(epoch, batches * self.batch_size)
+        else:
+            loader.sampler.set_epoch(epoch)
+        return loader
+
+    def _epoch_length(self, loader: DataLoader) -> int:
+        """Batches in an epoch of training, as Lightning counts them: its limit_train_batches counts."""
+        limit = self.trainer.limit_train_batches if self.trainer else 1.0
+        return max(1, min(len(loader), limit) if isinstance(limit, int) else int(len(loader) * limit))
+
+    def _batches_seen(self) -> int:
+        """By this process in training, over all epochs; the one under way counts."""
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.ready if self.trainer else 0
+
+    def train_paths(self) -> list[Path]:
+        """The files of the training batch under way; none where they come from shards."""
+        sampler = self.trainer.train_dataloader.sampler
+        if not isinstance(sampler, EpochSampler):
+            return []
+        epoch, batch = divmod(self._batches_seen() - 1, self._epoch_length(self.trainer.train_dataloader))
+        keys = sampler.keys(epoch)[batch * self.batch_size : (batch + 1) * self.batch_size]
+        return [self.dataset("train").index.path(i) for _, i in keys]
+
+    def some(self, count: int) -> dict[str, Tensor]:
+        """A batch of the first validation samples, or of training's where there are none."""
+        dataset = self.dataset("validation" if "validation" in self.configs else "train")
+        return default_collate(list(islice(iter(dataset), count)))
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader("validation", shuffle=False)
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader("test", shuffle=False)
+
+    def _loader(self, name: str, shuffle: bool) -> DataLoader:
+        dataset = self.dataset(name)
+        trainer = self.trainer
+        rank, world, local = (trainer.global_rank, trainer.world_size, trainer.num_devices) if trainer else (0, 1, 1)
+        workers = min(8, cores() // local) if self.num_workers is None else self.num_workers
+        if isinstance(dataset, ShardDataset):
+            workers = min(workers, dataset.most_workers(world))
+            dataset.divide(rank, world, max(1, workers), self.batch_size)
+        options = {
+            "batch_size": self.batch_size,
+            "num_workers": workers,
+            "worker_init_fn": _one_thread,
+            "persistent_workers": workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }
+        if isinstance(dataset, ShardDataset):
+            loader = DataLoader(dataset, **options)
+            loader.sampler.set_epoch = dataset.set_epoch if shuffle else lambda _: None  # where Lightning looks for it
+            return loader
+        sampler = EpochSampler(len(dataset), shuffle, self.seed, rank, world)
+        loader = DataLoader(dataset, sampler=sampler, drop_last=shuffle, **options)
+        if not len(loader):
+            raise UserError(
+                f"{name}: {len(dataset)} pictures are fewer than a batch of {self.batch_size} for each of {world} "
+                "processes; lower data.params.batch_size"
+            )
+        return loader
+
+
+def _one_thread(_: int) -> None:
+    """The workers are the parallelism; OpenCV's own threads would only be in their way."""
+    cv2.setNumThreads(0)

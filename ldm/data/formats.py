@@ -1,0 +1,309 @@
+"""Annotation files of every common kind -> Boxes.
+
+read_open_images(dataset_dir, split)      the published layout
+READERS[format](images, annotations)      coco, yolo, voc, csv, masks: other people's pictures
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from ldm.data.annotations import EDGES, NO_TEXT, Boxes, Problems, chunks, is_text, parallel
+from ldm.data.index import split_folders
+from ldm.images import open_picture, upright_mask, upright_size
+from ldm.util import UserError
+
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+CSV_NAMES = {  # of the columns, in their order where there is no row of names
+    "path": ("path", "filename", "file_name", "file", "image"),
+    "x0": ("x0", "xmin", "x_min", "left"),
+    "y0": ("y0", "ymin", "y_min", "top"),
+    "x1": ("x1", "xmax", "x_max", "right"),
+    "y1": ("y1", "ymax", "y_max", "bottom"),
+    "label": ("label", "class", "name", "category"),
+}
+OPEN_IMAGES = {  # split -> its annotation file
+    "train": "oidv6-train-annotations-bbox.csv",
+    "validation": "validation-annotations-bbox.csv",
+    "test": "test-annotations-bbox.csv",
+}
+
+
+def read_open_images(dataset_dir: Path, split: str) -> Boxes:
+    """The published layout: annotations/<csv of the split>, images/{train_0 ... train_f,validation,test}/<id>.jpg.
+
+    One pass over the CSV, which for training has 14.6 million rows."""
+    columns = {"ImageID": pl.String, "LabelName": pl.String}
+    columns |= dict.fromkeys(("XMin", "YMin", "XMax", "YMax"), pl.Float64)
+    table = _open_images_csv(dataset_dir / "annotations" / OPEN_IMAGES[split], columns)
+    nameless = table["ImageID"].is_null()
+    table = table.filter(~nameless) if nameless.any() else table
+    problems = Problems()
+    problems.add("rows without an ImageID", ["annotations"] * int(nameless.sum()))
+    pictures = pl.concat(
+        pl.DataFrame({"path": _names(folder, problems)}, schema={"path": pl.String})
+        .sort("path")
+        .select(
+            pl.col("path").str.replace(r"\.[^.]*$", "").alias("ImageID"),
+            pl.format("images/{}/{}", pl.lit(folder.name), "path").alias("path"),
+        )
+        for folder in split_folders(dataset_dir / "images", split)
+    )
+    pictures = pictures.filter(pl.col("path").str.extract(r"(\.[^.]*)$").str.to_lowercase().is_in(EXTENSIONS))
+    once = pictures.unique("ImageID", keep="first", maintain_order=True)
+    problems.add("pictures of the same name as another", pictures.join(once, on="path", how="anti")["path"])
+    pictures = once.with_row_index("picture")
+    # Rows of one picture follow each other: what is looked up once per run of them costs a tenth.
+    run = table["ImageID"].rle_id()
+    runs = pl.DataFrame({"ImageID": table["ImageID"].filter(run.diff().fill_null(1) > 0)})
+    problems.add("pictures without an annotation", pictures.join(runs, on="ImageID", how="anti")["path"])
+    problems.add(
+        "annotated pictures without a file", runs.unique().join(pictures, on="ImageID", how="anti")["ImageID"].sort()
+    )
+    runs = runs.join(pictures, on="ImageID", how="left", maintain_order="left")
+    table = table.select(
+        runs["picture"].gather(run),
+        pl.col("XMin").alias("x0"),
+        pl.col("YMin").alias("y0"),
+        pl.col("XMax").alias("x1"),
+        pl.col("YMax").alias("y1"),
+        pl.col("LabelName").replace(_class_names(dataset_dir)).alias("label"),
+    )
+    return Boxes(pictures["path"], table.drop_nulls("picture"), True, problems)
+
+
+def _names(folder: Path, problems: Problems) -> list[str]:
+    names = os.listdir(folder)
+    wrong = [name for name in names if not is_text(name)]
+    problems.add(NO_TEXT, wrong)
+    return [name for name in names if name not in wrong] if wrong else names
+
+
+def _class_names(dataset_dir: Path) -> dict[str, str]:
+    """/m/... -> what it is, where class-descriptions-boxable.csv is there."""
+    path = dataset_dir / "annotations" / "class-descriptions-boxable.csv"
+    if not path.is_file():
+        return {}
+    with open(path, newline="", errors="replace") as file:
+        return {row[0]: row[1] for row in csv.reader(file) if len(row) > 1}
+
+
+def _open_images_csv(path: Path, columns: dict[str, type[pl.DataType]]) -> pl.DataFrame:
+    """These columns of a CSV with a row of names; what is no number becomes null."""
+    try:
+        return pl.read_csv(path, columns=list(columns), schema_overrides=columns, ignore_errors=True, glob=False)
+    except FileNotFoundError as error:
+        raise UserError(f"annotations {path}: there is no such file; see dataset/README.md for the layout") from error
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"annotations {path}: cannot be read ({_brief(error)}); load it down again") from error
+
+
+def read_coco(images: Path, annotations: Path) -> Boxes:
+    """COCO's instances json: `bbox` is x, y, width, height in pixels. Groups (iscrowd) are left out."""
+    problems, rows = Problems(), []
+    try:
+        content = json.loads(annotations.read_bytes())
+        pictures = {picture["id"]: os.path.join(images, picture["file_name"]) for picture in content["images"]}
+        annotated = {
+            pictures[picture["id"]]: (picture["width"], picture["height"])
+            for picture in content["images"]
+            if picture.get("width") and picture.get("height")
+        }
+        labels = {category["id"]: category["name"] for category in content.get("categories", ())}
+        for annotation in content["annotations"]:
+            path = pictures.get(annotation["image_id"])
+            if path is None:
+                problems.add("boxes of an unknown image_id", [f"annotation {annotation.get('id')}"])
+            elif annotation.get("iscrowd"):
+                problems.add("boxes around a crowd", [path])
+            elif len(annotation.get("bbox") or ()) != 4:
+                problems.add("annotations without a box", [path])
+            else:
+                x, y, width, height = map(float, annotation["bbox"])
+                rows.append((path, x, y, x + width, y + height, str(labels.get(annotation.get("category_id"), ""))))
+    except OSError as error:
+        raise UserError(f"annotations {annotations}: cannot be read ({error.strerror}); name a json file") from error
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise UserError(f"annotations {annotations}: no COCO instances json ({_brief(error)}); name one") from error
+    _unnamed(images, set(pictures.values()), problems)
+    return Boxes.of_rows(rows, False, problems, annotated)
+
+
+def read_yolo(images: Path, annotations: Path) -> Boxes:
+    """A txt per picture, of its name: `class x y width height`, the box's middle and size in 0..1; of a polygon
+    (`class x y x y ...`) its bounding box. classes.txt, if there, names the classes."""
+    names = annotations / "classes.txt"
+    classes = names.read_text(errors="replace").splitlines() if names.is_file() else []
+    problems, rows = Problems(), []
+    for picture, file in _partners(images, annotations, [".txt"], problems):
+        for line in file.read_text("utf-8-sig", errors="replace").splitlines():
+            if not line.strip():
+                continue
+            try:
+                kind, *numbers = line.split()
+                box, kind = _yolo_box(np.array(numbers, dtype=np.float64)), int(kind)
+            except ValueError:
+                problems.add("lines that cannot be read", [f"{file}: {line:.60}"])
+                continue
+            rows.append((picture, *map(float, box), classes[kind] if 0 <= kind < len(classes) else str(kind)))
+    return Boxes.of_rows(rows, True, problems)
+
+
+def _yolo_box(numbers: np.ndarray) -> tuple[float, ...]:
+    if len(numbers) >= 6 and len(numbers) % 2 == 0:
+        points = numbers.reshape(-1, 2)
+        return (*points.min(0), *points.max(0))
+    x, y, width, height = numbers[: 4 if len(numbers) == 5 else None]  # a fifth one is a detector's confidence
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+
+
+def read_voc(images: Path, annotations: Path) -> Boxes:
+    """Pascal VOC: an xml per picture, of its name; xmin, ymin, xmax, ymax in pixels, taken as they stand."""
+    problems, rows = Problems(), []
+    for picture, file in _partners(images, annotations, [".xml"], problems):
+        try:
+            things = list(ET.parse(file).getroot().iter("object"))
+        except (ET.ParseError, ValueError, LookupError, OSError) as error:
+            problems.add("files that cannot be read", [f"{file}: {_brief(error)}"])
+            continue
+        for thing in things:
+            try:
+                box = [float(thing.findtext(f"bndbox/{edge}", "")) for edge in ("xmin", "ymin", "xmax", "ymax")]
+            except ValueError:
+                problems.add("objects without a box", [str(file)])
+            else:
+                rows.append((picture, *box, thing.findtext("name", "")))
+    return Boxes.of_rows(rows, False, problems)
+
+
+def read_csv(images: Path, annotations: Path) -> Boxes:
+    """Rows `path,x0,y0,x1,y1` and, if you like, a label; in pixels. A first row of names may give another order."""
+    problems, rows = Problems(), []
+    try:
+        with open(annotations, newline="", encoding="utf-8-sig", errors="replace") as file:
+            first = file.readline()
+            file.seek(0)
+            lines = list(csv.reader(file, delimiter=";" if ";" in first and "," not in first else ","))
+    except (OSError, csv.Error) as error:
+        raise UserError(f"annotations {annotations}: cannot be read ({_brief(error)}); name a CSV file") from error
+    columns = dict(zip(CSV_NAMES, range(6), strict=True))
+    if lines and len(lines[0]) > 1 and not any(map(_is_number, lines[0])):
+        columns = _csv_columns(lines.pop(0), annotations)
+    named = set()
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        named.update(os.path.join(images, cell) for cell in line[columns["path"] :][:1])
+        try:
+            path, *box = (line[columns[name]] for name in ("path", *EDGES))
+            label = line[columns["label"]] if columns.get("label", len(line)) < len(line) else ""
+            rows.append((os.path.join(images, path), *map(float, box), label))
+        except (ValueError, IndexError):
+            problems.add("lines that cannot be read", [f"row {number}: {','.join(line):.60}"])
+    _unnamed(images, named, problems)
+    return Boxes.of_rows(rows, False, problems)
+
+
+def _csv_columns(names: list[str], annotations: Path) -> dict[str, int]:
+    """Which column is what, of a first row of names."""
+    places = {name.strip().lower(): i for i, name in enumerate(names)}
+    columns = {key: places[name] for key, known in CSV_NAMES.items() for name in known if name in places}
+    if missing := [key for key in ("path", *EDGES) if key not in columns]:
+        raise UserError(
+            f"annotations {annotations}: its first row, {','.join(names):.80}, names no {missing[0]}; the columns "
+            "have to be path,x0,y0,x1,y1"
+        )
+    return columns
+
+
+def _unnamed(images: Path, named: set[str], problems: Problems) -> None:
+    """Pictures in the folder that the annotations do not name."""
+    if not images.is_dir():
+        raise UserError(f"images {images}: is no folder; name the one that holds them")
+    found = (str(file) for file in sorted(images.rglob("*")) if file.suffix.lower() in EXTENSIONS)
+    problems.add("pictures without an annotation", (file for file in found if file not in named))
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        return bool(np.isfinite(float(cell)))
+    except ValueError:
+        return False
+
+
+def read_masks(images: Path, annotations: Path) -> Boxes:
+    """A mask (255 = object) per picture, of its name: the box is the mask's."""
+    problems, rows = Problems(), []
+    pairs = list(_partners(images, annotations, EXTENSIONS, problems))
+    for (picture, _), box in zip(pairs, parallel(_mask_boxes, chunks(pairs), len(pairs), "masks"), strict=True):
+        if isinstance(box, str):
+            problems.add("masks that cannot be used", [box])
+        else:
+            rows.append((picture, *box, ""))
+    return Boxes.of_rows(rows, False, problems)
+
+
+def _mask_boxes(pairs: list[tuple[str, Path]]) -> list[tuple[float, float, float, float] | str]:
+    """Of each mask its box in pixels of the picture, or what is wrong with it."""
+    boxes = []
+    for path, file in pairs:
+        try:
+            picture = open_picture(path, "image")
+            mask = upright_mask(open_picture(file, "mask"), picture)
+        except UserError as error:
+            boxes.append(str(error))
+            continue
+        (width, height), sides = upright_size(picture), 2 * mask.size
+        edges = mask.point(lambda grey: 255 * (grey >= 128)).getbbox()
+        boxes.append(
+            tuple(edge * full / side for edge, full, side in zip(edges, 2 * (width, height), sides, strict=True))
+        )
+    return boxes
+
+
+READERS: dict[str, Callable[[Path, Path], Boxes]] = {
+    "coco": read_coco,
+    "yolo": read_yolo,
+    "voc": read_voc,
+    "csv": read_csv,
+    "masks": read_masks,
+}
+
+
+def _brief(error: Exception) -> str:
+    """What is wrong, in one short line."""
+    return f"{type(error).__name__}: {error}".split("\n")[0][:120]
+
+
+def _by_name(folder: Path, kinds: set[str], problems: Problems) -> dict[Path, Path]:
+    """Path in the folder, without its ending -> file. Of several files of one name one is taken, the others told."""
+    found: dict[Path, Path] = {}
+    for file in sorted(folder.rglob("*")):
+        if file.suffix.lower() in kinds and file.is_file():
+            key = file.relative_to(folder).with_suffix("")
+            if key in found:
+                problems.add("files of the same name as another", [str(file)])
+            found[key] = file
+    return found
+
+
+def _partners(
+    images: Path, annotations: Path, extensions: Iterable[str], problems: Problems
+) -> Iterator[tuple[str, Path]]:
+    """(picture, annotation file) of the same name, in the same subfolder; one without the other is a problem."""
+    for folder, name in ((images, "images"), (annotations, "annotations")):
+        if not folder.is_dir():
+            raise UserError(f"{name} {folder}: is no folder; name the one that holds them")
+    pictures, files = _by_name(images, EXTENSIONS, problems), _by_name(annotations, set(extensions), problems)
+    files.pop(Path("classes"), None)
+    problems.add("pictures without an annotation", (str(pictures[key]) for key in pictures if key not in files))
+    problems.add("annotations without a picture", (str(files[key]) for key in files if key not in pictures))
+    return ((str(pictures[key]), files[key]) for key in pictures if key in files)

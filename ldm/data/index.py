@@ -1,0 +1,151 @@
+"""Which pictures a split has, and the boxes on each: what scripts/read_bbox.py writes and what training reads.
+
+`<dataset_dir>/bbox/<split>.parquet` holds one row per picture:
+
+    path            string, relative to dataset_dir, or absolute
+    width, height   int32, of the picture, upright, in pixels
+    boxes           list of 4 float64: x0, y0, x1, y1 in pixels, ends exclusive
+    label           list of string, one per box
+
+Where there is no such file, the published form is read: `bbox/<folder>/<id>.txt`, a line `x0 y0 x1 y1` per box, for
+`images/<folder>/<id>.jpg`; the folders are train_0 ... train_f, validation, test.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from ldm.util import UserError, staging
+
+SPLITS = ("train", "validation", "test")
+MOST = 2**30  # pixels, of a box's edge
+ARRAYS = ("boxes", "ends", "letters", "path_ends")
+
+
+def index_path(root: Path, split: str) -> Path:
+    return root / "bbox" / f"{split}.parquet"
+
+
+class BoxIndex:
+    """`index[i]` -> (path, boxes (n,4) int64) of the split's i-th picture, boxes truncated to whole pixels.
+
+    A Parquet index is unpacked once into arrays in a hidden folder beside it, which are memory-mapped: all worker
+    processes of all trainings on a machine share one copy, and opening it again takes no time."""
+
+    def __init__(self, dataset_dir: str | Path, split: str):
+        """Raises UserError: neither index nor txt files, or damaged ones, or no picture in them."""
+        assert split in SPLITS, split
+        self.root, self.split = Path(dataset_dir), split
+        self.open()
+        if not len(self):
+            raise UserError(f"{self.root}: its {split} split has no picture; prepare it with scripts/read_bbox.py")
+
+    def open(self) -> None:
+        parquet = index_path(self.root, self.split)
+        if not parquet.exists():
+            self.mapped, self.arrays = None, read_txt(self.root, self.split)
+            return
+        state = parquet.stat()
+        self.mapped = parquet.parent / f".{self.split}-{state.st_mtime_ns:x}-{state.st_size:x}"
+        if all((self.mapped / f"{name}.npy").exists() for name in ARRAYS):
+            self._map()
+            return
+        self.arrays = _read_parquet(parquet)
+        try:
+            with staging(parquet.parent) as temporary:
+                (temporary / self.mapped.name).mkdir()
+                for name in ARRAYS:
+                    np.save(temporary / self.mapped.name / f"{name}.npy", self.arrays[name])
+        except UserError:  # a read-only place: each process keeps its own copy
+            self.mapped = None
+            return
+        for old in parquet.parent.glob(f".{self.split}-*"):
+            if old != self.mapped:
+                shutil.rmtree(old, ignore_errors=True)
+        self._map()
+
+    def _map(self) -> None:
+        self.arrays = {name: np.load(self.mapped / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+
+    def __getstate__(self) -> dict:
+        """To another process goes the place of the arrays, not what is in them."""
+        return {**self.__dict__, "arrays": None} if self.mapped else self.__dict__
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        if self.mapped and self.mapped.exists():
+            self._map()
+        elif self.mapped:  # a new index came in between
+            self.open()
+
+    def __len__(self) -> int:
+        return len(self.arrays["ends"])
+
+    def path(self, i: int) -> Path:
+        ends = self.arrays["path_ends"]
+        start = ends[i - 1] if i else 0
+        return self.root / bytes(self.arrays["letters"][start : ends[i]]).decode()
+
+    def __getitem__(self, i: int) -> tuple[Path, np.ndarray]:
+        ends = self.arrays["ends"]
+        return self.path(i), np.asarray(self.arrays["boxes"][ends[i - 1] if i else 0 : ends[i]], dtype=np.int64)
+
+
+def _read_parquet(path: Path) -> dict[str, np.ndarray]:
+    import polars as pl  # 0.1 s that a worker process need not spend
+
+    try:
+        frame = pl.read_parquet(path, columns=["path", "boxes"], glob=False)
+        frame = frame.with_columns(pl.col("boxes").cast(pl.List(pl.Array(pl.Float64, 4))))
+        frame = frame.filter(pl.col("boxes").list.len() > 0)
+        boxes = frame["boxes"].explode().to_numpy()
+        if frame["path"].null_count() or not np.isfinite(boxes).all() or np.abs(boxes).max(initial=0) > MOST:
+            raise ValueError("a path is missing, or the edge of a box")
+        letters = frame["path"].cast(pl.Binary)
+        return {
+            "boxes": boxes.astype(np.int32).reshape(-1, 4),
+            "ends": frame["boxes"].list.len().cast(pl.Int64).cum_sum().to_numpy(),
+            "letters": np.frombuffer(b"".join(letters), dtype=np.uint8),
+            "path_ends": letters.bin.size().cast(pl.Int64).cum_sum().to_numpy(),
+        }
+    except (pl.exceptions.PolarsError, OSError, ValueError, TypeError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"index {path}: cannot be read ({reason}); make it again with scripts/read_bbox.py") from error
+
+
+def split_folders(root: Path, split: str) -> list[Path]:
+    """The folders of a split in `root` (images or bbox): the published train_0 ... train_f, or one of its name."""
+    names = [f"train_{i:x}" for i in range(16)] if split == "train" else []
+    return [folder for name in (*names, split) if (folder := root / name).is_dir()]
+
+
+def read_txt(root: Path, split: str) -> dict[str, np.ndarray]:
+    """The arrays of a BoxIndex from the published txt files. Raises UserError: none there, or a damaged one."""
+    files = [file for folder in split_folders(root / "bbox", split) for file in sorted(folder.glob("*.txt"))]
+    if not files:
+        raise UserError(f"{root}: has no boxes for {split}; prepare them with scripts/read_bbox.py, or name its folder")
+    paths, boxes, ends = [], [], []
+    for file in tqdm(files, desc=f"{split} boxes", unit="file", disable=len(files) < 10_000):
+        try:
+            found = [
+                [int(float(edge)) for edge in line.split()] for line in file.read_text().splitlines() if line.strip()
+            ]
+            if any(len(box) != 4 for box in found):
+                raise ValueError("a line of not four numbers")
+            found = np.array(found, dtype=np.int32)
+        except (OSError, ValueError, OverflowError) as error:
+            raise UserError(f"{file}: cannot be read ({error}); each line has to be x0 y0 x1 y1") from error
+        if len(found):
+            boxes.append(found)
+            ends.append(len(found))
+            paths.append(f"images/{file.parent.name}/{file.stem}.jpg".encode())
+    return {
+        "boxes": np.concatenate(boxes) if boxes else np.zeros((0, 4), np.int32),
+        "ends": np.cumsum(ends, dtype=np.int64),
+        "letters": np.frombuffer(b"".join(paths), dtype=np.uint8),
+        "path_ends": np.cumsum([len(path) for path in paths], dtype=np.int64),
+    }

@@ -1,0 +1,137 @@
+"""A picture and a box in it -> a training sample, the recipe of Yang et al. 2022.
+
+    Plan     where: the grown box, the blob's polygon, the square to cut out. Drawn first, from sizes alone
+    Recipe   how: plan(box, size, rng) -> Plan; render(picture, plan, rng) -> the batch entry; sample(...) does both
+
+| batch key     | value                                                                       |
+|---------------|-----------------------------------------------------------------------------|
+| GT            | (3,S,S) in [-1,1]: a square of the picture around the box                   |
+| inpaint_mask  | (1,S,S), 1 = keep, 0 = paint; soft at the edges                             |
+| inpaint_image | (3,S,S): GT * inpaint_mask                                                  |
+| ref_imgs      | (3,224,224), CLIP-normalised: what is in and around the box, augmented      |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldm.conventions import image_to_tensor, reference_to_tensor
+from ldm.data.masks import Box, blob, grow, polygon_mask, rectangle_mask, reference_region, window
+from ldm.data.reference import SIZE, augment_reference, resize_reference
+from ldm.images import PictureFile
+from ldm.util import UserError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The geometry of a sample, in pixels of the whole picture. points: of the blob (n,2), None for a rectangle."""
+
+    box: Box
+    grown: Box
+    points: np.ndarray | None
+    window: Box
+
+    def mask(self, reduction: int = 1) -> np.ndarray:
+        """(h,w) uint8 of the window, 1 = keep, 0 = paint."""
+        x0, y0, x1, y1 = _reduced(self.window, reduction)
+        if self.points is not None:
+            return polygon_mask(self.points / reduction - (x0, y0), (x1 - x0, y1 - y0))
+        left, top, right, bottom = _reduced(self.grown, reduction)
+        return rectangle_mask((left - x0, top - y0, right - x0, bottom - y0), (x1 - x0, y1 - y0))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A batch entry, and what it was made of."""
+
+    picture: PictureFile
+    plan: Plan
+    entry: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """arbitrary_mask_percent: share (0 to 1) of the masks that are blobs; the others are rectangles. image_size: S, px.
+
+    reference_augmentation, mask_augmentation: the paper's two; without the second, the mask is the box as it is.
+    exact: the published arithmetic, which resizes in floating point. Otherwise 8-bit pixels are resized, which is less
+    than a grey level off, and a JPEG at least twice as large as needed is decoded at a half, quarter or eighth."""
+
+    arbitrary_mask_percent: float = 0.5
+    image_size: int = 512
+    reference_augmentation: bool = True
+    mask_augmentation: bool = True
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.arbitrary_mask_percent <= 1:
+            raise UserError(f"arbitrary_mask_percent = {self.arbitrary_mask_percent}: has to be from 0 to 1")
+        if self.image_size < 1:
+            raise UserError(f"image_size = {self.image_size}: has to be at least 1 pixel")
+
+    def sample(self, picture: PictureFile, boxes: np.ndarray, rng: np.random.Generator) -> Sample:
+        """boxes: (n,4) int, of which one is drawn. Raises UserError: no box, none in the picture, a damaged picture."""
+        if not len(boxes):
+            raise UserError(f"image {picture.path}: has no box; give it one or take it out of the index")
+        try:
+            plan = self.plan(tuple(boxes[rng.integers(len(boxes))].tolist()), picture.size, rng)
+        except UserError as error:
+            raise UserError(f"image {picture.path}: {error}") from error
+        return Sample(picture, plan, self.render(picture, plan, rng))
+
+    def plan(self, box: Box, size: tuple[int, int], rng: np.random.Generator) -> Plan:
+        """size: (width, height) of the picture. Raises UserError if the box has no area in it."""
+        (x0, y0, x1, y1), (width, height) = box, size
+        box = (max(0, x0), max(0, y0), min(width, x1), min(height, y1))
+        if box[0] >= box[2] or box[1] >= box[3]:
+            raise UserError(f"the box {x0} {y0} {x1} {y1} has no area in a picture of {width} x {height}; correct it")
+        if not self.mask_augmentation:
+            return Plan(box, box, None, window(box, size, rng))
+        grown = grow(box, size, rng)
+        arbitrary = rng.random() < self.arbitrary_mask_percent
+        return Plan(box, grown, blob(box, grown, rng) if arbitrary else None, window(grown, size, rng))
+
+    def render(self, picture: PictureFile, plan: Plan, rng: np.random.Generator) -> dict[str, Tensor]:
+        """The batch entry. Raises UserError if the picture is damaged."""
+        region = reference_region(plan.box, picture.size)
+        reduction = 1 if self.exact else self.reduction(plan.window, region)
+        pixels = picture.pixels(reduction)
+        reference = resize_reference(_cut(pixels, _reduced(region, reduction)))
+        if self.reference_augmentation:
+            reference = augment_reference(reference, rng)
+        square = _cut(pixels, _reduced(plan.window, reduction))
+        image = image_to_tensor(self.resize(square.astype(np.float32) if self.exact else square))
+        mask = torch.from_numpy(self.resize(plan.mask(reduction).astype(np.float32)))[None]
+        return {
+            "GT": image,
+            "inpaint_image": image * mask,
+            "inpaint_mask": mask,
+            "ref_imgs": reference_to_tensor(Image.fromarray(reference)),
+        }
+
+    def resize(self, square: np.ndarray) -> np.ndarray:
+        return cv2.resize(square, (self.image_size, self.image_size), interpolation=cv2.INTER_LINEAR)
+
+    def reduction(self, window: Box, region: Box) -> int:
+        """8, 4 or 2 if, so much smaller, the window still has image_size pixels and the reference 224; else 1."""
+        enough = min(_shorter(window) // self.image_size, _shorter(region) // SIZE)
+        return next(n for n in (8, 4, 2, 1) if n <= max(1, enough))
+
+
+def _shorter(box: Box) -> int:
+    return min(box[2] - box[0], box[3] - box[1])
+
+
+def _reduced(box: Box, reduction: int) -> Box:
+    return tuple(round(edge / reduction) for edge in box)
+
+
+def _cut(pixels: np.ndarray, box: Box) -> np.ndarray:
+    x0, y0, x1, y1 = box
+    return pixels[y0:y1, x0:x1]

@@ -1,0 +1,119 @@
+"""What is seen of a run, and what stops it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as lightning
+import torch
+from PIL import Image
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from ldm.conventions import reference_to_image, tensor_to_image
+from ldm.images import grid
+from ldm.pipeline import Inputs, PaintByExample
+from ldm.training.checkpoints import Last
+from ldm.util import UserError, staging
+
+TILE = 256  # px, of a picture in a grid
+
+
+class Throughput(Callback):
+    """Logs samples per second, of all processes, since the batch before, and the learning rate."""
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        if not hasattr(self, "before"):
+            self.before = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, _: Any, batch: Any, *__: Any) -> None:
+        now = time.perf_counter()
+        rate = len(batch["GT"]) * trainer.world_size / (now - self.before)
+        self.before = now
+        pl_module.log("samples/s", rate, prog_bar=True, on_step=True, batch_size=1)
+        pl_module.log("lr", trainer.optimizers[0].param_groups[0]["lr"], prog_bar=True, on_step=True, batch_size=1)
+
+
+class FiniteLoss(Callback):
+    """A loss that is not finite stops the run before the weights are touched; with `skip` it costs that step alone."""
+
+    def __init__(self, skip: bool, last: Last):
+        self.skip, self.last = skip, last
+        self.bad = False
+
+    def on_before_backward(self, trainer: lightning.Trainer, pl_module: Any, loss: Tensor) -> None:
+        finite = bool(torch.isfinite(loss))
+        if trainer.strategy.reduce_boolean_decision(finite, all=True):
+            return
+        if not self.skip:
+            files = ", ".join(map(str, trainer.datamodule.train_paths())) or "not known, they are in shards"
+            path = self.last.path
+            last = f"the last checkpoint is {path}" if path.exists() else "there is no checkpoint"
+            raise UserError(
+                f"step {trainer.global_step}: the loss is not finite; {last}; the batch's files: {files}; lower the "
+                "learning rate, or go on with --nonfinite skip"
+            )
+        self.bad = True
+
+    def on_before_optimizer_step(self, trainer: lightning.Trainer, pl_module: Any, optimizer: Any) -> None:
+        if self.bad:
+            self.bad = False
+            optimizer.zero_grad(set_to_none=True)
+            rank_zero_warn(f"step {trainer.global_step}: the loss is not finite; step skipped")
+
+
+class Pictures(Callback):
+    """After the first step and then every so many, a grid of validation samples: input, masked input, reference, and an
+    edit at each guidance scale, with the averaged weights if there are any. To images/ of the run and to its loggers.
+
+    count: rows; steps: of the sampler."""
+
+    def __init__(
+        self, folder: Path, every_n_steps: int, count: int = 4, steps: int = 50, scales: tuple[float, ...] = (1.0, 5.0)
+    ):
+        self.folder, self.every_n_steps = folder, every_n_steps
+        self.count, self.steps, self.scales = count, steps, scales
+        self.drawn = 0
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
+        step = trainer.global_step
+        if step == self.drawn or (step > 1 and step % self.every_n_steps):
+            return
+        self.drawn = step
+        if trainer.is_global_zero:
+            try:
+                self.draw(trainer, pl_module, step)
+            except UserError as error:  # a run does not end for want of a picture
+                rank_zero_warn(f"no pictures of step {step}: {error}")
+        trainer.strategy.barrier("pictures")
+
+    def draw(self, trainer: lightning.Trainer, model: Any, step: int) -> None:
+        with model.ema_scope():
+            sheet = self.sheet(model, trainer.datamodule.some(self.count))
+        with staging(self.folder) as temporary:
+            sheet.save(temporary / f"step{step:08}.png")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("samples", np.asarray(sheet), step, dataformats="HWC")
+            elif hasattr(logger, "log_image"):
+                logger.log_image("samples", [sheet], step=step)
+
+    def sheet(self, model: Any, batch: dict[str, Tensor]) -> Image.Image:
+        pipeline = PaintByExample(model, "full")
+        inputs = Inputs(batch["GT"], batch["inpaint_mask"], batch["ref_imgs"])
+        seeds = range(len(batch["GT"]))
+        columns = [
+            [tensor_to_image(image) for image in batch["GT"]],
+            [tensor_to_image(image) for image in batch["inpaint_image"]],
+            [reference_to_image(image) for image in batch["ref_imgs"]],
+        ]
+        for scale in self.scales:
+            edits = pipeline.sample(inputs, seeds, scale, self.steps, progress=False)
+            columns.append([tensor_to_image(image) for image in edits])
+        rows = [picture.resize((TILE, TILE)) for row in zip(*columns, strict=True) for picture in row]
+        return grid(rows, rows=len(seeds))

@@ -1,0 +1,74 @@
+"""The weights that training starts from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+from torch import nn
+
+from ldm.checkpoint import FIRST_CONV, load_weights, read_checkpoint, widen
+from ldm.diffusers_folder import CLIP, UNET, VAE
+from ldm.modules.encoders.modules import CLIP_VERSION
+from ldm.util import UserError, instantiate_from_config
+from ldm.weight_files import StateDict
+
+PRIOR = Path("pretrained_models/sd-v1-4-modified-9channel.ckpt")
+
+
+def initial_model(config: DictConfig, pretrained: str | None = None) -> nn.Module:
+    """The config's LatentDiffusion with the weights that training starts from.
+
+    pretrained: a checkpoint of any format; None: what the config's `model.pretrained_model` says, or else PRIOR;
+    "none": random weights. Of a Paint by Example model all is taken. Of Stable Diffusion the autoencoder and the UNet
+    are, with zeros for the new input channels (Yang et al. 2022, section 3.1); CLIP comes from the hub, and the mapper,
+    proj_out and the learned vector start from random numbers, as does the UNet where `model.prior` is false.
+
+    Raises UserError: no such checkpoint, one that does not fit, CLIP cannot be fetched."""
+    section = config["model"]
+    path = pretrained or section.get("pretrained_model") or PRIOR
+    if path == PRIOR and not PRIOR.exists():
+        raise UserError(
+            f"{PRIOR}: is not there, and training starts from it; make it of sd-v1-4.ckpt with "
+            "scripts/modify_checkpoints.py, or name another model with --pretrained_model (none: random weights)"
+        )
+    model = instantiate_from_config(section, nn.Module)
+    if str(path) == "none":
+        return model
+    own, given = model.state_dict(), read_checkpoint(path)
+    channels = own[FIRST_CONV].shape[1]
+    if FIRST_CONV in given and given[FIRST_CONV].ndim == 4 and given[FIRST_CONV].shape[1] < channels:
+        given = widen(given, channels)
+    if "learnable_vector" not in given:
+        given = _part(given, UNET, VAE) | _rest(own, UNET, VAE) | _clip(section)
+    if not section.get("prior", True):
+        given |= _part(own, UNET)
+    load_weights(model, {name: tensor.clone() for name, tensor in given.items()}, f"checkpoint {path}")
+    return model
+
+
+def _part(tensors: StateDict, *prefixes: str) -> StateDict:
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(prefixes)}
+
+
+def _rest(tensors: StateDict, *prefixes: str) -> StateDict:
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}
+
+
+def _clip(section: DictConfig) -> StateDict:
+    """CLIP's image tower from the hub or its cache, under the published names; nothing for one of a size of its own."""
+    from transformers import CLIPVisionModel
+
+    params = section["params"]["cond_stage_config"].get("params") or {}
+    if params.get("vision_config"):
+        return {}
+    version = params.get("version", CLIP_VERSION)
+    try:
+        tensors = CLIPVisionModel.from_pretrained(version).state_dict()
+    except Exception as error:  # the hub's client raises those of its HTTP library as they are
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+        raise UserError(
+            f"CLIP {version}: could not be fetched from the hub ({reason}); connect to it, or start from a model that "
+            "holds CLIP: --pretrained_model checkpoints/model.ckpt"
+        ) from error
+    return {CLIP + name.removeprefix("vision_model."): tensor for name, tensor in tensors.items()}
