@@ -11,7 +11,7 @@ from typing import Any
 import pytorch_lightning as lightning
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 
 from ldm.lora import Adapter, write_adapter
 from ldm.util import UserError
@@ -61,7 +61,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise UserError(f"checkpoint {path}: is none that a run can go on from ({reason})") from error
 
 
-class Last(Callback):
+class Last(Checkpoint):  # which Lightning calls after all others: the one that minds max_time has then spoken
     """Writes checkpoints/last.ckpt every so many steps, at the end of training, and when the run is told to stop: then,
     after SIGTERM or the first Ctrl-C in any of its processes, the optimizer step under way is finished first."""
 

@@ -144,8 +144,7 @@ def train(
         raise UserError(f"config: model.params.monitor is {model.monitor}; it has to be one of {', '.join(MONITORED)}")
     if str(options.get("strategy")).startswith(("fsdp", "deepspeed")) and (model.use_ema or lora):
         raise UserError("--strategy: weights in shards go with neither use_ema nor LoRA; use ddp, or switch those off")
-    validated = model.monitor is not None and "validation" in data.configs
-    if validated:
+    if model.monitor is not None and "validation" in data.configs:
         data.dataset("validation")
         callbacks.append(best(last.path.parent, model.monitor, settings["checkpoint"]["top_k"]))
     else:
@@ -158,7 +157,6 @@ def train(
             logger=loggers(folder, wandb),
             plugins=[AtomicCheckpointIO()],
             use_distributed_sampler=False,  # EpochSampler knows its share
-            enable_checkpointing=validated,
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise UserError(f"lightning.trainer: {error}; correct it in the config or the flags") from error
