@@ -28,16 +28,21 @@ NOISY_LATENT = slice(0, 4)  # the UNet's input channels
 INPAINT = slice(4, 9)  # latent of the masked image and mask: what stays fixed during an edit
 
 
-def _pixels(picture: Image.Image | np.ndarray) -> Tensor:
+def pixels_to_tensor(picture: Image.Image | np.ndarray) -> Tensor:
     """PIL RGB or L, or an (H,W,3) or (H,W) array of 0..255 -> (C,H,W) float32 in [0,1]."""
     x = torch.from_numpy(np.array(picture))
     x = x[None] if x.ndim == 2 else x.permute(2, 0, 1)
     return x.to(torch.float32, memory_format=torch.contiguous_format, copy=True).div_(255.0)
 
 
+def normalise_clip(pixels: Tensor) -> Tensor:
+    """(3,H,W) in [0,1] -> (3,H,W) with CLIP's mean and std taken out."""
+    return (pixels - torch.tensor(CLIP_MEAN).view(3, 1, 1)) / torch.tensor(CLIP_STD).view(3, 1, 1)
+
+
 def image_to_tensor(image: Image.Image | np.ndarray) -> Tensor:
     """PIL RGB, or an (H,W,3) array of 0..255 -> (3,H,W) in [-1,1]."""
-    return _pixels(image).mul_(2.0).sub_(1.0)
+    return pixels_to_tensor(image).mul_(2.0).sub_(1.0)
 
 
 def tensor_to_image(image: Tensor) -> Image.Image:
@@ -48,7 +53,7 @@ def tensor_to_image(image: Tensor) -> Image.Image:
 
 def mask_to_tensor(mask: Image.Image) -> Tensor:
     """PIL L, 255 = paint -> (1,H,W) of 0 and 1, 1 = keep; grey is cut at one half."""
-    return (1.0 - _pixels(mask) >= 0.5).float()
+    return (1.0 - pixels_to_tensor(mask) >= 0.5).float()
 
 
 def mask_to_image(mask: Tensor) -> Image.Image:
@@ -59,8 +64,7 @@ def mask_to_image(mask: Tensor) -> Image.Image:
 
 def reference_to_tensor(reference: Image.Image, size: int = 224) -> Tensor:
     """PIL RGB -> (3,size,size), squashed (no centre crop, so nothing of the object is lost), CLIP-normalised."""
-    pixels = _pixels(reference.resize((size, size), Image.Resampling.BICUBIC))
-    return (pixels - torch.tensor(CLIP_MEAN).view(3, 1, 1)) / torch.tensor(CLIP_STD).view(3, 1, 1)
+    return normalise_clip(pixels_to_tensor(reference.resize((size, size), Image.Resampling.BICUBIC)))
 
 
 def reference_to_image(reference: Tensor) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import os
 import shutil
@@ -80,6 +81,22 @@ def listing(names: Iterable[str], most: int = 3) -> str:
     names = sorted(names)
     word = "tensor" if len(names) == 1 else "tensors"
     return f"{len(names)} {word} ({', '.join(names[:most])}{', ...' if len(names) > most else ''})"
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """Of a file, or of all files of a folder with their names; hexadecimal. Raises UserError."""
+    path, digest = Path(path), hashlib.sha256()
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    try:
+        for file in files:
+            if path.is_dir():
+                digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
+            with open(file, "rb") as content:
+                while block := content.read(2**22):
+                    digest.update(block)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    return digest.hexdigest()
 
 
 def cores() -> int:

@@ -23,13 +23,13 @@ from ldm.util import UserError
 StateDict = dict[str, Tensor]
 
 
-class _Inert:
-    """Stands for every object of a pickle that is not a tensor or a plain container: takes anything, does nothing."""
+class Inert:
+    """Stands for every object of a pickle that nothing here knows: takes anything, does nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         pass
 
-    def __call__(self, *args: Any, **kwargs: Any) -> _Inert:
+    def __call__(self, *args: Any, **kwargs: Any) -> Inert:
         return self
 
     def ignore(self, *args: Any, **kwargs: Any) -> None:
@@ -38,7 +38,23 @@ class _Inert:
     __setstate__ = __setitem__ = append = extend = add = ignore
 
 
-class _Unalterable:
+class _ScriptModule(Inert):
+    """Stands for a module of a TorchScript archive, of which only the attributes are taken: tensors, more modules."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.attributes = state
+
+    def state_dict(self, prefix: str = "") -> StateDict:
+        found = {}
+        for name, value in self.attributes.items():
+            if isinstance(value, Tensor):
+                found[prefix + name] = value
+            elif isinstance(value, _ScriptModule):
+                found |= value.state_dict(f"{prefix}{name}.")
+        return found
+
+
+class Unalterable:
     """Base of what a pickle may get hold of: one without attributes, and its BUILD instruction does nothing."""
 
     __slots__ = ()
@@ -47,11 +63,11 @@ class _Unalterable:
         pass
 
 
-class _RebuildTensor(_Unalterable):
+class _RebuildTensor(Unalterable):
     """torch._utils._rebuild_tensor and _rebuild_tensor_v2: a view of a (dtype, storage)."""
 
     def __call__(self, source: Any, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any) -> Any:
-        if isinstance(source, _Inert):
+        if isinstance(source, Inert):
             return source
         dtype, storage = source
         span = offset + 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if all(size) else 0
@@ -60,14 +76,14 @@ class _RebuildTensor(_Unalterable):
         return torch.empty(0, dtype=dtype).set_(storage, offset, tuple(size), tuple(stride))
 
 
-class _RebuildParameter(_Unalterable):
+class _RebuildParameter(Unalterable):
     """torch._utils._rebuild_parameter: its tensor."""
 
     def __call__(self, data: Tensor, *_: Any) -> Tensor:
         return data
 
 
-class _StorageType(str, _Unalterable):
+class _StorageType(str, Unalterable):
     """Name of a torch storage class."""
 
     __slots__ = ()
@@ -89,7 +105,7 @@ STORAGE_DTYPES = {
 
 class _Unpickler(pickle.Unpickler):
     """Tensors and plain containers of a pickle. Knows the few names below; every other, os.system or Lightning's
-    classes, becomes _Inert. No module is imported and no function of the file's choice is called.
+    classes, becomes Inert. No module is imported and no function of the file's choice is called.
 
     storage(key, nbytes) gives the bytes behind a tensor."""
 
@@ -106,12 +122,14 @@ class _Unpickler(pickle.Unpickler):
             return _RebuildParameter()
         if module in ("torch", "torch.cuda") and name in STORAGE_DTYPES:
             return _StorageType(name)
-        return _Inert
+        if module.split(".")[0] == "__torch__":
+            return _ScriptModule
+        return Inert
 
     def persistent_load(self, pid: Any) -> Any:
         _, kind, key, _, numel, *_ = pid  # ("storage", class, key, device, elements)
         if kind not in STORAGE_DTYPES:
-            return _Inert()
+            return Inert()
         dtype = STORAGE_DTYPES[kind]
         return dtype, self.storage(str(key), numel * dtype.itemsize)
 
@@ -162,7 +180,9 @@ def _read_legacy(path: Path) -> Any:
 
 
 def _state_dict(content: Any) -> StateDict:
-    """The tensors of a Lightning checkpoint, or of a bare state dict."""
+    """The tensors of a Lightning checkpoint, of a bare state dict, or of a TorchScript module."""
+    if isinstance(content, _ScriptModule):
+        return content.state_dict()
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict):

@@ -16,6 +16,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+from ldm.arguments import add_model, add_sampling, sampler_of
 from ldm.util import UserError, command, staging
 
 
@@ -30,17 +31,7 @@ def parser() -> argparse.ArgumentParser:
     files.add_argument("--skip_save", action="store_true", help="write no single pictures, only the grid")
     files.add_argument("--n_rows", type=int, default=0, help="rows of the grid (default: as many as rows of four need)")
 
-    how = p.add_argument_group("sampling")
-    how.add_argument("--scale", type=float, default=5.0, help="guidance: 1 none, larger follows the reference more (5)")
-    how.add_argument("--sampler", help="plms, ddim, dpm++ or unipc (plms)")
-    how.add_argument("--plms", action="store_true", help="the same as --sampler plms")
-    how.add_argument(
-        "--ddim_steps",
-        type=int,
-        default=50,
-        help="sampling steps, of every sampler (50); plms and ddim take more where 1000 is no multiple",
-    )
-    how.add_argument("--ddim_eta", type=float, default=0.0, help="0 deterministic, 1 as noisy as DDPM; ddim only (0)")
+    how = add_sampling(p)
     how.add_argument("--seed", type=int, default=321, help="of the first picture; the others count up from it (321)")
     how.add_argument("--n_samples", type=int, default=1, help="pictures made in one batch (1)")
     how.add_argument("--n_iter", type=int, default=1, help="batches (1)")
@@ -49,17 +40,9 @@ def parser() -> argparse.ArgumentParser:
                      " 512 x 512 for a square photo)")  # fmt: skip
     how.add_argument("--W", type=int, help="width of the edit, pixels")
 
-    which = p.add_argument_group("model")
-    which.add_argument("--config", help="default: configs/v1.yaml")
-    which.add_argument("--ckpt", help="a .ckpt, a .safetensors, a diffusers folder, or hub to fetch the released model"
-                       " (default: checkpoints/model.ckpt, or else hub)")  # fmt: skip
-    which.add_argument("--lora", help="an adapter, lora.safetensors, that fine-tuning wrote")
-    which.add_argument("--lora_scale", type=float, default=1.0, help="how much of it: 0 none, 1 as it was trained (1)")
+    which = add_model(p)
     which.add_argument("--C", type=int, help="latent channels; must be the model's (4)")
     which.add_argument("--f", type=int, help="downsampling factor; must be the model's (8)")
-    which.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the fastest there is)")
-    which.add_argument("--precision", choices=("full", "autocast"), help="float32, or half precision"
-                       " in the UNet (default: autocast on CUDA, else full)")  # fmt: skip
     return p
 
 
@@ -70,11 +53,9 @@ def check_numbers(opt: argparse.Namespace) -> str:
             raise UserError(f"--{name} {getattr(opt, name)} is out of range; use 1 to 1000")
     if opt.n_rows < 0:
         raise UserError(f"--n_rows {opt.n_rows} is out of range; use 1 or more")
-    if opt.plms and opt.sampler not in (None, "plms"):
-        raise UserError(f"--plms and --sampler {opt.sampler} contradict each other; give one of them")
     if opt.skip_save and opt.skip_grid:
         raise UserError("--skip_save and --skip_grid together would write nothing; give one of them")
-    return opt.sampler or "plms"
+    return sampler_of(opt)
 
 
 def check_outdir(outdir: Path) -> None:

@@ -21,11 +21,17 @@ ORDER = [
     ["ldm.models.diffusion.denoiser"],
     ["ldm.models.diffusion.ddim", "ldm.models.diffusion.plms"],
     ["ldm.models.diffusion.ddpm"],
-    ["ldm.pipeline", "ldm.data"],
+    ["ldm.pipeline", "ldm.data", "ldm.evaluation", "ldm.arguments"],
     ["ldm.training"],
     ["main", "scripts"],
 ]
-SEPARATE = {"ldm.data": {"ldm.util", "ldm.conventions", "ldm.images"}}  # sees these and itself, never models
+SEPARATE = {  # see these and themselves, never models
+    "ldm.data": {"ldm.util", "ldm.conventions", "ldm.images"},
+    "ldm.evaluation": {
+        *("ldm.util", "ldm.conventions", "ldm.images", "ldm.weight_files"),
+        "ldm.data.test_bench_dataset",
+    },
+}
 
 
 def place(module: str) -> int | None:

@@ -44,20 +44,29 @@ class COCOImageDataset(Dataset):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, i: int) -> dict[str, Tensor | str]:
+    def photo(self, name: str) -> Path:
+        """The file of a case's photo."""
+        return self.root / "GT_3500" / f"{name}_GT.png"
+
+    def pictures(self, i: int) -> tuple[Image.Image, Image.Image, Image.Image]:
+        """Photo (RGB), mask (L, 255 = edit, of the photo's size) and reference (RGB), upright. Raises UserError."""
         name = self.ids[i]
-        photo = open_picture(self.root / "GT_3500" / f"{name}_GT.png", "image")
+        photo = open_picture(self.photo(name), "image")
         marked = open_picture(self.root / "Mask_bbox_3500" / f"{name}_mask.png", "mask")
         reference = open_picture(self.root / "Ref_3500" / f"{name}_ref.png", "reference")
         picture = upright_rgb(photo)
         white = upright_mask(marked, photo)
         if white.size != picture.size:
             white = white.resize(picture.size, Image.Resampling.BILINEAR)
+        return picture, white, upright_rgb(reference)
+
+    def __getitem__(self, i: int) -> dict[str, Tensor | str]:
+        picture, white, reference = self.pictures(i)
         image, mask = image_to_tensor(picture), mask_to_tensor(white)
         return {
-            "id": name,
+            "id": self.ids[i],
             "GT": image,
             "inpaint_image": image * mask,
             "inpaint_mask": mask,
-            "ref_imgs": reference_to_tensor(upright_rgb(reference)),
+            "ref_imgs": reference_to_tensor(reference),
         }

@@ -1,0 +1,110 @@
+"""How far two sets of features lie apart: the Fréchet distance (FID, Heusel et al. 2017) and the kernel
+distance (KID, Binkowski et al. 2018), from statistics that are gathered batch by batch and can be kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ldm.util import UserError, staging
+
+MOST_ROWS = 5000  # single features that are kept for the kernel distance, whatever the number of pictures
+SUBSETS, SUBSET = 100, 1000  # of the kernel distance: how many, and of how many features at most
+
+
+def rows_to_keep(count: int, seed: int = 0) -> set[int]:
+    """Which of `count` features are kept: all, or MOST_ROWS of them by chance."""
+    if count <= MOST_ROWS:
+        return set(range(count))
+    return set(np.random.default_rng(seed).choice(count, MOST_ROWS, replace=False).tolist())
+
+
+@dataclass
+class Statistics:
+    """Of n features (D,): mean (D,), scatter (D,D) = sum of (x - mean)(x - mean)^T, both float64, and some rows (k,D).
+
+    `add` takes features in batches; the sums are those of Chan et al. (1979) and do not lose digits to a large mean."""
+
+    n: int = 0
+    mean: np.ndarray | float = 0.0
+    scatter: np.ndarray | float = 0.0
+    rows: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, features: np.ndarray, keep: np.ndarray | None = None) -> None:
+        """features (B,D); keep: (B,) bool, which of them become rows."""
+        x = np.asarray(features, dtype=np.float64)
+        mean, before, total = x.mean(0), self.n, self.n + len(x)
+        step = mean - self.mean
+        self.scatter = self.scatter + (x - mean).T @ (x - mean) + np.outer(step, step) * (before * len(x) / total)
+        self.mean = self.mean + step * (len(x) / total)
+        self.n = total
+        if keep is not None:
+            self.rows.extend(np.asarray(features, dtype=np.float32)[keep])
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """(D,D), unbiased."""
+        return self.scatter / (self.n - 1)
+
+    def write(self, path: Path, **more: str) -> None:
+        """To an npz file, with texts that say what it was made of."""
+        arrays = {
+            "n": self.n,
+            "mean": self.mean,
+            "scatter": self.scatter,
+            "rows": np.array(self.rows, np.float32),
+            **more,
+        }
+        with staging(path.parent) as temporary:
+            np.savez(temporary / path.name, **{name: np.asarray(value) for name, value in arrays.items()})
+
+    @classmethod
+    def read(cls, path: Path) -> tuple[Statistics, dict[str, str]]:
+        """-> the statistics, and the texts. Raises UserError."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                found = {name: file[name] for name in file.files}
+            own = cls(int(found.pop("n")), found.pop("mean"), found.pop("scatter"), list(found.pop("rows")))
+            dim = len(own.mean)
+            if own.n < 2 or own.scatter.shape != (dim, dim) or any(row.shape != (dim,) for row in own.rows):
+                raise ValueError("its arrays do not fit together")
+        except Exception as error:  # zip, numpy and missing names each have their own
+            raise UserError(
+                f"statistics {path}: cannot be read ({error}); remove the file, and they are made anew"
+            ) from error
+        return own, {name: str(value) for name, value in found.items()}
+
+
+def _root(covariance: np.ndarray) -> np.ndarray:
+    """L with L L^T = covariance, of any rank."""
+    values, vectors = np.linalg.eigh(covariance)
+    return vectors * np.sqrt(values.clip(0.0))
+
+
+def frechet_distance(mean1: np.ndarray, covariance1: np.ndarray, mean2: np.ndarray, covariance2: np.ndarray) -> float:
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), Heusel et al. 2017, eq. 6 of the appendix's Fréchet distance.
+
+    The trace of the root is the sum of the singular values of L1^T L2, where Li Li^T = Ci: real, never negative, and
+    exact for covariances without full rank, where a matrix root needs a small number added to it."""
+    root = np.linalg.svd(_root(covariance1).T @ _root(covariance2), compute_uv=False).sum()
+    return float(((mean1 - mean2) ** 2).sum() + np.trace(covariance1) + np.trace(covariance2) - 2.0 * root)
+
+
+def kernel_distance(real: np.ndarray, made: np.ndarray, seed: int = 0) -> float:
+    """The squared maximum mean discrepancy, unbiased, with the kernel (x.y / D + 1)^3: the mean over SUBSETS pairs of
+    subsets of at most SUBSET features. real (n,D), made (m,D); one set too small for two gives nan."""
+    from torchmetrics.image.kid import poly_mmd
+
+    size = min(SUBSET, len(real), len(made))
+    if size < 2:
+        return float("nan")
+    rng = np.random.default_rng(seed)
+    real, made = (torch.from_numpy(np.asarray(x, dtype=np.float64)) for x in (real, made))
+    values = []
+    for _ in range(SUBSETS):
+        a, b = (torch.from_numpy(rng.choice(len(x), size, replace=False)) for x in (real, made))
+        values.append(poly_mmd(real[a], made[b]).item())
+    return float(np.mean(values))

@@ -1,0 +1,108 @@
+"""Features of all pictures of a folder, and their statistics, kept beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ldm.evaluation.features import Extractor
+from ldm.evaluation.fid import Statistics, rows_to_keep
+from ldm.images import open_picture, upright_rgb
+from ldm.util import UserError, cores
+
+ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+def batches(dataset: Dataset, batch_size: int, title: str) -> Iterator[list[Any]]:
+    """The dataset's items in lists, in order, loaded by as many processes as pay; with a progress bar."""
+    forks = "fork" in multiprocessing.get_all_start_methods() and len(dataset) > 4 * batch_size
+    loader = DataLoader(
+        dataset,
+        batch_size=batch_size,
+        collate_fn=list,
+        num_workers=min(cores(), 8) if forks else 0,
+        multiprocessing_context="fork" if forks else None,
+    )
+    with tqdm(desc=title, total=len(dataset), unit="picture") as bar:
+        for batch in loader:
+            yield batch
+            bar.update(len(batch))
+
+
+class Prepared(Dataset):
+    """Pictures as an extractor takes them. Raises UserError, when indexed, for one that cannot be read."""
+
+    def __init__(self, paths: Sequence[Path], extractor: Extractor):
+        self.paths, self.prepare = paths, extractor.prepare
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> Any:
+        try:
+            return self.prepare(upright_rgb(open_picture(self.paths[i], "picture")))
+        except UserError as error:  # which would not come through a worker process as it is
+            return error
+
+
+def pictures_of(folder: Path) -> list[Path]:
+    """All picture files below a folder, sorted, hidden ones left out. Raises UserError: none."""
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in ENDINGS and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    if not found:
+        raise UserError(f"{folder}: has no pictures; name a folder of real ones")
+    return found
+
+
+def features_of(paths: Sequence[Path], extractor: Extractor, batch_size: int, title: str) -> Iterator[np.ndarray]:
+    """(B,D) after (B,D). Raises UserError for the first picture that cannot be read."""
+    for batch in batches(Prepared(paths, extractor), batch_size, title):
+        for item in batch:
+            if isinstance(item, UserError):
+                raise item
+        yield extractor(batch).numpy()
+
+
+def real_statistics(place: Path, extractor: Extractor, batch_size: int = 32) -> Statistics:
+    """Of a folder of real pictures, computed once and kept beside it as <folder>-<weights' hash>.npz; or of such a
+    file, where the pictures are elsewhere.
+
+    Raises UserError: no pictures, a damaged one, a file made with other weights."""
+    if place.is_file():
+        statistics, texts = Statistics.read(place)
+        if texts.get("sha256") != extractor.sha256:
+            raise UserError(
+                f"statistics {place}: were made with other weights than {extractor.file}; name the folder of pictures"
+            )
+        return statistics
+    if not place.is_dir():
+        raise UserError(
+            f"real pictures {place}: there is no such folder; make it with scripts/create_square_gt_for_fid.py, name "
+            "another with --real, or leave out what needs it with --skip"
+        )
+    paths = pictures_of(place)
+    content = hashlib.sha256()
+    for path in paths:
+        state = path.stat()
+        content.update(f"{path.relative_to(place)}\0{state.st_size}\0{state.st_mtime_ns}\0".encode())
+    kept = place.with_name(f"{place.name}-{extractor.sha256[:12]}.npz")
+    if kept.exists():
+        statistics, texts = Statistics.read(kept)
+        if (texts.get("content"), texts.get("sha256")) == (content.hexdigest(), extractor.sha256):
+            return statistics
+    statistics, keep, done = Statistics(), rows_to_keep(len(paths)), 0
+    for features in features_of(paths, extractor, batch_size, f"real pictures, {extractor.model}"):
+        statistics.add(features, np.array([done + i in keep for i in range(len(features))]))
+        done += len(features)
+    statistics.write(kept, content=content.hexdigest(), sha256=extractor.sha256, model=extractor.model)
+    return statistics

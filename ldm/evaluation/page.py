@@ -1,0 +1,431 @@
+"""One page on which a person sees what an evaluation found: its numbers, and its cases with their pictures."""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageChops, ImageFilter
+
+from ldm.util import UserError, staging
+
+Pictures = Callable[[str], dict[str, Image.Image]]
+PARTS = ("source", "to paint", "reference", "result")  # the pictures of a case, in this order
+TINT = (228, 0, 132)  # of what was to be painted; a colour that photos rarely have
+GROUPS = {"paper": "Comparable with the paper's tables", "beside": "Beside them"}
+BARE = ' class="bare"'  # of a case without pictures
+BETTER = {"higher": ("↑", "higher is better"), "lower": ("↓", "lower is better"), "1": ("→ 1", "nearest to 1 is best")}
+
+CSS = """
+:root { --paper: #fdfdfb; --ink: #1d1f23; --soft: #666a73; --line: #e6e6e1; --tile: #f2f2ee; --accent: #a81c5d;
+  --bars: #bcbfc6; color-scheme: light dark; }
+@media (prefers-color-scheme: dark) { :root { --paper: #15171a; --ink: #e7e7e4; --soft: #9a9ea8; --line: #2a2d33;
+  --tile: #1f2226; --accent: #ff86b8; --bars: #5a5f6a; } }
+* { box-sizing: border-box; }
+[hidden] { display: none !important; }
+body { margin: 0 auto; padding: 4rem 1.5rem 6rem; max-width: 78rem; background: var(--paper); color: var(--ink);
+  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; overflow-wrap: anywhere; }
+h1 { margin: 0; font-size: clamp(2rem, 5vw, 3rem); line-height: 1.15; font-weight: 650; letter-spacing: -.025em; }
+h2 { margin: 4rem 0 .25rem; font-size: 1.4rem; font-weight: 620; letter-spacing: -.01em; }
+h3 { margin: 1.75rem 0 .6rem; font-size: .95rem; font-weight: 600; }
+p, details { margin: .4rem 0; max-width: 46rem; }
+ul { margin: .5rem 0; padding-left: 1.2rem; max-height: 20rem; overflow: auto; font-size: .9rem; }
+dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: .9rem 1.5rem; margin: .8rem 0; }
+dd { margin: 0; }
+dt, thead { color: var(--soft); font-size: .8rem; }
+.soft, small { color: var(--soft); }
+.over { margin: 0 0 .5rem; color: var(--accent); font-size: .85rem; font-weight: 600; letter-spacing: .03em; }
+code { font: .88em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+button { padding: 0; border: 0; background: none; color: inherit; font: inherit; text-align: inherit; }
+button, select, label, summary { cursor: pointer; }
+select { padding: .3rem .5rem; border: 1px solid var(--line); border-radius: .4rem; background: var(--paper);
+  color: inherit; font: inherit; }
+:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
+img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: .4rem;
+  background: var(--tile); }
+table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th { font-weight: inherit; text-align: left; }
+.metrics { margin: 2.5rem 0 1.5rem; }
+.metrics tr > * { padding: .6rem 1.25rem .6rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
+.metrics .group th { padding-top: 1.6rem; font-weight: 600; font-size: .85rem; color: var(--accent); }
+.metrics .name { font-weight: 550; }
+.metrics tr > :nth-child(2), .metrics tr > :nth-child(3) { text-align: right; }
+.metrics .value { font-size: 1.15rem; font-weight: 600; }
+.metrics .paper .value { font-size: 1.75rem; line-height: 1.1; letter-spacing: -.02em; }
+.metrics .fine { color: var(--soft); font-size: .9rem; }
+.metrics .meaning { min-width: 15rem; padding-right: 0; color: var(--soft); font-size: .875rem; line-height: 1.4;
+  white-space: normal; }
+.metrics small { display: flex; justify-content: space-between; width: 7rem; font-size: .7rem; line-height: 1.3; }
+.arrow { color: var(--accent); font-weight: 600; }
+svg { display: block; width: 7rem; height: 1.5rem; fill: var(--bars); }
+.strip { display: grid; grid-template-columns: repeat(6, 1fr); gap: 1rem; }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: .3rem; margin: .3rem 0 .4rem; }
+.words { display: flex; flex-wrap: wrap; justify-content: space-between; align-items: baseline; gap: 0 .5rem; }
+.words b { font-weight: 600; font-variant-numeric: tabular-nums; }
+.words code { color: var(--soft); font-size: .78rem; }
+.cases, .cases tbody { display: block; }
+.cases thead { display: block; position: sticky; top: 0; z-index: 1; background: var(--paper); }
+.cases tr { display: grid; gap: .5rem; align-items: center; padding: .5rem 0; border-bottom: 1px solid var(--line);
+  grid-template-columns: 8.5rem repeat(4, minmax(5rem, 7.25rem)) repeat(var(--n), minmax(0, 1fr)); }
+.cases thead tr { align-items: end; }
+.cases tbody tr { content-visibility: auto; contain-intrinsic-size: auto 8.25rem; }
+.cases tbody .bare { contain-intrinsic-size: auto 2.5rem; }
+.only .bare { display: none; }
+.cases tr > * { padding: 0; }
+.cases .score { text-align: right; }
+.cases td.score { font-size: .9rem; }
+.cases .none { grid-column: span 4; color: var(--soft); font-size: .85rem; }
+.cases td button { width: 100%; }
+th[aria-sort] { color: var(--accent); }
+[aria-sort="ascending"] button::after { content: " ▲"; }
+[aria-sort="descending"] button::after { content: " ▼"; }
+dialog { width: min(46rem, 100vw); max-width: 100vw; max-height: 100vh; padding: 1rem 1.25rem 1.25rem; border: 0;
+  border-radius: .8rem; background: var(--paper); color: var(--ink); }
+dialog::backdrop { background: rgb(10 11 13 / .72); }
+dialog header { display: flex; gap: 1.25rem; margin-bottom: .75rem; font-size: .875rem; }
+dialog header code { flex: 1; }
+.big { display: block; width: 100%; }
+.big img { height: min(60vh, 100vw - 2.5rem); aspect-ratio: auto; }
+nav { display: grid; grid-template-columns: repeat(4, 1fr); gap: .6rem; max-width: 28rem; margin: .75rem auto; }
+nav button { color: var(--soft); font-size: .8rem; text-align: center; }
+nav [aria-pressed="true"] { color: var(--accent); font-weight: 600; }
+nav [aria-pressed="true"] img { box-shadow: 0 0 0 2px var(--accent); }
+dialog p { margin: 0; max-width: none; text-align: center; text-wrap: balance; font-size: .85rem; }
+@media (max-width: 64rem) {
+  body { padding: 2.25rem 1rem 4rem; }
+  .metrics, .metrics tbody { display: block; }
+  .metrics thead, .metrics td:empty { display: none; }
+  .metrics tr { display: grid; grid-template-columns: 1fr auto; align-items: baseline; gap: .1rem 1rem;
+    padding: .8rem 0; border-bottom: 1px solid var(--line); }
+  .metrics tr > * { padding: 0; border: 0; white-space: normal; }
+  .metrics .meaning, .metrics .spread, .metrics .group th { grid-column: 1 / -1; }
+  .metrics .count { grid-column: 2; }
+  .metrics .count::after { content: " cases"; }
+  .strip { grid-template-columns: repeat(6, 10rem); overflow-x: auto; margin: 0 -1rem; padding: 0 1rem .5rem; }
+  .cases tr { grid-template-columns: repeat(4, 1fr); padding: .9rem 0; }
+  .cases thead tr { display: flex; flex-wrap: wrap; gap: .2rem 1rem; padding: .5rem 0; }
+  .cases thead .part { display: none; }
+  .cases tbody th, .cases .none { grid-column: 1 / -1; }
+  .cases .score { text-align: left; }
+  .cases td.score::before { content: attr(data-label); display: block; color: var(--soft); font-size: .72rem; }
+  .cases tbody tr { contain-intrinsic-size: auto 14rem; }
+}
+"""
+
+DIALOG = """
+<dialog aria-label="one case, large"><header><code></code><button type="button" id="previous">↑ previous</button>
+<button type="button" id="next">↓ next</button><button type="button" id="close">✕ close</button></header>
+<button type="button" class="big" aria-label="the next picture" autofocus><img alt=""></button><nav></nav>
+<p id="scores"></p><p class="soft">← → flip between the pictures of a case, ↑ ↓ go to another, Esc closes</p></dialog>
+"""
+
+JS = """
+const $ = (selector) => document.querySelector(selector), all = (selector) => document.querySelectorAll(selector);
+const { columns, values, parts } = JSON.parse($("#data").textContent);
+const body = $(".cases tbody"), rows = [...body.rows], box = $("dialog"), nav = $("nav"), select = $("#metric");
+const images = (i) => [...rows[i].querySelectorAll("img")], id = (i) => rows[i].cells[0].textContent;
+const bare = (i) => rows[i].classList.contains("bare"), on = (name, act) => ($(name).onclick = act);
+const copy = (image) => make("img", { src: image.src, alt: image.alt });
+function make(tag, fields, ...inside) {
+  const element = Object.assign(document.createElement(tag), fields);
+  element.append(...inside);
+  return element;
+}
+
+// the list, sorted
+let order = rows.map((_, i) => i);
+function compare(a, b, column, sign) {
+  if (column < 0) return sign * id(a).localeCompare(id(b), undefined, { numeric: true }) || a - b;
+  const [x, y] = [values[column][a], values[column][b]];
+  if (x === null || y === null) return (x === null) - (y === null) || a - b;
+  return sign * (columns[column].better === "1" ? Math.abs(x - 1) - Math.abs(y - 1) : x - y) || a - b;
+}
+function sort(head) {
+  const up = head.getAttribute("aria-sort") !== "ascending";
+  for (const other of all("th[aria-sort]")) other.removeAttribute("aria-sort");
+  head.setAttribute("aria-sort", up ? "ascending" : "descending");
+  order.sort((a, b) => compare(a, b, Number(head.dataset.column), up ? 1 : -1));
+  body.append(...order.map((i) => rows[i]));
+}
+for (const head of all("th[data-column]")) {
+  const title = columns[head.dataset.column]?.better === "1" ? "sort by the distance from 1" : "sort";
+  head.replaceChildren(make("button", { title, onclick: () => sort(head) }, ...head.childNodes));
+}
+(on("#only", () => body.classList.toggle("only", $("#only").checked)))();
+
+// one case, large
+let list = [], at = 0, part = 3;
+function show() {
+  const four = images(list[at]), cells = [...rows[list[at]].querySelectorAll(".score")];
+  $("dialog code").textContent = id(list[at]);
+  $("#scores").textContent = cells.map((cell) => `${cell.dataset.label} ${cell.textContent}`).join("  ·  ");
+  Object.assign($(".big img"), { src: four[part].src, alt: four[part].alt });
+  const small = (image, i) => make("button", { onclick: () => turn(i - part, 0) }, copy(image), parts[i]);
+  nav.replaceChildren(...four.map(small));
+  nav.children[part].setAttribute("aria-pressed", true);
+}
+function turn(parts, cases) {
+  const inside = nav.contains(document.activeElement);
+  part = (part + parts + 4) % 4;
+  at = (at + cases + list.length) % list.length;
+  show();
+  if (inside) nav.children[part].focus();
+}
+function open(i, which, among) {
+  list = among.filter((j) => images(j).length);
+  [at, part] = [list.indexOf(i), which];
+  show();
+  box.showModal();
+}
+const keys = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+box.onkeydown = (event) => keys[event.key] && (event.preventDefault(), turn(...keys[event.key]));
+on("dialog", (event) => event.target === box && box.close());
+on("#close", () => box.close());
+on(".big", () => turn(1, 0));
+on("#previous", () => turn(0, -1));
+on("#next", () => turn(0, 1));
+on(".cases tbody", (event) => {
+  const button = event.target.closest("button"), i = rows.indexOf(event.target.closest("tr"));
+  if (button) open(i, images(i).indexOf(button.firstChild), order);
+});
+
+// the worst and the best
+function card(i, column, among) {
+  const four = images(i), score = rows[i].querySelectorAll(".score")[column].textContent;
+  const words = make("span", { className: "words" }, make("b", {}, score), make("code", {}, id(i)));
+  if (!four.length) return make("div", {}, make("p", { className: "soft" }, rows[i].cells[1].textContent), words);
+  const pair = make("span", { className: "pair" }, copy(four[1]), copy(four[2]));
+  return make("button", { onclick: () => open(i, 3, among) }, copy(four[3]), pair, words);
+}
+select.onchange = () => {
+  const column = Number(select.value), sign = columns[column].better === "higher" ? 1 : -1;
+  const ranked = order.filter((i) => values[column][i] !== null && !bare(i));
+  ranked.sort((a, b) => compare(a, b, column, sign));
+  const most = Math.min(6, Math.ceil(ranked.length / 2));
+  for (const [name, chosen] of [["#worst", ranked.slice(0, most)], ["#best", ranked.slice(-most).reverse()]]) {
+    $(name).replaceChildren(...chosen.map((i) => card(i, column, chosen)));
+  }
+};
+columns.forEach(({ name, any, first }, i) => any && select.append(make("option", { value: i, selected: first }, name)));
+$("#strips").hidden = !select.options.length || order.every(bare);
+if (!$("#strips").hidden) select.onchange();
+
+// grids that are tables, said to those browsers that take the layout for the meaning
+const roles = { TABLE: "table", THEAD: "rowgroup", TBODY: "rowgroup", TR: "row", TD: "cell" };
+for (const element of all("table, thead, tbody, tr, td")) element.setAttribute("role", roles[element.tagName]);
+for (const head of all("th")) head.setAttribute("role", head.scope === "col" ? "columnheader" : "rowheader");
+"""
+
+
+def write_page(path: Path, summary: dict, pictures: Pictures, most: int = 400, tile: int = 160) -> None:
+    """One HTML file that needs no other and no network, whole or absent.
+
+    summary: results, bench, date; cases: expected, scored, problems [id, problem]; metrics [key, name, group (paper or
+    beside), better (higher, lower or 1), value, low, high, cases, meaning]; left_out [name, why]; weights {name: model,
+    file, sha256}; settings {name: value} or None; per_case [id and its scores by key; None: it has none].
+    pictures(id): source, mask (255 = painted), reference and result; where it raises UserError, its sentence is shown.
+    It is asked for one case after the other, and none is kept. most: where there are more cases, only the worst and the
+    best by CLIP score (or the first metric that cases have) get pictures. tile: the longer side of those, in pixels.
+    Raises UserError where it cannot be written."""
+    cases, columns = summary["per_case"], _columns(summary)
+    shown, words = _choice(cases, columns, most)
+    pieces = (_report(summary, columns), _list(cases, columns, pictures, shown, words, tile), _script(columns))
+    with (
+        staging(path.parent) as folder,
+        open(folder / path.name, "w", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        file.writelines(itertools.chain(*pieces))
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _decimals(values: Sequence[float]) -> int:
+    """Enough for three digits of a usual one, and 2 to 6."""
+    usual = statistics.median(map(abs, values)) if values else 0
+    return min(6, max(2, 2 - math.floor(math.log10(usual)))) if usual else 2
+
+
+def _written(value: float | None, decimals: int) -> str:
+    return "-" if value is None else f"{value:.{decimals}f}"
+
+
+def _columns(summary: dict) -> list[dict]:
+    """The metrics that single cases have: key, name, better, values (one per case, or None), some (those that are
+    numbers), decimals, first (is it the one by which cases are chosen?)."""
+    metrics = {metric["key"]: metric for metric in summary["metrics"]}
+    keys = dict.fromkeys(key for case in summary["per_case"] for key in case if key != "id")
+    columns = []
+    for key in [key for key in metrics if key in keys] + [key for key in keys if key not in metrics]:
+        column = {"name": key, "better": "higher"} | metrics.get(key, {"key": key})
+        column["values"] = [_finite(case.get(key)) for case in summary["per_case"]]
+        column["some"] = [value for value in column["values"] if value is not None]
+        columns.append(column | {"decimals": _decimals(column["some"])})
+    usable = [column["key"] for column in columns if column["some"]]
+    first = "clip_score" if "clip_score" in usable else next(iter(usable), None)
+    return [column | {"first": column["key"] == first} for column in columns]
+
+
+def _choice(cases: list[dict], columns: list[dict], most: int) -> tuple[set[int], str]:
+    """The positions of the cases that get pictures, and a sentence about which those are, "" if all do."""
+    column = next((column for column in columns if column["first"]), None)
+    if len(cases) <= most or column is None:
+        words = f"Pictures of {most} of {len(cases)} cases: the first." if len(cases) > most else ""
+        return set(range(min(most, len(cases)))), words
+    sign = -1 if column["better"] == "lower" else 1
+    goodness = [x if x is None else -abs(x - 1) if column["better"] == "1" else sign * x for x in column["values"]]
+    ranked = sorted((i for i, x in enumerate(goodness) if x is not None), key=goodness.__getitem__)
+    half = most // 2
+    shown = {*ranked[:half], *ranked[max(half, len(ranked) - half) :]}
+    worst, best = {"1": ("farthest from 1", "nearest to 1")}.get(column["better"], ("lowest", "highest")[::sign])
+    which = f"the {half} {worst} and {half} {best} in" if len(shown) == 2 * half else "all that have a"
+    return shown, f"Pictures of {len(shown)} of {len(cases)} cases: {which} {column['name']}."
+
+
+def _report(summary: dict, columns: list[dict]) -> Iterator[str]:
+    """The page as far as the cases."""
+    bench, results, date = (escape(str(summary[key])) for key in ("bench", "results", "date"))
+    yield f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<title>{bench}: {results}</title><style>{CSS}</style></head><body>
+<header><p class="over">Exemplar-based editing, evaluated</p><h1>{bench}</h1>
+<p class="soft"><code>{results}</code> · {date}</p></header><main>"""
+    yield from _metrics(summary["metrics"], {column["key"]: column["some"] for column in columns})
+    yield from (f"<p>Not computed: <b>{escape(x['name'])}</b>: {escape(x['why'])}</p>" for x in summary["left_out"])
+    count = summary["cases"]
+    yield f"<h2>What it rests on</h2><p>{count['scored']} of {count['expected']} cases are scored.</p>"
+    if problems := count["problems"]:
+        yield f"<details{' open' * (len(problems) <= 5)}><summary>{len(problems)} with problems</summary><ul>"
+        yield from (f"<li><code>{escape(x['id'])}</code> {escape(x['problem'])}</li>" for x in problems)
+        yield "</ul></details>"
+    code = '<br><code class="soft"'
+    yield from _pairs(
+        "Weights",
+        {
+            name: f"{escape(x['model'])}{code}>{escape(x['file'])}</code>"
+            f'{code} title="{escape(x["sha256"])}">sha256 {escape(x["sha256"][:12])}</code>'
+            for name, x in summary["weights"].items()
+        },
+    )
+    yield from _pairs("Settings", {name: escape(str(x)) for name, x in (summary["settings"] or {}).items()})
+
+
+def _pairs(title: str, pairs: dict[str, str]) -> Iterator[str]:
+    """A list of names and HTML; nothing where it is empty."""
+    if pairs:
+        yield f"<h3>{title}</h3><dl>"
+        yield from (f"<div><dt>{escape(name)}</dt><dd>{words}</dd></div>" for name, words in pairs.items())
+        yield "</dl>"
+
+
+def _metrics(metrics: list[dict], by_case: dict[str, list[float]]) -> Iterator[str]:
+    """The table of what was measured, group by group."""
+    yield '<table class="metrics"><thead><tr>'
+    for name in ("Metric", "Value", "Confidence interval", "Cases", "Over the cases", "What it says"):
+        yield f'<th scope="col">{name}</th>'
+    yield "</tr></thead>"
+    for group, title in GROUPS.items():
+        if members := [metric for metric in metrics if metric["group"] == group]:
+            yield f'<tbody class="{group}"><tr class="group"><th scope="rowgroup" colspan="6">{title}</th></tr>'
+            yield from (_metric(metric, by_case.get(metric["key"], [])) for metric in members)
+            yield "</tbody>"
+    yield "</table>"
+
+
+def _metric(metric: dict, by_case: list[float]) -> str:
+    sign, words = BETTER[metric["better"]]
+    value, low, high = (_finite(metric[key]) for key in ("value", "low", "high"))
+    value, low, high = (_written(x, _decimals([value or 0])) for x in (value, low, high))
+    return (
+        f'<tr><th scope="row" class="name">{escape(metric["name"])}'
+        f' <span class="arrow" role="img" aria-label="{words}" title="{words}">{sign}</span></th>'
+        f'<td class="value">{value}</td><td class="fine">{"" if "-" in (low, high) else f"{low} to {high}"}</td>'
+        f'<td class="fine count">{metric["cases"]}</td><td class="spread">{_spread(by_case)}</td>'
+        f'<td class="meaning">{escape(metric["meaning"])}</td></tr>'
+    )
+
+
+def _spread(values: list[float]) -> str:
+    """A little histogram, with its ends."""
+    if len(values) < 2:
+        return ""
+    counts, edges = np.histogram(values, bins=min(28, 2 + int(len(values) ** 0.5)))
+    steps = "".join(f"V{24 - 24 * count / counts.max():.1f}h1" for count in counts)
+    low, high = (_written(edge, _decimals(values)) for edge in (edges[0], edges[-1]))
+    return (
+        f'<svg viewBox="0 0 {len(counts)} 24" preserveAspectRatio="none" role="img" aria-label="histogram">'
+        f'<path d="M0 24{steps}V24Z"/></svg><small><span>{low}</span><span>{high}</span></small>'
+    )
+
+
+def _list(
+    cases: list[dict], columns: list[dict], pictures: Pictures, shown: set[int], words: str, tile: int
+) -> Iterator[str]:
+    """The cases, one after the other, and before them the places for what the script makes of them."""
+    partly = len(shown) < len(cases)
+    yield '<section id="strips" hidden><h2>Worst and best</h2><p><label>by <select id="metric"></select></label>'
+    yield f' <span class="soft">{"of the cases with pictures" * partly}</span></p><h3>Worst</h3>'
+    yield '<div class="strip" id="worst"></div><h3>Best</h3><div class="strip" id="best"></div></section>'
+    yield f"<h2>All cases</h2><p>{escape(words) if cases else 'There are none.'}</p>"
+    yield f'<p{" hidden" * (not partly)}><label><input type="checkbox" id="only"{" checked" * partly}>'
+    yield ' only those with pictures</label></p><p class="soft">Tinted: what was to be painted.</p>'
+    yield f'<table class="cases" style="--n: {len(columns)}"><thead><tr><th scope="col" data-column="-1">case</th>'
+    yield from (f'<th scope="col" class="part">{part}</th>' for part in PARTS)
+    names = [escape(column["name"]) for column in columns]
+    yield from (f'<th scope="col" class="score" data-column="{i}">{name}</th>' for i, name in enumerate(names))
+    yield "</tr></thead><tbody>\n"
+    for i, case in enumerate(cases):
+        yield f'<tr{"" if i in shown else BARE}><th scope="row"><code>{escape(case["id"])}</code></th>'
+        yield _tiles(case["id"], pictures, tile) if i in shown else '<td class="none">no pictures</td>'
+        for name, column in zip(names, columns, strict=True):
+            yield f'<td class="score" data-label="{name}">{_written(column["values"][i], column["decimals"])}</td>'
+        yield "</tr>\n"
+    yield "</tbody></table></main>"
+
+
+def _tiles(name: str, pictures: Pictures, tile: int) -> str:
+    """The cells with the four pictures of a case, or one that says why there are none."""
+    try:
+        four = pictures(name)
+        source, reference, result = (four[part].convert("RGB") for part in ("source", "reference", "result"))
+        for picture in (source, reference, result):
+            picture.thumbnail((tile, tile), Image.Resampling.LANCZOS)
+        cells = zip(PARTS, (source, _painted(source, four["mask"]), reference, result), strict=True)
+        return "".join(_cell(f"{part}, case {name}", picture) for part, picture in cells)
+    except UserError as error:
+        return f'<td class="none">{escape(str(error))}</td>'
+
+
+def _painted(source: Image.Image, mask: Image.Image) -> Image.Image:
+    """The source, tinted and outlined where the mask is white."""
+    region = mask.convert("L").resize(source.size).point([255 * (level >= 128) for level in range(256)])
+    tinted = Image.composite(Image.blend(source, Image.new("RGB", source.size, TINT), 0.55), source, region)
+    edge = ImageChops.subtract(region, region.filter(ImageFilter.MinFilter(3)))
+    return Image.composite(Image.new("RGB", source.size, "white"), tinted, edge)
+
+
+def _cell(alt: str, picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", quality=85)
+    uri = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return f'<td><button><img loading="lazy" decoding="async" alt="{escape(alt)}" src="{uri}"></button></td>'
+
+
+def _script(columns: list[dict]) -> Iterator[str]:
+    """What the script needs, and the script."""
+    heads = [{"name": x["name"], "better": x["better"], "first": x["first"], "any": bool(x["some"])} for x in columns]
+    data = json.dumps({"parts": PARTS, "columns": heads, "values": [x["values"] for x in columns]}, allow_nan=False)
+    data = data.replace("<", "\\u003c")  # </script> would end it
+    yield f'{DIALOG}<script type="application/json" id="data">{data}</script>'
+    yield f'<script>"use strict";{{{JS}}}</script></body></html>\n'

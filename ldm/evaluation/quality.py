@@ -1,0 +1,188 @@
+"""The quality score (QS) of the paper: how likely a picture is under a mixture of Gaussians that was fitted to features
+of real pictures (GIQA, Gu et al. 2020), on CLIP's features and on a scale of the authors' own."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldm.util import UserError, staging
+from ldm.weight_files import Inert, Unalterable
+
+COMPONENTS = 20
+FULL_MARKS = 300.0  # the log-likelihood that counts as 100
+NUMBERS = ("f8", "f4", "i8", "i4")  # kinds of arrays that are read from a pickle
+
+
+def quality_score(log_likelihood: np.ndarray) -> np.ndarray:
+    """clip(log-likelihood / 300, 0, 1) * 100, of each picture; the published QS is their mean."""
+    return np.clip(np.asarray(log_likelihood) / FULL_MARKS, 0.0, 1.0) * 100.0
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A Gaussian mixture of K components in D dimensions.
+
+    weights (K,); means (K,D); precisions_cholesky (K,D,D), upper triangular U with U U^T = the inverse covariance:
+    scikit-learn's names. features: model and hash of the network whose features it was fitted to, "" if not known."""
+
+    weights: np.ndarray
+    means: np.ndarray
+    precisions_cholesky: np.ndarray
+    features: str = ""
+
+    def __post_init__(self) -> None:
+        k, d = np.shape(self.means)
+        if np.shape(self.weights) != (k,) or np.shape(self.precisions_cholesky) != (k, d, d):
+            raise ValueError("its arrays do not fit together")
+        if not all(np.isfinite(x).all() for x in (self.weights, self.means, self.precisions_cholesky)):
+            raise ValueError("it holds numbers that are not finite")
+
+    def check(self, features: str) -> None:
+        """Raises UserError where the features to be scored are not those it was fitted to."""
+        if self.features not in ("", features):
+            raise UserError(
+                f"the mixture for QS was fitted to features of {self.features:.60}..., not of {features:.60}...; name "
+                "another with --gmm, or the same weights"
+            )
+
+    def log_likelihood(self, features: np.ndarray) -> np.ndarray:
+        """(B,D) -> (B,): log sum_k w_k N(x; m_k, C_k). Raises UserError: another D."""
+        x = np.asarray(features, dtype=np.float64)
+        if x.shape[1] != self.means.shape[1]:
+            raise UserError(
+                f"the mixture for QS is of {self.means.shape[1]} numbers a picture, the features are of {x.shape[1]}; "
+                "name another with --gmm"
+            )
+        logs = []
+        for weight, mean, factor in zip(self.weights, self.means, self.precisions_cholesky, strict=True):
+            distance = (((x - mean) @ factor) ** 2).sum(1)
+            logs.append(
+                np.log(weight) + np.log(np.diag(factor)).sum() - 0.5 * (x.shape[1] * np.log(2 * np.pi) + distance)
+            )
+        return np.logaddexp.reduce(logs, axis=0)
+
+    @classmethod
+    def fit(cls, features: np.ndarray, components: int = COMPONENTS, seed: int = 0, name: str = "") -> Mixture:
+        """Expectation maximisation with full covariances (scikit-learn). features (n,D), n >= components."""
+        from sklearn.mixture import GaussianMixture
+
+        fitted = GaussianMixture(components, covariance_type="full", random_state=seed).fit(
+            np.asarray(features, np.float64)
+        )
+        return cls(fitted.weights_, fitted.means_, fitted.precisions_cholesky_, name)
+
+    def write(self, path: Path) -> None:
+        """To an npz file."""
+        with staging(path.parent) as temporary:
+            np.savez(temporary / path.name, **self.__dict__)
+
+    @classmethod
+    def read(cls, path: Path) -> Mixture:
+        """Raises UserError: no such file, or another one."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return cls(*(file[name] for name in ("weights", "means", "precisions_cholesky")), str(file["features"]))
+        except FileNotFoundError as error:
+            raise UserError(
+                f"mixture {path}: there is no such file; make it with scripts/fit_quality_gmm.py, or name another with "
+                "--gmm"
+            ) from error
+        except Exception as error:  # zip, numpy and missing names each have their own
+            raise UserError(
+                f"mixture {path}: cannot be read ({error}); make it with scripts/fit_quality_gmm.py"
+            ) from error
+
+    @classmethod
+    def from_pickle(cls, path: Path) -> Mixture:
+        """A pickled scikit-learn GaussianMixture, as published, without running code of the file. Raises UserError."""
+        try:
+            with open(path, "rb") as file:
+                fitted = _Unpickler(file).load()
+            if not isinstance(fitted, _Estimator):
+                raise ValueError("it holds no GaussianMixture")
+            names = ("weights_", "means_", "precisions_cholesky_")
+            arrays = [np.asarray(fitted.state[name].array, dtype=np.float64) for name in names]
+            if fitted.state.get("covariance_type", "full") != "full":
+                raise ValueError("its covariances are not full")
+            return cls(*arrays)
+        except OSError as error:
+            raise UserError(f"mixture {path}: cannot be read ({error.strerror}); check the path") from error
+        except Exception as error:  # whatever a damaged or hostile file makes Python raise
+            reason = str(error) or type(error).__name__
+            raise UserError(
+                f"mixture {path}: is no pickled GaussianMixture that can be read ({reason}); fit one with "
+                "scripts/fit_quality_gmm.py --images"
+            ) from error
+
+
+class _Estimator(Inert):
+    """Stands for scikit-learn's GaussianMixture: what it knew."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Kind(Inert):
+    """Stands for numpy.dtype: of floating point numbers or whole ones, or none that is known."""
+
+    def __init__(self, kind: Any = "", *_: Any):
+        self.kind, self.order = kind, "<"
+
+    def __setstate__(self, state: Any) -> None:
+        self.order = state[1] if state[1] in "<>" else "="
+
+    def parse(self, data: bytes, shape: Any, order: str) -> np.ndarray:
+        if self.kind not in NUMBERS:
+            raise ValueError("an array of other things than numbers")
+        return np.frombuffer(data, dtype=self.order + self.kind).reshape(shape, order=order)
+
+
+class _Array(Inert):
+    """Stands for a numpy array, made by _reconstruct and then filled, or made at once by _frombuffer."""
+
+    array: np.ndarray | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, kind, by_columns, data = state
+        data = data.encode("latin-1") if isinstance(data, str) else data  # Python 2's bytes
+        if isinstance(kind, _Kind) and isinstance(data, bytes) and kind.kind in NUMBERS:
+            self.array = kind.parse(data, shape, "F" if by_columns else "C")
+
+
+class _FromBuffer(_Array):
+    def __init__(self, data: Any, kind: Any, shape: Any, order: str = "C"):
+        self.array = kind.parse(bytes(data), shape, order)
+
+
+class _Encode(Unalterable):
+    """_codecs.encode: how old protocols write bytes."""
+
+    def __call__(self, text: str, *_: Any) -> bytes:
+        return text.encode("latin-1")
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows the few names below; every other becomes Inert. Nothing is imported or called that the file chooses."""
+
+    def __init__(self, file: Any):
+        super().__init__(file, encoding="latin-1")
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.startswith("sklearn.mixture") and name == "GaussianMixture":
+            return _Estimator
+        if module == "numpy" and name == "dtype":
+            return _Kind
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
+            return _Array
+        if module in ("numpy.core.numeric", "numpy._core.numeric") and name == "_frombuffer":
+            return _FromBuffer
+        if module == "_codecs" and name == "encode":
+            return _Encode()
+        if module.startswith("joblib"):
+            raise ValueError("joblib wrote it; load it where you trust it and write it anew with pickle.dump")
+        return Inert

@@ -1,0 +1,103 @@
+"""Score the results of a benchmark: a table, scores.json, and a page to look at.
+
+    python scripts/eval_fid_qs_clip.py --results results/test_bench/results --bench test_bench
+
+The first three rows are computed as the paper's tables were: FID and QS there are of the features of CLIP ViT-B/32, not
+of Inception. The others stand beside them. The real pictures are <bench>/test2017_square (see
+scripts/create_square_gt_for_fid.py), the mixture of QS is <bench>/quality_gmm.npz (see scripts/fit_quality_gmm.py).
+Weights are fetched once, or are local files; scores.json says which were used."""
+
+import argparse
+import datetime
+import json
+from pathlib import Path
+
+from ldm.util import UserError, command, staging
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--results", type=Path, required=True, help="folder of <id>.png")
+    p.add_argument("--bench", type=Path, default=Path("test_bench"), help="folder of the benchmark (%(default)s)")
+    p.add_argument("--outdir", type=Path, help="for scores.json and index.html (default: evaluation, beside --results)")
+    p.add_argument("--real", type=Path, help="folder of real pictures (default: <bench>/test2017_square)")
+    p.add_argument("--gmm", type=Path, help="mixture for QS (default: <bench>/quality_gmm.npz)")
+    p.add_argument("--skip", nargs="+", default=[], metavar="METRIC", help="leave out, by key: fid_clip, qs, kid, ...")
+    p.add_argument(
+        "--allow_missing", action="store_true", help="score what is there, if results are missing or damaged"
+    )
+    p.add_argument("--most", type=int, default=400, help="cases with pictures on the page (400)")
+    p.add_argument("--batch_size", type=int, default=16, help="pictures at once (16)")
+    p.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the fastest there is)")
+    w = p.add_argument_group("weights, files; fetched where none is named")
+    w.add_argument("--clip_weights", help="OpenAI's ViT-B-32.pt, or open_clip's")
+    w.add_argument("--clip_model", help="another architecture, by open_clip's name")
+    w.add_argument("--inception_weights", help="weights-inception-2015-12-05-6726825d.pth")
+    w.add_argument("--dino_weights", help="dino_deitsmall16_pretrain.pth, or timm's")
+    w.add_argument("--dino_model", help="another architecture, by timm's name")
+    w.add_argument("--lpips_weights", help="torchvision's alexnet-owt-7be5be79.pth")
+    return p
+
+
+@command
+def main() -> None:
+    opt = parser().parse_args()
+    for name, least in (("batch_size", 1), ("most", 0)):
+        if not least <= getattr(opt, name) <= 100_000:
+            raise UserError(f"--{name} {getattr(opt, name)} is out of range; use {least} to 100000")
+
+    from ldm.data.test_bench_dataset import COCOImageDataset
+    from ldm.evaluation.benchmark import OF_SETS, check_headers, chosen, evaluate, refuse, result_path, table
+
+    metrics = chosen(opt.skip)
+    if not opt.results.is_dir():
+        raise UserError(
+            f"--results {opt.results}: there is no such folder; make it with scripts/inference_test_bench.py"
+        )
+    bench = COCOImageDataset(opt.bench)
+    if not opt.allow_missing:  # what can be told before networks are loaded, is
+        refuse(check_headers(opt.results, bench), len(bench))
+
+    from ldm.evaluation import features
+    from ldm.evaluation.folder import real_statistics
+    from ldm.evaluation.page import write_page
+    from ldm.evaluation.quality import Mixture
+    from ldm.images import open_picture, upright_rgb
+    from ldm.pipeline import pick_device
+
+    mixture = Mixture.read(opt.gmm or opt.bench / "quality_gmm.npz") if any(m.key == "qs" for m in metrics) else None
+    device = pick_device(opt.device)
+    load = {
+        "clip": lambda: features.load_clip(opt.clip_weights, device, opt.clip_model or features.CLIP),
+        "inception": lambda: features.load_inception(opt.inception_weights, device),
+        "dino": lambda: features.load_dino(opt.dino_weights, device, opt.dino_model or features.DINO),
+        "lpips": lambda: features.load_lpips(opt.lpips_weights, device),
+    }
+    needed = {kind: load[kind]() for kind in load if any(kind in metric.needs for metric in metrics)}
+    if mixture:
+        mixture.check(needed["clip"].identity)
+    place = opt.real or opt.bench / "test2017_square"
+    kinds = {metric.needs[0] for metric in metrics if metric.key in OF_SETS}
+    real = {kind: real_statistics(place, needed[kind], opt.batch_size) for kind in sorted(kinds)}
+
+    summary = evaluate(opt.results, bench, needed, real, mixture, metrics, opt.allow_missing, opt.batch_size)
+    made = opt.results.parent / "settings.json"
+    summary["settings"] = json.loads(made.read_text()) if made.exists() else None
+    summary["left_out"] = [{"name": name, "why": "--skip"} for name in opt.skip]
+    summary["date"] = datetime.date.today().isoformat()
+
+    def pictures(name: str) -> dict:
+        source, mask, reference = bench.pictures(bench.ids.index(name))
+        result = upright_rgb(open_picture(result_path(opt.results, name), "result"))
+        return {"source": source, "mask": mask, "reference": reference, "result": result}
+
+    outdir = opt.outdir or opt.results.parent / "evaluation"
+    with staging(outdir) as temporary:
+        (temporary / "scores.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_page(outdir / "index.html", summary, pictures, opt.most)
+    print(table(summary))
+    print(f"\nwrote {outdir / 'scores.json'} and {outdir / 'index.html'}")
+
+
+if __name__ == "__main__":
+    main()
