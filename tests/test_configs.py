@@ -132,8 +132,13 @@ OWN_MODEL = re.compile(r"scripts/(read_bbox|show_samples|benchmark_)|dataset/min
 DATA_COMMANDS = [
     c for c in COMMANDS if OWN_MODEL.search(c) and "--gpus" not in c
 ]  # from one's own pictures to one's own model, and figures
+EVALUATION_COMMANDS = [  # run in tests/test_evaluation.py
+    c for c in COMMANDS if re.search(r"scripts/(create_square|fit_quality|inference_test_bench|eval_fid)", c)
+]
 GPU_COMMANDS = [c for c in COMMANDS if "--gpus" in c]
-MODEL_COMMANDS = [c for c in COMMANDS if c.startswith("python ") and c not in DATA_COMMANDS + GPU_COMMANDS]
+MODEL_COMMANDS = [
+    c for c in COMMANDS if c.startswith("python ") and c not in DATA_COMMANDS + GPU_COMMANDS + EVALUATION_COMMANDS
+]
 
 
 @pytest.mark.parametrize("command", MODEL_COMMANDS, ids=lambda c: c[:60])

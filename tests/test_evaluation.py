@@ -25,6 +25,7 @@ from ldm.evaluation.folder import real_statistics
 from ldm.evaluation.quality import Mixture, quality_score
 from ldm.util import UserError
 from tests.conftest import GOLDEN, ROOT
+from tests.test_configs import EVALUATION_COMMANDS
 
 # ---------------------------------------------------------------------------------------------- golden
 
@@ -295,7 +296,7 @@ def weights(tmp_path_factory):
             torch.nn.init.kaiming_normal_(layer.weight)  # or what comes out is nearly constant
     torch.save(inception.state_dict(), root / "inception.pth")
     alexnet = torchvision.models.alexnet().state_dict()
-    torch.save({k: v for k, v in alexnet.items() if k.startswith("features.")}, root / "alexnet.pth")
+    torch.save({k: v for k, v in alexnet.items() if k.startswith("features.")}, root / "lpips.pth")
     return root
 
 
@@ -384,11 +385,11 @@ def test_lpips_by_the_paper(weights, photo):
     positions, summed over the five layers."""
     import torchvision
 
-    own = features.load_lpips(weights / "alexnet.pth")
+    own = features.load_lpips(weights / "lpips.pth")
     network = own.network.__closure__[0].cell_contents
     net = torchvision.models.alexnet().features.eval()
     net.load_state_dict(
-        {k.removeprefix("features."): v for k, v in torch.load(weights / "alexnet.pth", weights_only=True).items()}
+        {k.removeprefix("features."): v for k, v in torch.load(weights / "lpips.pth", weights_only=True).items()}
     )
     a, b = image_to_tensor(photo), image_to_tensor(photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
     shift, scale = (torch.tensor(x).view(3, 1, 1) for x in ((-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)))
@@ -434,128 +435,122 @@ COUNT = 30
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory):
-    """A made-up benchmark of 30 cases, 128 x 128, with real pictures of its own."""
-    root = tmp_path_factory.mktemp("bench") / "test_bench"
+def place(tmp_path_factory, tiny, weights):
+    """Where the README's commands have been run, all but the last: a made-up benchmark of 30 cases of 128 x 128, real
+    pictures, results of the tiny model; `place(script, ...)` gives the command's words with what it needs here."""
+    root = tmp_path_factory.mktemp("place")
+    for name in ("ldm", "scripts", "configs"):
+        (root / name).symlink_to(ROOT / name)
+    bench = root / "test_bench"
     rng = np.random.default_rng(0)
     photos = [Image.open(path).convert("RGB") for path in sorted((ROOT / "examples/image").glob("*.jpg"))]
 
-    def cut():
+    def cut(width, height):
         photo = photos[rng.integers(len(photos))]
         side = int(rng.integers(100, min(photo.size)))
         x, y = (int(rng.integers(length - side + 1)) for length in photo.size)
-        return photo.resize((128, 128), Image.Resampling.LANCZOS, (x, y, x + side, y + side))
+        return photo.resize((width, height), Image.Resampling.LANCZOS, (x, y, x + side, y + side))
 
-    for folder in ("GT_3500", "Mask_bbox_3500", "Ref_3500", "test2017_square"):
-        (root / folder).mkdir(parents=True)
+    for folder in ("GT_3500", "Mask_bbox_3500", "Ref_3500"):
+        (bench / folder).mkdir(parents=True)
+    (root / "coco/test2017").mkdir(parents=True)
     ids = np.arange(COUNT) * 37 + 5
     for i in ids:
-        cut().save(root / f"GT_3500/{i:012}_GT.png")
-        cut().resize((70, 90)).save(root / f"Ref_3500/{i:012}_ref.png")
+        cut(128, 128).save(bench / f"GT_3500/{i:012}_GT.png")
+        cut(70, 90).save(bench / f"Ref_3500/{i:012}_ref.png")
         mask = np.zeros((128, 128), np.uint8)
         x, y = rng.integers(8, 60, 2)
         mask[y : y + 40, x : x + 50] = 255
-        Image.fromarray(mask).save(root / f"Mask_bbox_3500/{i:012}_mask.png")
-    np.save(root / "id_list.npy", ids)
+        Image.fromarray(mask).save(bench / f"Mask_bbox_3500/{i:012}_mask.png")
+    np.save(bench / "id_list.npy", ids)
     for i in range(40):
-        cut().save(root / f"test2017_square/{i}.png")
-    return root
+        cut(150, 128).save(root / f"coco/test2017/{i}.jpg")
+
+    models = ["--clip_weights", weights / "clip.safetensors", "--clip_model", CLIP]
+    others = [
+        word for kind in ("inception", "dino", "lpips") for word in (f"--{kind}_weights", weights / f"{kind}.pth")
+    ]
+    more = {
+        "create_square_gt_for_fid": ["--size", 128],
+        "fit_quality_gmm": [*models, "--components", 3, "--device", "cpu"],
+        "inference_test_bench": ["--config", "configs/tiny.yaml", "--ckpt", tiny, "--ddim_steps", 2, "--device", "cpu"],
+        "eval_fid_qs_clip": [*models, *others, "--dino_model", DINO, "--device", "cpu"],
+    }
+    printed = {command.split()[1]: command.split("#")[0].split()[1:] for command in EVALUATION_COMMANDS}
+    assert set(printed) == {f"scripts/{name}.py" for name in more}
+
+    def words(script, *extra):
+        return [str(word) for word in (*printed[f"scripts/{script}.py"], *more[script], *extra)]
+
+    for script in ("create_square_gt_for_fid", "fit_quality_gmm", "inference_test_bench"):
+        done = run([sys.executable, *words(script)], root)
+        assert done.returncode == 0, done.stderr
+    words.root, words.bench, words.results = root, bench, root / "results/test_bench/results"
+    return words
 
 
-@pytest.fixture(scope="module")
-def results(bench, tiny, tmp_path_factory):
-    """Of the first command, in a process of its own."""
-    outdir = tmp_path_factory.mktemp("results") / "test_bench"
-    done = subprocess.run(
-        [sys.executable, *inference(bench, tiny, outdir)], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return outdir / "results"
+def run(command, cwd):
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
-def inference(bench, tiny, outdir, *more):
-    words = ["--bench", bench, "--outdir", outdir, "--config", "configs/tiny.yaml", "--ckpt", tiny, "--ddim_steps", 2]
-    return ["scripts/inference_test_bench.py", *map(str, words), "--device", "cpu", *map(str, more)]
-
-
-def files(weights, *kinds):
-    names = {"clip": "clip.safetensors", "inception": "inception.pth", "dino": "dino.pth", "lpips": "alexnet.pth"}
-    return [word for kind in kinds or names for word in (f"--{kind}_weights", weights / names[kind])]
+@pytest.fixture
+def here(place, monkeypatch):
+    monkeypatch.chdir(place.root)
+    return place
 
 
 def pixels(path):
     return np.asarray(Image.open(path), dtype=int)
 
 
-def test_every_case_has_a_result(bench, results):
-    ids = COCOImageDataset(bench).ids
-    assert (
-        sorted(path.name for path in results.iterdir()) == sorted(f"{name}.png" for name in ids) and len(ids) == COUNT
-    )
-    assert {Image.open(path).size for path in results.iterdir()} == {(128, 128)}
+def test_every_case_has_a_result(place):
+    ids, results = COCOImageDataset(place.bench).ids, place.results
+    assert sorted(path.name for path in results.iterdir()) == sorted(f"{name}.png" for name in ids)
+    assert len(ids) == COUNT and {Image.open(path).size for path in results.iterdir()} == {(128, 128)}
     made = json.loads((results.parent / "settings.json").read_text())
     assert made["scale"] == 5 and made["steps"] == 2 and len(made["sha256"]) == 64
 
 
-def test_results_do_not_depend_on_batches_or_processes(bench, tiny, results, tmp_path):
-    """Two processes of torchrun with another batch size, stopped in the middle and started again."""
-    few = inference(bench, tiny, tmp_path, "--batch_size", 3)
-    run = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *few]
-    (tmp_path / "results").mkdir()
-    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=300)
+def test_results_do_not_depend_on_batches_or_processes(place, tmp_path):
+    """Two processes of torchrun with another batch size; then some results are gone, and one process goes on."""
+    words = place("inference_test_bench", "--outdir", tmp_path, "--batch_size", 3)
+    done = run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *words], place.root)
     assert done.returncode == 0, done.stderr
     paths = sorted((tmp_path / "results").iterdir())
     assert len(paths) == COUNT
-    assert max(np.abs(pixels(path) - pixels(results / path.name)).max() for path in paths) <= 1
     before = {path: path.stat().st_mtime_ns for path in paths}
+    assert max(np.abs(pixels(path) - pixels(place.results / path.name)).max() for path in paths) <= 1
     for path in paths[:5]:
         path.unlink()
-    done = subprocess.run([sys.executable, *few], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = run([sys.executable, *words], place.root)
     assert done.returncode == 0 and f"{COUNT - 5} of {COUNT} results are there already" in done.stdout, done.stderr
     assert all(path.stat().st_mtime_ns == before[path] for path in paths[5:])
-    assert max(np.abs(pixels(path) - pixels(results / path.name)).max() for path in paths) <= 1
+    assert max(np.abs(pixels(path) - pixels(place.results / path.name)).max() for path in paths) <= 1
 
 
-def test_results_of_other_settings_are_not_mixed(bench, tiny, results, script, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    _, *words = inference(bench, tiny, results.parent, "--scale", 3)
+def test_results_of_other_settings_are_not_mixed(here, script):
+    _, *words = here("inference_test_bench", "--scale", 3)
     code, _, err = script("inference_test_bench", *words)
     assert code == 2 and "made with scale 5.0, not 3.0" in err
 
 
 @pytest.fixture(scope="module")
-def command(bench, results, weights, tmp_path_factory):
-    """The second command's words; a mixture is fitted, and a simpler one taken."""
-    done = subprocess.run(
-        [sys.executable, "scripts/fit_quality_gmm.py", "--images", str(bench / "test2017_square"), "--components", "3",
-         "--output", str(bench / "fitted.npz"), "--clip_weights", str(weights / "clip.safetensors"),
-         "--clip_model", CLIP, "--device", "cpu"],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-
+def evaluated(place, weights):
+    """stdout and scores of the last of the README's commands, with one Gaussian that makes QS neither 0 nor 100."""
+    assert Mixture.read(place.bench / "quality_gmm.npz").means.shape == (3, 384)  # the fitted one
     clip = features.load_clip(weights / "clip.safetensors", model=CLIP)
-    x = clip([clip.prepare(Image.open(path)) for path in sorted(results.iterdir())]).numpy()
-    scale = 1.05  # one Gaussian that makes QS neither 0 nor 100
-    while Mixture(np.ones(1), x[:1] * 0.9, scale * np.eye(384)[None]).log_likelihood(x).mean() > 150:
-        scale *= 0.99
-    Mixture(np.ones(1), x[:1] * 0.9, scale * np.eye(384)[None], clip.identity).write(bench / "quality_gmm.npz")
-
-    def words(*more, results=results):
-        models = ["--clip_model", CLIP, "--dino_model", DINO, "--device", "cpu"]
-        return [str(x) for x in ("--results", results, "--bench", bench, *files(weights), *models, *more)]
-
-    return words
-
-
-@pytest.fixture(scope="module")
-def evaluated(command, tmp_path_factory):
-    outdir = tmp_path_factory.mktemp("evaluation")
-    done = subprocess.run(
-        [sys.executable, "scripts/eval_fid_qs_clip.py", *command("--outdir", outdir)],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    x = clip([clip.prepare(Image.open(path)) for path in sorted(place.results.iterdir())]).numpy()
+    wide = 1.0
+    while True:
+        factor = np.linalg.cholesky(np.linalg.inv(np.cov(x.T) + wide * np.eye(384)))
+        mixture = Mixture(np.ones(1), x.mean(0)[None], factor[None], clip.identity)
+        if mixture.log_likelihood(x).mean() > 150:
+            break
+        wide *= 0.9
+    mixture.write(place.bench / "quality_gmm.npz")
+    done = run([sys.executable, *place("eval_fid_qs_clip")], place.root)
     assert done.returncode == 0, done.stderr
+    outdir = place.results.parent / "evaluation"
     return done.stdout, json.loads((outdir / "scores.json").read_text()), outdir
 
 
@@ -569,7 +564,7 @@ def test_the_table(evaluated, weights):
         assert row["name"] in out and (row["low"] is None or row["low"] <= row["value"] <= row["high"])
     for key in ("qs", "clip_score", "dino", "psnr", "ssim", "lpips", "seam"):
         assert rows[key]["value"] == pytest.approx(np.mean([case[key] for case in summary["per_case"]]))
-        assert rows[key]["low"] < rows[key]["value"] < rows[key]["high"] or key == "qs"
+        assert rows[key]["low"] < rows[key]["value"] < rows[key]["high"]
     import hashlib
 
     assert summary["weights"]["dino"] == {
@@ -580,13 +575,14 @@ def test_the_table(evaluated, weights):
     assert all(case["id"] in page for case in summary["per_case"]) and page.count("data:image/") >= 4 * COUNT
 
 
-def test_numbers_are_those_of_other_tools(evaluated, bench, results, weights):
+def test_numbers_are_those_of_other_tools(evaluated, place, weights):
     """One case and one set by hand, with the networks' own libraries."""
     import open_clip
     from safetensors.torch import load_file
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     _, summary, _ = evaluated
+    bench, results = place.bench, place.results
     model, _, preprocess = open_clip.create_model_and_transforms(CLIP)
     model.load_state_dict(load_file(weights / "clip.safetensors"))
 
@@ -621,25 +617,22 @@ def test_numbers_are_those_of_other_tools(evaluated, bench, results, weights):
     assert case["clip_score"] == pytest.approx(wanted, abs=1e-3)
 
 
-def without_place(summary):
-    return {key: value for key, value in summary.items() if key not in ("date",)}
-
-
-def test_again_the_same_and_whatever_the_batches(evaluated, command, script, tmp_path, bench):
+def test_again_the_same_and_whatever_the_batches(evaluated, here, script, tmp_path):
     _, summary, _ = evaluated
-    assert len(list(bench.glob("test2017_square-*.npz"))) == 2  # statistics that are kept
-    code, *_ = script("eval_fid_qs_clip", *command("--outdir", tmp_path / "again"))
-    assert code == 0
-    again = json.loads((tmp_path / "again/scores.json").read_text())
-    assert without_place(again) == without_place(summary)
-    code, *_ = script("eval_fid_qs_clip", *command("--outdir", tmp_path / "other", "--batch_size", 7))
-    other = json.loads((tmp_path / "other/scores.json").read_text())
+    assert len(list(here.bench.glob("test2017_square-*.npz"))) == 2  # statistics that are kept
+    found = []
+    for name, size in (("again", 16), ("other", 7)):
+        _, *words = here("eval_fid_qs_clip", "--outdir", tmp_path / name, "--batch_size", size, "--most", 2)
+        assert script("eval_fid_qs_clip", *words)[0] == 0
+        found.append(json.loads((tmp_path / name / "scores.json").read_text()))
+    again, other = found
+    assert {**again, "date": 0} == {**summary, "date": 0}
     for row, wanted in zip(other["metrics"], summary["metrics"], strict=True):
-        assert row["value"] == pytest.approx(wanted["value"], rel=1e-4), row["key"]
+        assert row["value"] == pytest.approx(wanted["value"], rel=1e-4, abs=0), row["key"]
 
 
-def test_missing_damaged_and_wrong_results(command, script, results, tmp_path):
-    broken = tmp_path / "broken"
+def test_missing_damaged_and_wrong_results(here, script, tmp_path):
+    broken, results = tmp_path / "broken", here.results
     shutil.copytree(results, broken)
     first, second, third, fourth, *_ = sorted(broken.iterdir())
     first.unlink()
@@ -647,7 +640,7 @@ def test_missing_damaged_and_wrong_results(command, script, results, tmp_path):
     Image.new("RGB", (64, 128)).save(third)
     fourth.write_bytes(fourth.read_bytes()[:-200])  # its header is well
     few = ["--skip", "fid_clip", "qs", "clip_score", "fid_inception", "kid", "dino", "lpips"]
-    words = command("--outdir", tmp_path / "out", *few, results=broken)
+    _, *words = here("eval_fid_qs_clip", "--outdir", tmp_path / "out", *few, "--results", broken)
     code, _, err = script("eval_fid_qs_clip", *words)
     assert code == 2 and "3 of 30 cases cannot be scored" in err and "--allow_missing" in err
     assert not (tmp_path / "out").exists()
@@ -681,18 +674,18 @@ def test_missing_damaged_and_wrong_results(command, script, results, tmp_path):
     (["--real", "absent"], "real pictures absent: there is no such folder"),
     (["--clip_model", "none"], "open_clip has no model of that name"),
     (["--dino_model", "none"], "timm has no model of that name"),
-    (["--clip_weights", "setup.py"], "is neither"),
+    (["--clip_weights", "configs/v1.yaml"], "is neither"),
 ])  # fmt: skip
-def test_what_a_user_can_get_wrong(words, sentence, command, script, tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    code, _, err = script("eval_fid_qs_clip", *command("--outdir", tmp_path / "out", *words))
+def test_what_a_user_can_get_wrong(words, sentence, here, script, tmp_path):
+    _, *words = here("eval_fid_qs_clip", "--outdir", tmp_path / "out", *words)
+    code, _, err = script("eval_fid_qs_clip", *words)
     assert code == 2 and sentence in err and err.strip().count("\n") <= 1, err
     assert not (tmp_path / "out").exists()
 
 
-def test_statistics_that_are_kept(bench, weights, tmp_path):
+def test_statistics_that_are_kept(place, weights, tmp_path):
     folder = tmp_path / "real"
-    shutil.copytree(bench / "test2017_square", folder)
+    shutil.copytree(place.bench / "test2017_square", folder)
     clip = features.load_clip(weights / "clip.safetensors", model=CLIP)
     first = real_statistics(folder, clip)
     (kept,) = tmp_path.glob("*.npz")

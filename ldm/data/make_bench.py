@@ -35,6 +35,7 @@ from ldm.images import PictureFile, size_in_header
 from ldm.util import UserError, cores, staging
 
 AT_ONCE = 8  # pictures that a process takes at a time
+ROUND = 1000  # cases drafted at a time
 REFERENCES = 10  # drawn for a box; all but the first are for when those before cannot be read
 FILES = {"GT_3500": "GT", "Mask_bbox_3500": "mask", "Ref_3500": "ref"}  # folder -> <id>_?.png in it
 CASE = ("id", "source", "box", "label", "reference", "reference_box")  # the columns of cases.csv
@@ -214,7 +215,10 @@ class Draft:
 
 
 class Instances:
-    """The labelled boxes of a split. len: pictures in the index."""
+    """The labelled boxes of a split, cut off at the edge of their picture. len: pictures in the index.
+
+    boxes (n,4) and labels (n,) are in the order of the pictures; ends: where each picture's end; alike: label -> its
+    boxes' places."""
 
     def __init__(self, dataset_dir: Path, split: str):
         """Raises UserError: no index, a damaged one, no labels in it."""
@@ -233,7 +237,7 @@ class Instances:
             )
             table = table.filter(pl.col("label").list.len() == pl.col("boxes").list.len()).explode("boxes", "label")
             table = table.filter(pl.col("label").fill_null("") != "", pl.col("boxes").is_not_null())
-            self.sizes = frame["width", "height"].to_numpy()
+            self.sizes = frame.select(pl.col("width", "height").cast(pl.Int64)).to_numpy()
             edges = table["boxes"].to_numpy().reshape(-1, 4)
             if not np.isfinite(edges).all() or frame["path", "width", "height"].null_count().sum_horizontal().item():
                 raise ValueError("a path is missing, a size, or the edge of a box")
@@ -250,9 +254,7 @@ class Instances:
         self.labels = table["label"]
         self.ends = np.searchsorted(table["picture"].to_numpy(), np.arange(len(self)), side="right")
         grouped = table.with_row_index("place").group_by("label").agg("place")
-        self.alike = {label: places.to_numpy() for label, places in grouped.iter_rows()} if False else {}
-        for label, places in zip(grouped["label"], grouped["place"], strict=True):
-            self.alike[label] = places.to_numpy()
+        self.alike = {label: places.to_numpy() for label, places in zip(*grouped, strict=True)}
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -305,20 +307,19 @@ def make_bench(instances: Instances, root: Path, outdir: Path, count: int, size:
     outdir = outdir.absolute()
     if any((outdir / name).exists() for name in (*FILES, "id_list.npy")):
         raise UserError(f"outdir {outdir}: has cases already; name another, or remove it")
-    made, rows = Made(), []
+    made, rows, new = Made(), [], not outdir.exists()
     with (
-        staging(outdir if outdir.exists() else outdir.parent) as temporary,
+        staging(outdir.parent if new else outdir) as temporary,
         all_cores() as spread,
         tqdm(desc="cases", total=min(count, len(instances)), unit="case") as bar,
     ):
-        bench = temporary if outdir.exists() else temporary / outdir.name  # a new folder appears in one move
+        bench = temporary / outdir.name if new else temporary  # a new folder appears in one move
         for folder in FILES:
             (bench / folder).mkdir(parents=True)
+        make_case = partial(_make_case, root=root, bench=bench, size=size)
         drafts = _drafts(instances, seed, made.left_out)
-        while batch := list(islice(drafts, count - made.cases)):
-            for draft, (pair, problems) in zip(
-                batch, spread(partial(_make_case, root=root, bench=bench, size=size), batch), strict=True
-            ):
+        while batch := list(islice(drafts, min(count - made.cases, ROUND))):
+            for draft, (pair, problems) in zip(batch, spread(make_case, batch), strict=True):
                 made.unreadable |= dict.fromkeys(problems)
                 if pair is None:
                     made.left_out[DAMAGED] += 1
@@ -377,5 +378,5 @@ def _make_case(draft: Draft, root: Path, bench: Path, size: int) -> tuple[tuple[
 
 
 def _row(number: int, instance: Instance, reference: Instance) -> tuple[str, ...]:
-    boxes = (" ".join(f"{edge:.10g}" for edge in each.box) for each in (instance, reference))
-    return f"{number:012}", instance.path, next(boxes), instance.label, reference.path, next(boxes)
+    box, other = (" ".join(f"{edge:.10g}" for edge in each.box) for each in (instance, reference))
+    return f"{number:012}", instance.path, box, instance.label, reference.path, other

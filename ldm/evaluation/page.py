@@ -106,8 +106,9 @@ dialog p { margin: 0; max-width: none; text-align: center; text-wrap: balance; f
   .metrics tr { display: grid; grid-template-columns: 1fr auto; align-items: baseline; gap: .1rem 1rem;
     padding: .8rem 0; border-bottom: 1px solid var(--line); }
   .metrics tr > * { padding: 0; border: 0; white-space: normal; }
-  .metrics .meaning, .metrics .spread, .metrics .group th { grid-column: 1 / -1; }
-  .metrics .count { grid-column: 2; }
+  .metrics .meaning, .metrics .group th { grid-column: 1 / -1; }
+  .metrics .spread { grid-area: 2 / 1 / 4 / 2; }
+  .metrics .fine { grid-column: 2; text-align: right; white-space: nowrap; }
   .metrics .count::after { content: " cases"; }
   .strip { grid-template-columns: repeat(6, 10rem); overflow-x: auto; margin: 0 -1rem; padding: 0 1rem .5rem; }
   .cases tr { grid-template-columns: repeat(4, 1fr); padding: .9rem 0; }
@@ -159,6 +160,7 @@ for (const head of all("th[data-column]")) {
   const title = columns[head.dataset.column]?.better === "1" ? "sort by the distance from 1" : "sort";
   head.replaceChildren(make("button", { title, onclick: () => sort(head) }, ...head.childNodes));
 }
+$("#some").hidden = !order.some(bare);
 (on("#only", () => body.classList.toggle("only", $("#only").checked)))();
 
 // one case, large
@@ -285,7 +287,7 @@ def _choice(cases: list[dict], columns: list[dict], most: int) -> tuple[set[int]
     goodness = [x if x is None else -abs(x - 1) if column["better"] == "1" else sign * x for x in column["values"]]
     ranked = sorted((i for i, x in enumerate(goodness) if x is not None), key=goodness.__getitem__)
     half = most // 2
-    shown = {*ranked[:half], *ranked[max(half, len(ranked) - half) :]}
+    shown = {*ranked[:half], *ranked[len(ranked) - half :]}
     worst, best = {"1": ("farthest from 1", "nearest to 1")}.get(column["better"], ("lowest", "highest")[::sign])
     which = f"the {half} {worst} and {half} {best} in" if len(shown) == 2 * half else "all that have a"
     return shown, f"Pictures of {len(shown)} of {len(cases)} cases: {which} {column['name']}."
@@ -378,7 +380,7 @@ def _list(
     yield f' <span class="soft">{"of the cases with pictures" * partly}</span></p><h3>Worst</h3>'
     yield '<div class="strip" id="worst"></div><h3>Best</h3><div class="strip" id="best"></div></section>'
     yield f"<h2>All cases</h2><p>{escape(words) if cases else 'There are none.'}</p>"
-    yield f'<p{" hidden" * (not partly)}><label><input type="checkbox" id="only"{" checked" * partly}>'
+    yield f'<p id="some" hidden><label><input type="checkbox" id="only"{" checked" * partly}>'
     yield ' only those with pictures</label></p><p class="soft">Tinted: what was to be painted.</p>'
     yield f'<table class="cases" style="--n: {len(columns)}"><thead><tr><th scope="col" data-column="-1">case</th>'
     yield from (f'<th scope="col" class="part">{part}</th>' for part in PARTS)
