@@ -8,6 +8,7 @@ setup(
     description="Exemplar-based image editing with diffusion models (Yang et al. 2022, arXiv 2211.13227)",
     license="MIT",
     packages=find_packages(include=["ldm", "ldm.*"]),
+    package_data={"ldm.evaluation": ["page.css", "page.js"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
         "diffusers>=0.31",

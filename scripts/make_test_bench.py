@@ -19,7 +19,7 @@ from ldm.util import UserError, command
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--dataset_dir", type=Path, required=True, help="what read_bbox.py prepared")
-    p.add_argument("--split", choices=SPLITS, default="validation", help="(%(default)s)")
+    p.add_argument("--split", choices=SPLITS, default="validation", help="of its pictures (%(default)s)")
     p.add_argument("--outdir", type=Path, default=Path("test_bench_mine"), help="a new folder (%(default)s)")
     p.add_argument("--count", type=int, default=3500, help="cases at most, one per picture (3500)")
     p.add_argument("--size", type=int, default=512, help="of a photo's side, in pixels (512)")

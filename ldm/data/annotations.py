@@ -258,7 +258,7 @@ def parallel(function: Callable[[Any], list], chunks: Iterable, total: int, what
         bar = stack.enter_context(tqdm(total=total, desc=what, unit="file", disable=total < CHUNK))
         results = map(function, chunks)
         if total > CHUNK:
-            pool = ProcessPoolExecutor(min(cores(), 61), initializer=_start_worker)
+            pool = ProcessPoolExecutor(min(cores(), 61), initializer=start_worker)
             stack.callback(pool.shutdown, cancel_futures=True)
             results = pool.map(function, chunks)
         try:
@@ -269,7 +269,7 @@ def parallel(function: Callable[[Any], list], chunks: Iterable, total: int, what
             raise UserError(f"{what}: a process was killed, perhaps for want of memory; run it again") from error
 
 
-def _start_worker() -> None:
+def start_worker() -> None:
     """Ctrl-C is for the parent; when that is gone, so is the worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -27,14 +27,14 @@ import polars as pl
 from PIL import Image
 from tqdm import tqdm
 
-from ldm.data.annotations import _start_worker
+from ldm.data.annotations import start_worker
 from ldm.data.formats import EXTENSIONS
 from ldm.data.index import index_path
 from ldm.data.masks import Box, reference_region
 from ldm.images import PictureFile, size_in_header
 from ldm.util import UserError, cores, staging
 
-AT_ONCE = 8  # pictures that a process takes at a time
+AT_ONCE = 4  # pictures that a process takes at a time
 ROUND = 1000  # cases drafted at a time
 REFERENCES = 10  # drawn for a box; all but the first are for when those before cannot be read
 FILES = {"GT_3500": "GT", "Mask_bbox_3500": "mask", "Ref_3500": "ref"}  # folder -> <id>_?.png in it
@@ -105,7 +105,7 @@ def all_cores() -> Iterator[Callable[..., Iterator]]:
     """A `map` that calls its function in as many processes as there are cores; results come in order.
 
     Raises UserError where one of them was killed."""
-    pool = ProcessPoolExecutor(min(cores(), 61), initializer=_start_worker)
+    pool = ProcessPoolExecutor(min(cores(), 61), initializer=start_worker)
     try:
         yield partial(pool.map, chunksize=AT_ONCE)
     except BrokenProcessPool as error:

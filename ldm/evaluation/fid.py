@@ -79,13 +79,14 @@ class Statistics:
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:
-    """L with L L^T = covariance, of any rank."""
+    """L (D,rank) with L L^T = covariance (D,D)."""
     values, vectors = np.linalg.eigh(covariance)
-    return vectors * np.sqrt(values.clip(0.0))
+    some = values > values.max() * 1e-15
+    return vectors[:, some] * np.sqrt(values[some])
 
 
 def frechet_distance(mean1: np.ndarray, covariance1: np.ndarray, mean2: np.ndarray, covariance2: np.ndarray) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), Heusel et al. 2017, eq. 6 of the appendix's Fréchet distance.
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), Heusel et al. 2017, eq. 6.
 
     The trace of the root is the sum of the singular values of L1^T L2, where Li Li^T = Ci: real, never negative, and
     exact for covariances without full rank, where a matrix root needs a small number added to it."""

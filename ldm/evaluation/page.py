@@ -24,206 +24,12 @@ GROUPS = {"paper": "Comparable with the paper's tables", "beside": "Beside them"
 BARE = ' class="bare"'  # of a case without pictures
 BETTER = {"higher": ("↑", "higher is better"), "lower": ("↓", "lower is better"), "1": ("→ 1", "nearest to 1 is best")}
 
-CSS = """
-:root { --paper: #fdfdfb; --ink: #1d1f23; --soft: #666a73; --line: #e6e6e1; --tile: #f2f2ee; --accent: #a81c5d;
-  --bars: #bcbfc6; color-scheme: light dark; }
-@media (prefers-color-scheme: dark) { :root { --paper: #15171a; --ink: #e7e7e4; --soft: #9a9ea8; --line: #2a2d33;
-  --tile: #1f2226; --accent: #ff86b8; --bars: #5a5f6a; } }
-* { box-sizing: border-box; }
-[hidden] { display: none !important; }
-body { margin: 0 auto; padding: 4rem 1.5rem 6rem; max-width: 78rem; background: var(--paper); color: var(--ink);
-  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; overflow-wrap: anywhere; }
-h1 { margin: 0; font-size: clamp(2rem, 5vw, 3rem); line-height: 1.15; font-weight: 650; letter-spacing: -.025em; }
-h2 { margin: 4rem 0 .25rem; font-size: 1.4rem; font-weight: 620; letter-spacing: -.01em; }
-h3 { margin: 1.75rem 0 .6rem; font-size: .95rem; font-weight: 600; }
-p, details { margin: .4rem 0; max-width: 46rem; }
-ul { margin: .5rem 0; padding-left: 1.2rem; max-height: 20rem; overflow: auto; font-size: .9rem; }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: .9rem 1.5rem; margin: .8rem 0; }
-dd { margin: 0; }
-dt, thead { color: var(--soft); font-size: .8rem; }
-.soft, small { color: var(--soft); }
-.over { margin: 0 0 .5rem; color: var(--accent); font-size: .85rem; font-weight: 600; letter-spacing: .03em; }
-code { font: .88em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-button { padding: 0; border: 0; background: none; color: inherit; font: inherit; text-align: inherit; }
-button, select, label, summary { cursor: pointer; }
-select { padding: .3rem .5rem; border: 1px solid var(--line); border-radius: .4rem; background: var(--paper);
-  color: inherit; font: inherit; }
-:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
-img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: .4rem;
-  background: var(--tile); }
-table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th { font-weight: inherit; text-align: left; }
-.metrics { margin: 2.5rem 0 1.5rem; }
-.metrics tr > * { padding: .6rem 1.25rem .6rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
-.metrics .group th { padding-top: 1.6rem; font-weight: 600; font-size: .85rem; color: var(--accent); }
-.metrics .name { font-weight: 550; }
-.metrics tr > :nth-child(2), .metrics tr > :nth-child(3) { text-align: right; }
-.metrics .value { font-size: 1.15rem; font-weight: 600; }
-.metrics .paper .value { font-size: 1.75rem; line-height: 1.1; letter-spacing: -.02em; }
-.metrics .fine { color: var(--soft); font-size: .9rem; }
-.metrics .meaning { min-width: 15rem; padding-right: 0; color: var(--soft); font-size: .875rem; line-height: 1.4;
-  white-space: normal; }
-.metrics small { display: flex; justify-content: space-between; width: 7rem; font-size: .7rem; line-height: 1.3; }
-.arrow { color: var(--accent); font-weight: 600; }
-svg { display: block; width: 7rem; height: 1.5rem; fill: var(--bars); }
-.strip { display: grid; grid-template-columns: repeat(6, 1fr); gap: 1rem; }
-.pair { display: grid; grid-template-columns: 1fr 1fr; gap: .3rem; margin: .3rem 0 .4rem; }
-.words { display: flex; flex-wrap: wrap; justify-content: space-between; align-items: baseline; gap: 0 .5rem; }
-.words b { font-weight: 600; font-variant-numeric: tabular-nums; }
-.words code { color: var(--soft); font-size: .78rem; }
-.cases, .cases tbody { display: block; }
-.cases thead { display: block; position: sticky; top: 0; z-index: 1; background: var(--paper); }
-.cases tr { display: grid; gap: .5rem; align-items: center; padding: .5rem 0; border-bottom: 1px solid var(--line);
-  grid-template-columns: 8.5rem repeat(4, minmax(5rem, 7.25rem)) repeat(var(--n), minmax(0, 1fr)); }
-.cases thead tr { align-items: end; }
-.cases tbody tr { content-visibility: auto; contain-intrinsic-size: auto 8.25rem; }
-.cases tbody .bare { contain-intrinsic-size: auto 2.5rem; }
-.only .bare { display: none; }
-.cases tr > * { padding: 0; }
-.cases .score { text-align: right; }
-.cases td.score { font-size: .9rem; }
-.cases .none { grid-column: span 4; color: var(--soft); font-size: .85rem; }
-.cases td button { width: 100%; }
-th[aria-sort] { color: var(--accent); }
-[aria-sort="ascending"] button::after { content: " ▲"; }
-[aria-sort="descending"] button::after { content: " ▼"; }
-dialog { width: min(46rem, 100vw); max-width: 100vw; max-height: 100vh; padding: 1rem 1.25rem 1.25rem; border: 0;
-  border-radius: .8rem; background: var(--paper); color: var(--ink); }
-dialog::backdrop { background: rgb(10 11 13 / .72); }
-dialog header { display: flex; gap: 1.25rem; margin-bottom: .75rem; font-size: .875rem; }
-dialog header code { flex: 1; }
-.big { display: block; width: 100%; }
-.big img { height: min(60vh, 100vw - 2.5rem); aspect-ratio: auto; }
-nav { display: grid; grid-template-columns: repeat(4, 1fr); gap: .6rem; max-width: 28rem; margin: .75rem auto; }
-nav button { color: var(--soft); font-size: .8rem; text-align: center; }
-nav [aria-pressed="true"] { color: var(--accent); font-weight: 600; }
-nav [aria-pressed="true"] img { box-shadow: 0 0 0 2px var(--accent); }
-dialog p { margin: 0; max-width: none; text-align: center; text-wrap: balance; font-size: .85rem; }
-@media (max-width: 64rem) {
-  body { padding: 2.25rem 1rem 4rem; }
-  .metrics, .metrics tbody { display: block; }
-  .metrics thead, .metrics td:empty { display: none; }
-  .metrics tr { display: grid; grid-template-columns: 1fr auto; align-items: baseline; gap: .1rem 1rem;
-    padding: .8rem 0; border-bottom: 1px solid var(--line); }
-  .metrics tr > * { padding: 0; border: 0; white-space: normal; }
-  .metrics .meaning, .metrics .group th { grid-column: 1 / -1; }
-  .metrics .spread { grid-area: 2 / 1 / 4 / 2; }
-  .metrics .fine { grid-column: 2; text-align: right; white-space: nowrap; }
-  .metrics .count::after { content: " cases"; }
-  .strip { grid-template-columns: repeat(6, 10rem); overflow-x: auto; margin: 0 -1rem; padding: 0 1rem .5rem; }
-  .cases tr { grid-template-columns: repeat(4, 1fr); padding: .9rem 0; }
-  .cases thead tr { display: flex; flex-wrap: wrap; gap: .2rem 1rem; padding: .5rem 0; }
-  .cases thead .part { display: none; }
-  .cases tbody th, .cases .none { grid-column: 1 / -1; }
-  .cases .score { text-align: left; }
-  .cases td.score::before { content: attr(data-label); display: block; color: var(--soft); font-size: .72rem; }
-  .cases tbody tr { contain-intrinsic-size: auto 14rem; }
-}
-"""
 
 DIALOG = """
 <dialog aria-label="one case, large"><header><code></code><button type="button" id="previous">↑ previous</button>
 <button type="button" id="next">↓ next</button><button type="button" id="close">✕ close</button></header>
 <button type="button" class="big" aria-label="the next picture" autofocus><img alt=""></button><nav></nav>
 <p id="scores"></p><p class="soft">← → flip between the pictures of a case, ↑ ↓ go to another, Esc closes</p></dialog>
-"""
-
-JS = """
-const $ = (selector) => document.querySelector(selector), all = (selector) => document.querySelectorAll(selector);
-const { columns, values, parts } = JSON.parse($("#data").textContent);
-const body = $(".cases tbody"), rows = [...body.rows], box = $("dialog"), nav = $("nav"), select = $("#metric");
-const images = (i) => [...rows[i].querySelectorAll("img")], id = (i) => rows[i].cells[0].textContent;
-const bare = (i) => rows[i].classList.contains("bare"), on = (name, act) => ($(name).onclick = act);
-const copy = (image) => make("img", { src: image.src, alt: image.alt });
-function make(tag, fields, ...inside) {
-  const element = Object.assign(document.createElement(tag), fields);
-  element.append(...inside);
-  return element;
-}
-
-// the list, sorted
-let order = rows.map((_, i) => i);
-function compare(a, b, column, sign) {
-  if (column < 0) return sign * id(a).localeCompare(id(b), undefined, { numeric: true }) || a - b;
-  const [x, y] = [values[column][a], values[column][b]];
-  if (x === null || y === null) return (x === null) - (y === null) || a - b;
-  return sign * (columns[column].better === "1" ? Math.abs(x - 1) - Math.abs(y - 1) : x - y) || a - b;
-}
-function sort(head) {
-  const up = head.getAttribute("aria-sort") !== "ascending";
-  for (const other of all("th[aria-sort]")) other.removeAttribute("aria-sort");
-  head.setAttribute("aria-sort", up ? "ascending" : "descending");
-  order.sort((a, b) => compare(a, b, Number(head.dataset.column), up ? 1 : -1));
-  body.append(...order.map((i) => rows[i]));
-}
-for (const head of all("th[data-column]")) {
-  const title = columns[head.dataset.column]?.better === "1" ? "sort by the distance from 1" : "sort";
-  head.replaceChildren(make("button", { title, onclick: () => sort(head) }, ...head.childNodes));
-}
-$("#some").hidden = !order.some(bare);
-(on("#only", () => body.classList.toggle("only", $("#only").checked)))();
-
-// one case, large
-let list = [], at = 0, part = 3;
-function show() {
-  const four = images(list[at]), cells = [...rows[list[at]].querySelectorAll(".score")];
-  $("dialog code").textContent = id(list[at]);
-  $("#scores").textContent = cells.map((cell) => `${cell.dataset.label} ${cell.textContent}`).join("  ·  ");
-  Object.assign($(".big img"), { src: four[part].src, alt: four[part].alt });
-  const small = (image, i) => make("button", { onclick: () => turn(i - part, 0) }, copy(image), parts[i]);
-  nav.replaceChildren(...four.map(small));
-  nav.children[part].setAttribute("aria-pressed", true);
-}
-function turn(parts, cases) {
-  const inside = nav.contains(document.activeElement);
-  part = (part + parts + 4) % 4;
-  at = (at + cases + list.length) % list.length;
-  show();
-  if (inside) nav.children[part].focus();
-}
-function open(i, which, among) {
-  list = among.filter((j) => images(j).length);
-  [at, part] = [list.indexOf(i), which];
-  show();
-  box.showModal();
-}
-const keys = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-box.onkeydown = (event) => keys[event.key] && (event.preventDefault(), turn(...keys[event.key]));
-on("dialog", (event) => event.target === box && box.close());
-on("#close", () => box.close());
-on(".big", () => turn(1, 0));
-on("#previous", () => turn(0, -1));
-on("#next", () => turn(0, 1));
-on(".cases tbody", (event) => {
-  const button = event.target.closest("button"), i = rows.indexOf(event.target.closest("tr"));
-  if (button) open(i, images(i).indexOf(button.firstChild), order);
-});
-
-// the worst and the best
-function card(i, column, among) {
-  const four = images(i), score = rows[i].querySelectorAll(".score")[column].textContent;
-  const words = make("span", { className: "words" }, make("b", {}, score), make("code", {}, id(i)));
-  if (!four.length) return make("div", {}, make("p", { className: "soft" }, rows[i].cells[1].textContent), words);
-  const pair = make("span", { className: "pair" }, copy(four[1]), copy(four[2]));
-  return make("button", { onclick: () => open(i, 3, among) }, copy(four[3]), pair, words);
-}
-select.onchange = () => {
-  const column = Number(select.value), sign = columns[column].better === "higher" ? 1 : -1;
-  const ranked = order.filter((i) => values[column][i] !== null && !bare(i));
-  ranked.sort((a, b) => compare(a, b, column, sign));
-  const most = Math.min(6, Math.ceil(ranked.length / 2));
-  for (const [name, chosen] of [["#worst", ranked.slice(0, most)], ["#best", ranked.slice(-most).reverse()]]) {
-    $(name).replaceChildren(...chosen.map((i) => card(i, column, chosen)));
-  }
-};
-columns.forEach(({ name, any, first }, i) => any && select.append(make("option", { value: i, selected: first }, name)));
-$("#strips").hidden = !select.options.length || order.every(bare);
-if (!$("#strips").hidden) select.onchange();
-
-// grids that are tables, said to those browsers that take the layout for the meaning
-const roles = { TABLE: "table", THEAD: "rowgroup", TBODY: "rowgroup", TR: "row", TD: "cell" };
-for (const element of all("table, thead, tbody, tr, td")) element.setAttribute("role", roles[element.tagName]);
-for (const head of all("th")) head.setAttribute("role", head.scope === "col" ? "columnheader" : "rowheader");
 """
 
 
@@ -245,6 +51,11 @@ def write_page(path: Path, summary: dict, pictures: Pictures, most: int = 400, t
         open(folder / path.name, "w", encoding="utf-8", errors="backslashreplace") as file,
     ):
         file.writelines(itertools.chain(*pieces))
+
+
+def _beside(name: str) -> str:
+    """The text of a file beside this one."""
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
 def _finite(value: float | None) -> float | None:
@@ -300,7 +111,7 @@ def _report(summary: dict, columns: list[dict]) -> Iterator[str]:
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>{bench}: {results}</title><style>{CSS}</style></head><body>
+<title>{bench}: {results}</title><style>{_beside("page.css")}</style></head><body>
 <header><p class="over">Exemplar-based editing, evaluated</p><h1>{bench}</h1>
 <p class="soft"><code>{results}</code> · {date}</p></header><main>"""
     yield from _metrics(summary["metrics"], {column["key"]: column["some"] for column in columns})
@@ -334,7 +145,7 @@ def _pairs(title: str, pairs: dict[str, str]) -> Iterator[str]:
 def _metrics(metrics: list[dict], by_case: dict[str, list[float]]) -> Iterator[str]:
     """The table of what was measured, group by group."""
     yield '<table class="metrics"><thead><tr>'
-    for name in ("Metric", "Value", "Confidence interval", "Cases", "Over the cases", "What it says"):
+    for name in ("Metric", "Value", "95% interval", "Cases", "Over the cases", "What it says"):
         yield f'<th scope="col">{name}</th>'
     yield "</tr></thead>"
     for group, title in GROUPS.items():
@@ -430,4 +241,4 @@ def _script(columns: list[dict]) -> Iterator[str]:
     data = json.dumps({"parts": PARTS, "columns": heads, "values": [x["values"] for x in columns]}, allow_nan=False)
     data = data.replace("<", "\\u003c")  # </script> would end it
     yield f'{DIALOG}<script type="application/json" id="data">{data}</script>'
-    yield f'<script>"use strict";{{{JS}}}</script></body></html>\n'
+    yield f'<script>"use strict";{{{_beside("page.js")}}}</script></body></html>\n'
