@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ldm.util import UserError
 
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}  # of files that are taken for pictures
 ORIENTATION = 0x0112  # EXIF tag
 JPEG = b"\xff\xd8"
 HEAD = 16384  # bytes, in which a JPEG says its size
@@ -34,6 +35,18 @@ def _reading(path: str | os.PathLike, name: str) -> Iterator[None]:
         raise UserError(f"{name} {path}: has too many pixels ({error}); make it smaller") from error
     except (OSError, ValueError, SyntaxError, EOFError, RuntimeError) as error:
         raise UserError(f"{name} {path}: cannot be read ({error}); save it anew as PNG or JPEG") from error
+
+
+def pictures_below(folder: Path) -> list[Path]:
+    """All picture files of a folder and its subfolders, sorted, hidden ones left out. Raises UserError: no such folder,
+    none in it."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder; name the one that holds the pictures")
+    found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in EXTENSIONS and path.is_file())
+    paths = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    if not paths:
+        raise UserError(f"{folder}: has no pictures; name a folder of {', '.join(sorted(EXTENSIONS))}")
+    return paths
 
 
 def open_picture(path: str | os.PathLike, name: str) -> Image.Image:

@@ -35,14 +35,15 @@ def main() -> None:
     import numpy as np
 
     from ldm.evaluation.features import CLIP, load_clip
-    from ldm.evaluation.folder import features_of, pictures_of
+    from ldm.evaluation.folder import features_of
     from ldm.evaluation.quality import Mixture
+    from ldm.images import pictures_below
     from ldm.pipeline import pick_device
 
     if opt.pickle:
         mixture = Mixture.from_pickle(opt.pickle)
     else:
-        paths = pictures_of(opt.images)
+        paths = pictures_below(opt.images)
         if len(paths) < opt.components:
             raise UserError(f"--images {opt.images}: {len(paths)} pictures are too few for {opt.components} components")
         clip = load_clip(opt.clip_weights, pick_device(opt.device), opt.clip_model or CLIP)

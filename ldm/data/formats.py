@@ -18,10 +18,9 @@ import polars as pl
 
 from ldm.data.annotations import EDGES, NO_TEXT, Boxes, Problems, chunks, is_text, parallel
 from ldm.data.index import split_folders
-from ldm.images import open_picture, upright_mask, upright_size
+from ldm.images import EXTENSIONS, open_picture, upright_mask, upright_size
 from ldm.util import UserError
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 CSV_NAMES = {  # of the columns, in their order where there is no row of names
     "path": ("path", "filename", "file_name", "file", "image"),
     "x0": ("x0", "xmin", "x_min", "left"),

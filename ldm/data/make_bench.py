@@ -1,6 +1,5 @@
-"""Pictures of one's own -> what an evaluation needs: a folder of squares, and a benchmark of COCOEE's layout.
+"""Pictures of one's own -> a benchmark of COCOEE's layout.
 
-    square_folder(...)   any folder of pictures -> the central square of each, for FID
     Instances            the labelled boxes of a prepared split; draft(i, seed) -> which boxes of a picture go with
                          which references
     make_bench(...)      Instances -> <outdir>/GT_3500, Mask_bbox_3500, Ref_3500, id_list.npy and cases.csv
@@ -13,10 +12,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -27,14 +23,12 @@ import polars as pl
 from PIL import Image
 from tqdm import tqdm
 
-from ldm.data.annotations import start_worker
-from ldm.data.formats import EXTENSIONS
 from ldm.data.index import index_path
 from ldm.data.masks import Box, reference_region
-from ldm.images import PictureFile, size_in_header
-from ldm.util import UserError, cores, staging
+from ldm.data.squares import all_cores, cut, cut_square, save_png
+from ldm.images import PictureFile
+from ldm.util import UserError, staging
 
-AT_ONCE = 4  # pictures that a process takes at a time
 ROUND = 1000  # cases drafted at a time
 REFERENCES = 10  # drawn for a box; all but the first are for when those before cannot be read
 FILES = {"GT_3500": "GT", "Mask_bbox_3500": "mask", "Ref_3500": "ref"}  # folder -> <id>_?.png in it
@@ -44,16 +38,6 @@ UNLABELLED = "pictures without a labelled box"
 LONG = "pictures whose labelled boxes are longer than their shorter side"
 ALONE = "pictures whose labels are on no other picture"
 DAMAGED = "pictures that cannot be read, or none of the references drawn for them"
-
-
-# ------------------------------------------------------------------------------------------ geometry
-
-
-def central_square(size: tuple[int, int]) -> Box:
-    """The largest square in the middle of a picture; size: (width, height)."""
-    side = min(size)
-    x, y = ((length - side) // 2 for length in size)
-    return x, y, x + side, y + side
 
 
 def square_around(box: tuple[float, ...], size: tuple[int, int]) -> Box | None:
@@ -79,110 +63,6 @@ def box_mask(box: tuple[float, ...], square: Box, size: int) -> np.ndarray:
     mask = np.zeros((size, size), dtype=np.uint8)
     mask[edges[1], edges[0]] = 255
     return mask
-
-
-def cut(pixels: np.ndarray, box: Box) -> Image.Image:
-    """(H,W,3) uint8 -> what is in the box."""
-    x0, y0, x1, y1 = box
-    return Image.fromarray(np.ascontiguousarray(pixels[y0:y1, x0:x1]))
-
-
-def cut_square(pixels: np.ndarray, square: Box, size: int) -> Image.Image:
-    """(H,W,3) uint8 -> size x size. Cut first: resizing a part of a picture would let in what is around it."""
-    return cut(pixels, square).resize((size, size), Image.Resampling.LANCZOS)
-
-
-def save_png(picture: Image.Image, path: Path) -> None:
-    """compress_level: twice as fast as the usual one, for 4% more bytes."""
-    picture.save(path, "PNG", compress_level=3)
-
-
-# ------------------------------------------------------------------------------------------ on all cores
-
-
-@contextmanager
-def all_cores() -> Iterator[Callable[..., Iterator]]:
-    """A `map` that calls its function in as many processes as there are cores; results come in order.
-
-    Raises UserError where one of them was killed."""
-    pool = ProcessPoolExecutor(min(cores(), 61), initializer=start_worker)
-    try:
-        yield partial(pool.map, chunksize=AT_ONCE)
-    except BrokenProcessPool as error:
-        raise UserError("pictures: a process was killed, perhaps for want of memory; run it again") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-# ------------------------------------------------------------------------------------------ squares
-
-
-def square_names(paths: Iterable[Path]) -> dict[Path, Path]:
-    """Path of a picture -> path of its square, with the ending .png; where several would have one name (a.jpg and
-    a.png, on some file systems A.jpg too) .png comes after their own ending: a.jpg.png and a.png.png."""
-    names = {path: path.with_suffix(".png") for path in paths}
-    while True:
-        uses = Counter(str(name).casefold() for name in names.values())
-        full = {path: path.with_name(f"{path.name}.png") for path in names}
-        common = [path for path, name in names.items() if uses[str(name).casefold()] > 1 and name != full[path]]
-        if not common:
-            return names
-        names |= {path: full[path] for path in common}
-
-
-def square_folder(images: Path, outdir: Path, size: int) -> tuple[int, list[str]]:
-    """The central square of every picture below `images`, hidden ones left out, resized to size x size, as
-    <outdir>/<relative path>.png. Those that are there already, of that size, stay.
-
-    -> how many squares there are now, and what is wrong with the pictures that cannot be read. Raises UserError: no
-    folder, no picture in it, none that can be read, outdir in images or not to be written to."""
-    if not images.is_dir():
-        raise UserError(f"images {images}: there is no such folder; name the one that holds the pictures")
-    if outdir.resolve().is_relative_to(images.resolve()):
-        raise UserError(f"outdir {outdir}: is inside {images}, and would be read as well; name one outside")
-    found = (path for path in sorted(images.rglob("*")) if path.suffix.lower() in EXTENSIONS and path.is_file())
-    paths = [path.relative_to(images) for path in found]
-    names = square_names(path for path in paths if not any(part.startswith(".") for part in path.parts))
-    if not names:
-        raise UserError(f"images {images}: has no pictures; name a folder of {', '.join(sorted(EXTENSIONS))}")
-    tasks = [(images / path, outdir / name, size) for path, name in names.items()]
-    try:
-        for folder in {target.parent for _, target, _ in tasks}:
-            folder.mkdir(parents=True, exist_ok=True)
-        with all_cores() as spread, tqdm(desc="squares", total=len(tasks), unit="picture") as bar:
-            problems = []
-            for problem in spread(_make_square, tasks):
-                problems += [problem] if problem else []
-                bar.update()
-    except OSError as error:
-        raise UserError(
-            f"{outdir}: writing failed ({error.strerror}); free some space or name another folder"
-        ) from error
-    if len(problems) == len(tasks):
-        raise UserError(f"images {images}: none of {len(tasks)} pictures can be read (first: {problems[0]})")
-    return len(tasks) - len(problems), problems
-
-
-def _make_square(task: tuple[Path, Path, int]) -> str | None:
-    """-> what is wrong with the picture."""
-    source, target, size = task
-    try:
-        if target.exists() and size_in_header(target) == (size, size):
-            return None
-    except UserError:  # something else is in its place
-        pass
-    try:
-        picture = PictureFile(source)
-        square = cut_square(picture.pixels(), central_square(picture.size), size)
-    except UserError as error:
-        return str(error)
-    hidden = target.with_name(f".{target.name}")
-    save_png(square, hidden)
-    os.replace(hidden, target)
-    return None
-
-
-# ------------------------------------------------------------------------------------------ cases
 
 
 @dataclass(frozen=True)

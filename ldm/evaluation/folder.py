@@ -14,10 +14,8 @@ from tqdm import tqdm
 
 from ldm.evaluation.features import Extractor
 from ldm.evaluation.fid import Statistics, rows_to_keep
-from ldm.images import open_picture, upright_rgb
+from ldm.images import open_picture, pictures_below, upright_rgb
 from ldm.util import UserError, cores
-
-ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 def batches(dataset: Dataset, batch_size: int, title: str) -> Iterator[list[Any]]:
@@ -52,18 +50,6 @@ class Prepared(Dataset):
             return error
 
 
-def pictures_of(folder: Path) -> list[Path]:
-    """All picture files below a folder, sorted, hidden ones left out. Raises UserError: none."""
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in ENDINGS and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    if not found:
-        raise UserError(f"{folder}: has no pictures; name a folder of real ones")
-    return found
-
-
 def features_of(paths: Sequence[Path], extractor: Extractor, batch_size: int, title: str) -> Iterator[np.ndarray]:
     """(B,D) after (B,D). Raises UserError for the first picture that cannot be read."""
     for batch in batches(Prepared(paths, extractor), batch_size, title):
@@ -90,7 +76,7 @@ def real_statistics(place: Path, extractor: Extractor, batch_size: int = 32) -> 
             f"real pictures {place}: there is no such folder; make it with scripts/create_square_gt_for_fid.py, name "
             "another with --real, or leave out what needs it with --skip"
         )
-    paths = pictures_of(place)
+    paths = pictures_below(place)
     content = hashlib.sha256()
     for path in paths:
         state = path.stat()
