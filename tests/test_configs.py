@@ -128,7 +128,7 @@ def test_make_targets_of_the_readme_exist():
         assert re.search(rf"^{target}:", makefile, flags=re.M), target
 
 
-OWN_MODEL = re.compile(r"scripts/(read_bbox|show_samples|benchmark_)|dataset/mine|logs/mine|checkpoints/mine")
+OWN_MODEL = re.compile(r"scripts/(read_bbox|show_samples|make_miniworld|benchmark_)|dataset/mine|logs/mine|checkpoints/mine")
 DATA_COMMANDS = [
     c for c in COMMANDS if OWN_MODEL.search(c) and "--gpus" not in c
 ]  # from one's own pictures to one's own model, and figures
@@ -177,6 +177,7 @@ def test_own_pictures_to_own_model_as_the_readme_says(tmp_path):
     small = {
         "scripts/benchmark_data.py": "--pictures=32 --rows=3000 --samples=2 --entries=100 --folder=.",
         "scripts/benchmark_training.py": "--steps=1",
+        "scripts/make_miniworld.py": "--train=8 --validation=2 --test=2 --cases=2 --real=2",
         "scripts/inference.py": "--ddim_steps=2 --H=64 --W=64 --device=cpu",
         "main.py": "data.params.num_workers=0 data.params.batch_size=2 lightning.images.steps=1 --max_steps=2",
     }
