@@ -10,7 +10,7 @@ of Stable Diffusion's sd-v1-4.ckpt. Files are recognised by content:
 | diffusers folder   | Paint-by-Example and Stable Diffusion v1 layouts    | the same                      |
 
 Tensors are memory-mapped: what is not used is not read. How a file is read is in weight_files.py, how names map to
-diffusers' in diffusers_folder.py; others call this module alone."""
+diffusers' in diffusers_folder.py; others read models through this module alone."""
 
 from __future__ import annotations
 

@@ -45,8 +45,9 @@ class _ScriptModule(Inert):
         self.attributes = state
 
     def state_dict(self, prefix: str = "") -> StateDict:
+        attributes, self.attributes = self.attributes, {}  # a module that many others share is taken once
         found = {}
-        for name, value in self.attributes.items():
+        for name, value in attributes.items():
             if isinstance(value, Tensor):
                 found[prefix + name] = value
             elif isinstance(value, _ScriptModule):

@@ -12,7 +12,7 @@ import datetime
 import json
 from pathlib import Path
 
-from ldm.util import UserError, command, staging
+from ldm.util import UserError, command, sha256_of, staging
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,6 +39,15 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def settings_of(results: Path) -> dict | None:
+    """What the results were made with, as scripts/inference_test_bench.py wrote it. Raises UserError."""
+    path = results.parent / "settings.json"
+    try:
+        return dict(json.loads(path.read_text())) if path.exists() else None
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); remove it") from error
+
+
 @command
 def main() -> None:
     opt = parser().parse_args()
@@ -46,8 +55,8 @@ def main() -> None:
         if not least <= getattr(opt, name) <= 100_000:
             raise UserError(f"--{name} {getattr(opt, name)} is out of range; use {least} to 100000")
 
-    from ldm.data.test_bench_dataset import COCOImageDataset
-    from ldm.evaluation.benchmark import OF_SETS, check_headers, chosen, evaluate, refuse, result_path, table
+    from ldm.data.test_bench_dataset import COCOImageDataset, refuse, result_path
+    from ldm.evaluation.benchmark import OF_SETS, REFUSAL, check_headers, chosen, evaluate, table
 
     metrics = chosen(opt.skip)
     if not opt.results.is_dir():
@@ -56,7 +65,8 @@ def main() -> None:
         )
     bench = COCOImageDataset(opt.bench)
     if not opt.allow_missing:  # what can be told before networks are loaded, is
-        refuse(check_headers(opt.results, bench), len(bench))
+        refuse(check_headers(opt.results, bench), len(bench), *REFUSAL)
+    settings = settings_of(opt.results)
 
     from ldm.evaluation import features
     from ldm.evaluation.folder import real_statistics
@@ -65,7 +75,8 @@ def main() -> None:
     from ldm.images import open_picture, upright_rgb
     from ldm.pipeline import pick_device
 
-    mixture = Mixture.read(opt.gmm or opt.bench / "quality_gmm.npz") if any(m.key == "qs" for m in metrics) else None
+    gmm = opt.gmm or opt.bench / "quality_gmm.npz"
+    mixture = Mixture.read(gmm) if any(metric.key == "qs" for metric in metrics) else None
     device = pick_device(opt.device)
     load = {
         "clip": lambda: features.load_clip(opt.clip_weights, device, opt.clip_model or features.CLIP),
@@ -81,8 +92,9 @@ def main() -> None:
     real = {kind: real_statistics(place, needed[kind], opt.batch_size) for kind in sorted(kinds)}
 
     summary = evaluate(opt.results, bench, needed, real, mixture, metrics, opt.allow_missing, opt.batch_size)
-    made = opt.results.parent / "settings.json"
-    summary["settings"] = json.loads(made.read_text()) if made.exists() else None
+    summary["settings"] = settings
+    summary["real"] = {kind: {"place": str(place), "pictures": each.n, **each.texts} for kind, each in real.items()}
+    summary["mixture"] = {"file": str(gmm), "sha256": sha256_of(gmm)} if mixture else None
     summary["left_out"] = [{"name": name, "why": "--skip"} for name in opt.skip]
     summary["date"] = datetime.date.today().isoformat()
 
@@ -93,8 +105,8 @@ def main() -> None:
 
     outdir = opt.outdir or opt.results.parent / "evaluation"
     with staging(outdir) as temporary:
-        (temporary / "scores.json").write_text(json.dumps(summary, indent=1) + "\n")
-    write_page(outdir / "index.html", summary, pictures, opt.most)
+        (temporary / "scores.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
+        write_page(temporary / "index.html", summary, pictures, opt.most)
     print(table(summary))
     print(f"\nwrote {outdir / 'scores.json'} and {outdir / 'index.html'}")
 

@@ -26,9 +26,9 @@ def main() -> None:
     p.add_argument("--batch_size", type=int, default=32, help="pictures at once (32)")
     p.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the fastest there is)")
     opt = p.parse_args()
-    for name in ("components", "batch_size"):
-        if not 1 <= getattr(opt, name) <= 1000:
-            raise UserError(f"--{name} {getattr(opt, name)} is out of range; use 1 to 1000")
+    for name, least, most in (("components", 1, 1000), ("batch_size", 1, 1000), ("seed", 0, 2**32 - 1)):
+        if not least <= getattr(opt, name) <= most:
+            raise UserError(f"--{name} {getattr(opt, name)} is out of range; use {least} to {most}")
     if opt.output.suffix != ".npz":
         raise UserError(f"--output {opt.output}: has to end in .npz")
 

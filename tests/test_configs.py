@@ -128,7 +128,9 @@ def test_make_targets_of_the_readme_exist():
         assert re.search(rf"^{target}:", makefile, flags=re.M), target
 
 
-OWN_MODEL = re.compile(r"scripts/(read_bbox|show_samples|make_miniworld|benchmark_)|dataset/mine|logs/mine|checkpoints/mine")
+OWN_MODEL = re.compile(
+    r"scripts/(read_bbox|show_samples|make_miniworld|benchmark_)|dataset/mine|logs/mine|checkpoints/mine"
+)
 DATA_COMMANDS = [
     c for c in COMMANDS if OWN_MODEL.search(c) and "--gpus" not in c
 ]  # from one's own pictures to one's own model, and figures

@@ -214,7 +214,7 @@ def test_the_region_is_resized_after_it_is_normalised():
     pixels = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
     mask = np.zeros((64, 64), np.uint8)
     mask[10:43, 20:53] = 255
-    own = clip_region(Image.fromarray(pixels), mask, 32)
+    own = torch.from_numpy(clip_region(Image.fromarray(pixels), mask, 32))
     wanted = normalise_clip(torch.from_numpy(pixels[10:42, 20:52].copy()).permute(2, 0, 1) / 255.0)
     torch.testing.assert_close(own, wanted)
     assert clip_region(Image.fromarray(pixels), np.zeros_like(mask), 32) is None
@@ -376,7 +376,7 @@ def test_inception_features_are_those_of_torch_fidelity(weights, photo):
     x = torch.from_numpy(np.array(photo)).permute(2, 0, 1)
     (wanted,) = other(x[None])
     torch.testing.assert_close(own([own.prepare(photo)]), wanted)
-    mixed = own([x, x[:, :50]])  # of two sizes
+    mixed = own([x.numpy(), x[:, :50].numpy()])  # of two sizes
     assert mixed.shape == (2, 2048) and torch.allclose(mixed[:1], wanted, atol=1e-5)
 
 
@@ -403,8 +403,8 @@ def test_lpips_by_the_paper(weights, photo):
                 weight = network.lins[layer].model[-1].weight
                 total += ((unit[0] - unit[1]) ** 2 * weight[0]).sum(0).mean().item()
                 layer += 1
-    assert layer == 5 and own([a], [b]).item() == pytest.approx(total, rel=1e-4)
-    assert own([a], [a]).item() == 0
+    assert layer == 5 and own([a.numpy()], [b.numpy()]).item() == pytest.approx(total, rel=1e-4)
+    assert own([a.numpy()], [a.numpy()]).item() == 0
 
 
 @pytest.mark.parametrize("kind", ["clip", "inception", "dino", "lpips"])
@@ -528,10 +528,73 @@ def test_results_do_not_depend_on_batches_or_processes(place, tmp_path):
     assert max(np.abs(pixels(path) - pixels(place.results / path.name)).max() for path in paths) <= 1
 
 
-def test_results_of_other_settings_are_not_mixed(here, script):
-    _, *words = here("inference_test_bench", "--scale", 3)
+@pytest.mark.parametrize(("more", "before", "words"), [
+    (["--scale", 3], {}, "made with scale 5.0, not 3.0"),
+    ([], {"lora": "x.safetensors"}, "made with lora x.safetensors, not None"),
+    ([], {"bench": "/elsewhere"}, "made with bench /elsewhere, not"),
+    ([], {"config": "0"}, "made with config 0, not"),
+])  # fmt: skip
+def test_results_of_other_settings_are_not_mixed(more, before, words, here, script, tmp_path):
+    settings = json.loads((here.results.parent / "settings.json").read_text())
+    (tmp_path / "settings.json").write_text(json.dumps(settings | before))
+    _, *command = here("inference_test_bench", "--outdir", tmp_path, *more)
+    code, _, err = script("inference_test_bench", *command)
+    assert code == 2 and words in err and not (tmp_path / "results").exists()
+
+
+def test_a_damaged_case_does_not_keep_the_others(here, script, tmp_path, monkeypatch):
+    """What headers tell is told before the model is loaded; a file that is cut short, when all others are done."""
+    bench = tmp_path / "bench"
+    bench.mkdir()
+    for folder in ("GT_3500", "Mask_bbox_3500", "Ref_3500"):
+        (bench / folder).mkdir()
+        for path in sorted((here.bench / folder).iterdir())[:3]:
+            shutil.copy(path, bench / folder)
+    first, *_ = sorted((bench / "Ref_3500").iterdir())
+    content = first.read_bytes()
+    first.write_bytes(b"no picture")
+    _, *words = here("inference_test_bench", "--bench", bench, "--outdir", tmp_path / "out")
     code, _, err = script("inference_test_bench", *words)
-    assert code == 2 and "made with scale 5.0, not 3.0" in err
+    assert code == 2 and "1 of 3 cases cannot be edited" in err and not (tmp_path / "out").exists()
+    first.write_bytes(content[:-100])
+    code, _, err = script("inference_test_bench", *words)
+    assert code == 2 and "1 of 3 cases could not be edited" in err
+    assert len(list((tmp_path / "out/results").iterdir())) == 2
+    monkeypatch.setenv("RANK", "0")
+    code, _, err = script("inference_test_bench", *words)
+    assert code == 2 and "RANK and WORLD_SIZE" in err
+
+
+@pytest.mark.parametrize("ids", [
+    np.array(["../../x"]), np.array(["/abs"]), np.array(["a/b"]), np.array([""]), np.array([".."]), np.array([1, 2, 1]),
+    np.array([1.5]), np.array([b"x"]), np.array([{}], dtype=object), None,
+])  # fmt: skip
+def test_ids_are_names_of_files(ids, tmp_path):
+    if ids is None:
+        (tmp_path / "id_list.npy").write_bytes(b"")
+    else:
+        np.save(tmp_path / "id_list.npy", ids)
+    with pytest.raises(UserError, match=r"id_list\.npy: cannot be read"):
+        COCOImageDataset(tmp_path)
+
+
+def test_pictures_come_from_other_processes_without_a_file_handle_each(place, weights):
+    """With as few as 64 of them."""
+    code = f"""
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+from pathlib import Path
+from ldm.data.test_bench_dataset import COCOImageDataset
+from ldm.evaluation import features
+from ldm.evaluation.benchmark import Cases
+from ldm.evaluation.folder import batches
+clip = features.load_clip({str(weights / "clip.safetensors")!r}, model={CLIP!r})
+cases = Cases(Path({str(place.results)!r}), COCOImageDataset({str(place.bench)!r}), dict(clip=clip), ["psnr"])
+items = [item for batch in batches(cases, 7, "") for item in batch]
+assert len(items) == {COUNT} and all(isinstance(case, dict) for _, case in items), items
+"""
+    done = run([sys.executable, "-c", code], ROOT)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -570,7 +633,8 @@ def test_the_table(evaluated, weights):
     assert summary["weights"]["dino"] == {
         "model": DINO, "file": "dino.pth", "sha256": hashlib.sha256((weights / "dino.pth").read_bytes()).hexdigest()
     }  # fmt: skip
-    assert summary["settings"]["scale"] == 5
+    assert summary["settings"]["scale"] == 5 and len(summary["mixture"]["sha256"]) == 64
+    assert {kind: each["pictures"] for kind, each in summary["real"].items()} == {"clip": 40, "inception": 40}
     page = (outdir / "index.html").read_text()
     assert all(case["id"] in page for case in summary["per_case"]) and page.count("data:image/") >= 4 * COUNT
 
@@ -657,9 +721,8 @@ def test_missing_damaged_and_wrong_results(here, script, tmp_path):
     ):
         assert word in problems[path.stem]
     assert all(row["cases"] == COUNT - 4 for row in summary["metrics"]) and not summary["weights"]
-    for path, other in ((first, second), (second, third), (third, first)):
+    for path in (first, second, third):
         shutil.copy(results / path.name, path)
-        assert other
     code, _, err = script("eval_fid_qs_clip", *words)
     assert code == 2 and "1 of 30 cases" in err  # seen when it was decoded
 
@@ -693,14 +756,57 @@ def test_statistics_that_are_kept(place, weights, tmp_path):
     assert np.array_equal(first.scatter, again.scatter) and again.n == 40
     (folder / "0.png").unlink()
     assert real_statistics(folder, clip).n == 39  # made anew
-    assert real_statistics(kept, clip).n == 39  # without the pictures
-    other = features.Extractor(clip.network, CLIP, "x", "0" * 64, clip.device, 224, clip.prepare)
-    with pytest.raises(UserError, match="were made with other weights"):
-        real_statistics(kept, other)
+    folder.rename(tmp_path / "away")
+    assert real_statistics(folder, clip).n == 39  # without the pictures
+    other = features.Extractor(clip.network, "another", clip.file, clip.sha256, clip.device, 224, clip.prepare)
+    with pytest.raises(UserError, match="there is no such folder"):  # the same weights in another network
+        real_statistics(folder, other)
+    (tmp_path / "away").rename(folder)
+    arrays = dict(np.load(kept))
+    for name, value in (("mean", arrays["mean"] * np.nan), ("n", 1), ("rows", arrays["rows"][:, :3])):
+        np.savez(kept, **arrays | {name: value})
+        with pytest.raises(UserError, match="cannot be read"):
+            real_statistics(folder, clip)
     kept.write_bytes(b"PK damaged")
     with pytest.raises(UserError, match="cannot be read"):
         real_statistics(folder, clip)
-    (folder / "1.png").write_bytes(b"damaged")
     kept.unlink()
+    (folder / "1.png").write_bytes(b"damaged")
     with pytest.raises(UserError, match=r"1\.png: is not a picture"):
         real_statistics(folder, clip)
+    (tmp_path / "one").mkdir()
+    shutil.copy(folder / "2.png", tmp_path / "one")
+    with pytest.raises(UserError, match="two are the least"):
+        real_statistics(tmp_path / "one", clip)
+
+
+def test_a_mixture_that_is_none(tmp_path, fitted):
+    _, other = fitted
+    good = {
+        "weights": other.weights_,
+        "means": other.means_,
+        "precisions_cholesky": other.precisions_cholesky_,
+        "features": "",
+    }
+    for name, value in (("weights", -other.weights_), ("means", other.means_ * np.nan), ("means", other.means_[:2])):
+        np.savez(tmp_path / "gmm.npz", **good | {name: value})
+        with pytest.raises(UserError, match="cannot be read"):
+            Mixture.read(tmp_path / "gmm.npz")
+
+
+def test_masks_without_edge_or_background(here, script, tmp_path):
+    """All white: nothing was to be kept. Such a case has no score there, and does not count."""
+    shutil.copytree(here.bench, tmp_path / "bench", ignore=shutil.ignore_patterns("*.npz", "test2017_square"))
+    first = min((tmp_path / "bench/Mask_bbox_3500").iterdir())
+    Image.new("L", (128, 128), 255).save(first)
+    few = ["--skip", "fid_clip", "qs", "fid_inception", "kid"]
+    _, *words = here("eval_fid_qs_clip", "--bench", tmp_path / "bench", "--outdir", tmp_path / "out", *few)
+    assert script("eval_fid_qs_clip", *words)[0] == 0
+    summary = json.loads((tmp_path / "out/scores.json").read_text())
+    counts = {row["key"]: row["cases"] for row in summary["metrics"]}
+    assert counts == {"clip_score": 30, "dino": 30, "psnr": 29, "ssim": 29, "lpips": 29, "seam": 29}
+    assert summary["per_case"][0]["psnr"] is None and summary["per_case"][0]["clip_score"] is not None
+    for path in list((tmp_path / "bench/GT_3500").iterdir())[1:]:
+        path.unlink()
+    code, _, err = script("eval_fid_qs_clip", *words, "--allow_missing")
+    assert code == 2 and "1 results that can be scored; two are the least" in err

@@ -22,7 +22,7 @@ ORDER = [
     ["ldm.models.diffusion.ddim", "ldm.models.diffusion.plms"],
     ["ldm.models.diffusion.ddpm"],
     ["ldm.pipeline", "ldm.data", "ldm.evaluation", "ldm.arguments"],
-    ["ldm.training"],
+    ["ldm.training", "ldm.edit_bench"],
     ["main", "scripts"],
 ]
 SEPARATE = {  # see these and themselves, never models

@@ -26,12 +26,12 @@ from tqdm import tqdm
 from ldm.data.index import index_path
 from ldm.data.masks import Box, reference_region
 from ldm.data.squares import all_cores, cut, cut_square, save_png
+from ldm.data.test_bench_dataset import FILES, case_path
 from ldm.images import PictureFile
 from ldm.util import UserError, staging
 
 ROUND = 1000  # cases drafted at a time
 REFERENCES = 10  # drawn for a box; all but the first are for when those before cannot be read
-FILES = {"GT_3500": "GT", "Mask_bbox_3500": "mask", "Ref_3500": "ref"}  # folder -> <id>_?.png in it
 CASE = ("id", "source", "box", "label", "reference", "reference_box")  # the columns of cases.csv
 
 UNLABELLED = "pictures without a labelled box"
@@ -177,8 +177,9 @@ class Made:
     unreadable: dict[str, None] = field(default_factory=dict)
 
 
-def case_path(bench: Path, folder: str, number: int) -> Path:
-    return bench / folder / f"{number:012}_{FILES[folder]}.png"
+def name_of(number: int) -> str:
+    """The id of a case, as COCO's."""
+    return f"{number:012}"
 
 
 def make_bench(instances: Instances, root: Path, outdir: Path, count: int, size: int, seed: int) -> Made:
@@ -204,8 +205,9 @@ def make_bench(instances: Instances, root: Path, outdir: Path, count: int, size:
                 if pair is None:
                     made.left_out[DAMAGED] += 1
                     continue
+                drafted, final = name_of(draft.number), name_of(made.cases)
                 for folder in FILES:  # into the gap that pictures without a case left
-                    os.replace(case_path(bench, folder, draft.number), case_path(bench, folder, made.cases))
+                    os.replace(case_path(bench, folder, drafted), case_path(bench, folder, final))
                 rows.append(_row(made.cases, *pair))
                 made.cases += 1
                 bar.update()
@@ -252,11 +254,11 @@ def _make_case(draft: Draft, root: Path, bench: Path, size: int) -> tuple[tuple[
                 cut(seen, region),
             )
             for folder, picture in zip(FILES, pictures, strict=True):
-                save_png(picture, case_path(bench, folder, draft.number))
+                save_png(picture, case_path(bench, folder, name_of(draft.number)))
             return (instance, reference), problems
     return None, problems
 
 
 def _row(number: int, instance: Instance, reference: Instance) -> tuple[str, ...]:
     box, other = (" ".join(f"{edge:.10g}" for edge in each.box) for each in (instance, reference))
-    return f"{number:012}", instance.path, box, instance.label, reference.path, other
+    return name_of(number), instance.path, box, instance.label, reference.path, other

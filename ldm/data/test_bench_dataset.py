@@ -17,8 +17,28 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm.conventions import image_to_tensor, mask_to_tensor, reference_to_tensor
-from ldm.images import open_picture, upright_mask, upright_rgb
+from ldm.images import open_picture, size_in_header, upright_mask, upright_rgb
 from ldm.util import UserError
+
+FILES = {"GT_3500": "GT", "Mask_bbox_3500": "mask", "Ref_3500": "ref"}  # folder -> <id>_?.png in it
+
+
+def case_path(bench: Path, folder: str, name: str) -> Path:
+    """One of the FILES of a case."""
+    return bench / folder / f"{name}_{FILES[folder]}.png"
+
+
+def result_path(results: Path, name: str) -> Path:
+    """What a case became."""
+    return results / f"{name}.png"
+
+
+def refuse(problems: dict[str, str], count: int, what: str, cure: str) -> None:
+    """Raises UserError that names the first few problems of cases, by id, if there are any."""
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        few = "; ".join(list(problems.values())[:3])
+        raise UserError(f"{len(problems)} of {count} cases cannot {what} ({few}{more}); {cure}")
 
 
 class COCOImageDataset(Dataset):
@@ -31,29 +51,37 @@ class COCOImageDataset(Dataset):
         self.root = Path(test_bench_dir)
         listed = self.root / "id_list.npy"
         if listed.exists():
-            try:
-                ids = np.load(listed, allow_pickle=False).reshape(-1).tolist()
-            except (OSError, ValueError) as error:
-                raise UserError(f"{listed}: cannot be read ({error}); remove it to take every case there is") from error
+            self.ids = _read_ids(listed)
         else:
-            ids = sorted(path.name.removesuffix("_GT.png") for path in self.root.glob("GT_3500/*_GT.png"))
-        self.ids = [name if isinstance(name, str) else f"{name:012}" for name in ids]
+            self.ids = sorted(path.name.removesuffix("_GT.png") for path in self.root.glob("GT_3500/*_GT.png"))
         if not self.ids:
             raise UserError(f"{self.root}/GT_3500: has no <id>_GT.png; name the folder of the benchmark")
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def photo(self, name: str) -> Path:
-        """The file of a case's photo."""
-        return self.root / "GT_3500" / f"{name}_GT.png"
+    def size(self, name: str) -> tuple[int, int]:
+        """(width, height) of a case's photo, from its header. Raises UserError."""
+        return size_in_header(case_path(self.root, "GT_3500", name))
+
+    def problems(self) -> dict[str, str]:
+        """Id -> what is wrong with one of the case's files, as far as their headers tell."""
+        found = {}
+        for name in self.ids:
+            try:
+                for folder in FILES:
+                    size_in_header(case_path(self.root, folder, name))
+            except UserError as error:
+                found[name] = str(error)
+        return found
 
     def pictures(self, i: int) -> tuple[Image.Image, Image.Image, Image.Image]:
         """Photo (RGB), mask (L, 255 = edit, of the photo's size) and reference (RGB), upright. Raises UserError."""
         name = self.ids[i]
-        photo = open_picture(self.photo(name), "image")
-        marked = open_picture(self.root / "Mask_bbox_3500" / f"{name}_mask.png", "mask")
-        reference = open_picture(self.root / "Ref_3500" / f"{name}_ref.png", "reference")
+        photo, marked, reference = (
+            open_picture(case_path(self.root, folder, name), kind)
+            for folder, kind in zip(FILES, ("image", "mask", "reference"), strict=True)
+        )
         picture = upright_rgb(photo)
         white = upright_mask(marked, photo)
         if white.size != picture.size:
@@ -70,3 +98,20 @@ class COCOImageDataset(Dataset):
             "inpaint_mask": mask,
             "ref_imgs": reference_to_tensor(reference),
         }
+
+
+def _read_ids(path: Path) -> list[str]:
+    """Raises UserError: damaged, other things than ids, ids that are no names of files, or one twice."""
+    try:
+        array = np.load(path, allow_pickle=False)
+        if array.dtype.kind not in "iuU":
+            raise ValueError(f"it holds {array.dtype}, neither whole numbers nor texts")
+        ids = [name if isinstance(name, str) else f"{name:012}" for name in array.reshape(-1).tolist()]
+        wrong = [name for name in ids if Path(name).name != name or name in ("", "..") or "\\" in name or "\0" in name]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} is no id")
+        if len(set(ids)) < len(ids):
+            raise ValueError("an id is there twice")
+    except Exception as error:  # zip, numpy and Python each have their own
+        raise UserError(f"{path}: cannot be read ({error}); remove it to take every case there is") from error
+    return ids

@@ -4,6 +4,8 @@ image, source (3,H,W) in [0,1]; keep (1,H,W), 1 where nothing was to be painted.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,8 +14,8 @@ BEST_PSNR = 100.0  # dB, of a background that is the same to the bit
 NEAR = 8  # pixels on both sides of an edge that it is compared with
 
 
-def with_source_region(image: Tensor, source: Tensor, keep: Tensor) -> Tensor:
-    """The image with the source in its painted region: it differs from the source in the background alone."""
+def with_source_region(image: Any, source: Any, keep: Any) -> Any:
+    """The image with the source in its painted region: only the background differs. Tensors or arrays."""
     return image * keep + source * (1 - keep)
 
 

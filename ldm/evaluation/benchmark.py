@@ -15,7 +15,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ldm.conventions import mask_to_tensor, pixels_to_tensor
-from ldm.data.test_bench_dataset import COCOImageDataset
+from ldm.data.test_bench_dataset import COCOImageDataset, refuse, result_path
 from ldm.evaluation.background import background_psnr, background_ssim, seam, with_source_region
 from ldm.evaluation.clip_score import bounding_box, clip_reference, clip_region, similarity
 from ldm.evaluation.features import Extractor, pixels
@@ -25,7 +25,10 @@ from ldm.evaluation.quality import Mixture, quality_score
 from ldm.images import open_picture, size_in_header, upright_rgb
 from ldm.util import UserError
 
+GROUPS = {"paper": "As in the paper's tables: FID and QS are of CLIP's features", "beside": "Beside them"}
 RESAMPLES, LEVEL = 2000, 0.95  # of the bootstrap
+REFUSAL = ("be scored", "complete them, or score the others with --allow_missing")
+LEAST = 16  # px, a picture's side
 
 
 @dataclass(frozen=True)
@@ -83,10 +86,6 @@ def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def result_path(results: Path, name: str) -> Path:
-    return results / f"{name}.png"
-
-
 class Cases(Dataset):
     """`cases[i]` -> id with what the extractors take and the scores that need none, or id and what is wrong with it."""
 
@@ -110,8 +109,10 @@ class Cases(Dataset):
         result = upright_rgb(open_picture(path, "result"))
         if result.size != source.size:
             raise UserError(wrong_size(path, result.size, source.size))
-        case: dict[str, Any] = {"image": pixels(result)}
+        if min(result.size) < LEAST:
+            raise UserError(f"result {path}: is less than {LEAST} pixels wide or high")
         mask, keep = np.asarray(white), mask_to_tensor(white)
+        case: dict[str, Any] = {"image": pixels(result), "source": pixels(source), "keep": keep.numpy()}
         if self.clip:
             case["clip"] = self.clip.prepare(result)
             case["clip_region"] = clip_region(result, mask, self.clip.size)
@@ -122,7 +123,6 @@ class Cases(Dataset):
             case["dino_reference"] = self.dino.prepare(reference)
         image, original = pixels_to_tensor(result), pixels_to_tensor(source)
         if keep.any():  # a mask may be white all over
-            case["background"] = with_source_region(image, original, keep), original
             case["psnr"] = background_psnr(image, original, keep) if "psnr" in self.keys else None
             case["ssim"] = background_ssim(image, original, keep) if "ssim" in self.keys else None
         case["seam"] = seam(image, keep) if "seam" in self.keys else None
@@ -135,27 +135,16 @@ def wrong_size(path: Path, found: tuple[int, int], wanted: tuple[int, int]) -> s
 
 def check_headers(results: Path, bench: COCOImageDataset) -> dict[str, str]:
     """Id -> what is wrong, as far as headers tell: a result that is missing, is no picture, or has another size."""
-    problems = {}
+    problems = bench.problems()
     for name in bench.ids:
         path = result_path(results, name)
         try:
-            found, wanted = size_in_header(path), size_in_header(bench.photo(name))
-            if found != wanted:
+            found = size_in_header(path)
+            if name not in problems and found != (wanted := bench.size(name)):
                 problems[name] = wrong_size(path, found, wanted)
         except UserError as error:
             problems[name] = str(error)
     return problems
-
-
-def refuse(problems: dict[str, str], count: int) -> None:
-    """Raises UserError that names the first few problems, if there are any."""
-    if problems:
-        few = "; ".join(list(problems.values())[:3])
-        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError(
-            f"{len(problems)} of {count} cases cannot be scored ({few}{more}); complete them, or score the others with "
-            "--allow_missing"
-        )
 
 
 def evaluate(
@@ -168,14 +157,14 @@ def evaluate(
     allow_missing: bool = False,
     batch_size: int = 16,
 ) -> dict[str, Any]:
-    """Scores <results>/<id>.png of every case of the benchmark; memory does not grow with their number.
+    """Scores <results>/<id>.png of every case of the benchmark; of a case its scores are kept, its pictures are not.
 
     extractors: those that the metrics need, by kind; real: statistics of real pictures for "clip" and "inception";
     mixture: for QS. -> what goes to scores.json: metrics with value, 95% interval and number of cases; per_case; cases,
     with all problems; weights.
 
     Raises UserError: cases that cannot be scored, unless allow_missing; fewer than two that can."""
-    keys = {metric.key for metric in metrics}
+    keys = [metric.key for metric in metrics]
     assert all(kind in extractors for metric in metrics for kind in metric.needs)
     assert mixture is not None or "qs" not in keys
     found = {metric.needs[0]: Statistics() for metric in metrics if metric.key in OF_SETS}
@@ -194,7 +183,7 @@ def evaluate(
         names = [name for name, case in batch if not isinstance(case, str)]
         per_case += [{"id": name, **each} for name, each in zip(names, scores, strict=True)]
     if not allow_missing:
-        refuse(problems, len(bench))
+        refuse(problems, len(bench), *REFUSAL)
     if len(per_case) < 2:
         raise UserError(f"{results}: has {len(per_case)} results that can be scored; two are the least")
     values = of_sets(found, real, keys)
@@ -228,7 +217,7 @@ def score(
         for place, number in zip(places, numbers, strict=True):
             scores[place][key] = float(number)
 
-    if "clip" in extractors:
+    if {"fid_clip", "qs"} & set(keys):
         features = extractors["clip"]([case["clip"] for case in cases]).numpy()
         if "clip" in found:
             found["clip"].add(features)
@@ -241,10 +230,14 @@ def score(
             note(key, similarity(*(extractors[kind](inputs) for inputs in both)) * factor, places)
     if "inception" in found:
         found["inception"].add(extractors["inception"]([case["image"] for case in cases]).numpy(), kept)
-    places = [i for i, case in enumerate(cases) if "background" in case]
+    places = [i for i, case in enumerate(cases) if case["keep"].any()]
     if "lpips" in keys and places:
-        pairs = zip(*(cases[i]["background"] for i in places), strict=True)
-        note("lpips", extractors["lpips"](*([x * 2 - 1 for x in each] for each in pairs)), places)
+        pairs = ([cases[i]["image"], cases[i]["source"], cases[i]["keep"]] for i in places)
+        signed = [
+            (image / np.float32(127.5) - 1, source / np.float32(127.5) - 1, keep) for image, source, keep in pairs
+        ]
+        backgrounds = [with_source_region(*each) for each in signed]
+        note("lpips", extractors["lpips"](backgrounds, [source for _, source, _ in signed]), places)
     return scores
 
 
@@ -257,6 +250,7 @@ def of_sets(found: dict[str, Statistics], real: dict[str, Statistics], keys: Col
             values[f"fid_{kind}"] = frechet_distance(own.mean, own.covariance, other.mean, other.covariance)
         if kind == "inception" and "kid" in keys:
             values["kid"] = 1000 * kernel_distance(np.array(other.rows), np.array(own.rows))
+    assert all(np.isfinite(value) for value in values.values()), values
     return values
 
 
@@ -273,10 +267,6 @@ def summed(metric: Metric, per_case: list[dict[str, Any]], values: dict[str, flo
     return row | {"value": float(numbers.mean()), "low": low, "high": high, "cases": len(numbers)}
 
 
-TITLES = {
-    "paper": "As the paper's tables have them: FID and QS are of CLIP's features",
-    "beside": "Beside them",
-}
 ARROWS = {"higher": "higher", "lower": "lower", "1": "near 1"}
 
 
@@ -284,7 +274,7 @@ def table(summary: dict[str, Any]) -> str:
     """The metrics of a summary as text."""
     cases = summary["cases"]
     lines = [f"{cases['scored']} of {cases['expected']} cases of {summary['bench']}: {summary['results']}"]
-    for group, title in TITLES.items():
+    for group, title in GROUPS.items():
         rows = [row for row in summary["metrics"] if row["group"] == group]
         if rows:
             head = f"{'':18}{'value':>10}  {'95% interval':^20}{'cases':>7}  {'better':8}"

@@ -28,19 +28,19 @@ def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
     return (int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1) if len(rows) else None
 
 
-def clip_region(result: Image.Image, mask: np.ndarray, size: int = 224) -> Tensor | None:
+def clip_region(result: Image.Image, mask: np.ndarray, size: int = 224) -> np.ndarray | None:
     """PIL RGB (H,W) and its mask -> (3,size,size) as the published score saw it: normalised, cut out, and only then
     resized, bilinear without antialias. None where the published crop is empty."""
     crop = published_crop(mask)
     if crop is None:
         return None
     r0, r1, c0, c1 = crop
-    return resize_tensor(normalise_clip(pixels_to_tensor(result))[None, :, r0:r1, c0:c1], (size, size))[0]
+    return resize_tensor(normalise_clip(pixels_to_tensor(result))[None, :, r0:r1, c0:c1], (size, size))[0].numpy()
 
 
-def clip_reference(reference: Image.Image, size: int = 224) -> Tensor:
+def clip_reference(reference: Image.Image, size: int = 224) -> np.ndarray:
     """PIL RGB -> (3,size,size), normalised, then resized like the region."""
-    return resize_tensor(normalise_clip(pixels_to_tensor(reference))[None], (size, size))[0]
+    return resize_tensor(normalise_clip(pixels_to_tensor(reference))[None], (size, size))[0].numpy()
 
 
 def similarity(a: Tensor, b: Tensor) -> Tensor:

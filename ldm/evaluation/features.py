@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -35,10 +36,10 @@ INCEPTION = "inception-v3-compat"
 
 @dataclass(frozen=True)
 class Extractor:
-    """`extractor(inputs)`, B tensors without a batch axis -> features (B,D) float32 on the CPU.
+    """`extractor(inputs)`, B arrays without a batch axis -> features (B,D) float32 on the CPU.
 
-    prepare: PIL RGB -> an input. size: its side in pixels, None for any. model, file, sha256: which network and which
-    weights, for the record."""
+    prepare: PIL RGB -> an input, an array, which comes from another process without shared memory. size: its side in
+    pixels, None for any. model, file, sha256: which network and which weights, for the record."""
 
     network: Callable[..., Tensor]
     model: str
@@ -46,14 +47,20 @@ class Extractor:
     sha256: str
     device: torch.device
     size: int | None = None
-    prepare: Callable[[Image.Image], Tensor] | None = None
+    prepare: Callable[[Image.Image], np.ndarray] | None = None
 
     @torch.inference_mode()
-    def __call__(self, *inputs: Sequence[Tensor]) -> Tensor:
-        """A network of two inputs, LPIPS, takes two lists. Inputs of several sizes go through one by one."""
+    def __call__(self, *inputs: Sequence[np.ndarray]) -> Tensor:
+        """A network of two inputs, LPIPS, takes two lists. Inputs of several sizes go through one by one. Convolutions
+        are in float32 on every GPU. Raises UserError where its memory is full."""
         if len({x.shape for x in inputs[0]}) > 1:
             return torch.cat([self(*([x] for x in each)) for each in zip(*inputs, strict=True)])
-        return self.network(*(torch.stack(list(each)).to(self.device) for each in inputs)).float().cpu()
+        try:
+            with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=False):
+                batch = (torch.from_numpy(np.stack(each)).to(self.device) for each in inputs)
+                return self.network(*batch).float().cpu()
+        except torch.cuda.OutOfMemoryError as error:
+            raise UserError("the GPU's memory is full; lower --batch_size") from error
 
     @property
     def identity(self) -> str:
@@ -143,12 +150,21 @@ def load_clip(file: str | Path | None = None, device: torch.device | str = "cpu"
     path = _weights("clip", file, fetch)
     prefix = "visual."
     tensors = {name[len(prefix) :]: t.float() for name, t in read_file(path).items() if name.startswith(prefix)}
-    logging.getLogger().setLevel(max(logging.ERROR, logging.getLogger().level))  # it warns of weights not loaded
-    tower = open_clip.create_model(model).visual
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # it warns of weights that are not loaded
+    try:
+        tower = open_clip.create_model(model).visual
+    finally:
+        root.setLevel(level)
     _fill(tower, tensors, "clip", path)
     size = tower.image_size
     size = size if isinstance(size, int) else size[0]
-    prepare = open_clip.image_transform(size, is_train=False)  # as CLIP does it: bicubic, central square, normalised
+    transform = open_clip.image_transform(size, is_train=False)  # as CLIP does it: bicubic, central square, normalised
+
+    def prepare(picture: Image.Image) -> np.ndarray:
+        return transform(picture).numpy()
+
     device = torch.device(device)
     return Extractor(_ready(tower, device), model, path.name, sha256_of(path), device, size, prepare)
 
@@ -185,9 +201,9 @@ def load_dino(file: str | Path | None = None, device: torch.device | str = "cpu"
     size = settings["input_size"][-1]
     mean, std = (torch.tensor(settings[name]).view(3, 1, 1) for name in ("mean", "std"))
 
-    def prepare(picture: Image.Image) -> Tensor:
+    def prepare(picture: Image.Image) -> np.ndarray:
         """Squashed: nothing of a region is cut off."""
-        return (pixels_to_tensor(picture.resize((size, size), Image.Resampling.BICUBIC)) - mean) / std
+        return ((pixels_to_tensor(picture.resize((size, size), Image.Resampling.BICUBIC)) - mean) / std).numpy()
 
     device = torch.device(device)
     return Extractor(_ready(network, device), model, path.name, sha256_of(path), device, size, prepare)
@@ -196,6 +212,7 @@ def load_dino(file: str | Path | None = None, device: torch.device | str = "cpu"
 def load_lpips(file: str | Path | None = None, device: torch.device | str = "cpu") -> Extractor:
     """LPIPS (v0.1, AlexNet): (B,3,H,W) twice, in [-1,1] -> distances (B,1). file: torchvision's
     alexnet-owt-7be5be79.pth; the linear heads come with torchmetrics. Raises UserError."""
+    import torchmetrics
     from torchmetrics.functional.image.lpips import _LPIPS  # the public class fetches AlexNet, file or not
     from torchvision.models import AlexNet_Weights
 
@@ -212,11 +229,11 @@ def load_lpips(file: str | Path | None = None, device: torch.device | str = "cpu
 
     device = torch.device(device)
     _ready(network, device)
-    return Extractor(distance, "AlexNet", path.name, sha256_of(path), device)
-
-
-def pixels(picture: Image.Image) -> Tensor:
-    """PIL RGB -> (3,H,W) uint8."""
-    return (
-        torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(*picture.size[::-1], 3).permute(2, 0, 1)
+    return Extractor(
+        distance, f"AlexNet, heads of torchmetrics {torchmetrics.__version__}", path.name, sha256_of(path), device
     )
+
+
+def pixels(picture: Image.Image) -> np.ndarray:
+    """PIL RGB -> (3,H,W) uint8."""
+    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))

@@ -25,6 +25,7 @@ def rows_to_keep(count: int, seed: int = 0) -> set[int]:
 @dataclass
 class Statistics:
     """Of n features (D,): mean (D,), scatter (D,D) = sum of (x - mean)(x - mean)^T, both float64, and some rows (k,D).
+    texts: what they were made of.
 
     `add` takes features in batches; the sums are those of Chan et al. (1979) and do not lose digits to a large mean."""
 
@@ -32,6 +33,7 @@ class Statistics:
     mean: np.ndarray | float = 0.0
     scatter: np.ndarray | float = 0.0
     rows: list[np.ndarray] = field(default_factory=list)
+    texts: dict[str, str] = field(default_factory=dict)
 
     def add(self, features: np.ndarray, keep: np.ndarray | None = None) -> None:
         """features (B,D); keep: (B,) bool, which of them become rows."""
@@ -49,33 +51,29 @@ class Statistics:
         """(D,D), unbiased."""
         return self.scatter / (self.n - 1)
 
-    def write(self, path: Path, **more: str) -> None:
-        """To an npz file, with texts that say what it was made of."""
-        arrays = {
-            "n": self.n,
-            "mean": self.mean,
-            "scatter": self.scatter,
-            "rows": np.array(self.rows, np.float32),
-            **more,
-        }
+    def write(self, path: Path) -> None:
+        """To an npz file."""
+        arrays = {"n": self.n, "mean": self.mean, "scatter": self.scatter, "rows": np.array(self.rows, np.float32)}
         with staging(path.parent) as temporary:
-            np.savez(temporary / path.name, **{name: np.asarray(value) for name, value in arrays.items()})
+            np.savez(temporary / path.name, **arrays, **self.texts)
 
     @classmethod
-    def read(cls, path: Path) -> tuple[Statistics, dict[str, str]]:
-        """-> the statistics, and the texts. Raises UserError."""
+    def read(cls, path: Path) -> Statistics:
+        """Raises UserError."""
         try:
             with np.load(path, allow_pickle=False) as file:
                 found = {name: file[name] for name in file.files}
-            own = cls(int(found.pop("n")), found.pop("mean"), found.pop("scatter"), list(found.pop("rows")))
-            dim = len(own.mean)
-            if own.n < 2 or own.scatter.shape != (dim, dim) or any(row.shape != (dim,) for row in own.rows):
+            n, mean, scatter, rows = (found.pop(name) for name in ("n", "mean", "scatter", "rows"))
+            dim = len(mean)
+            if n < 2 or scatter.shape != (dim, dim) or rows.ndim != 2 or rows.shape[1] != dim:
                 raise ValueError("its arrays do not fit together")
+            if not all(x.dtype.kind == "f" and np.isfinite(x).all() for x in (mean, scatter, rows)):
+                raise ValueError("it holds other things than finite numbers")
+            return cls(int(n), mean, scatter, list(rows), {name: str(text) for name, text in found.items()})
         except Exception as error:  # zip, numpy and missing names each have their own
             raise UserError(
                 f"statistics {path}: cannot be read ({error}); remove the file, and they are made anew"
             ) from error
-        return own, {name: str(value) for name, value in found.items()}
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from ldm.util import UserError, cores
 
 
 def batches(dataset: Dataset, batch_size: int, title: str) -> Iterator[list[Any]]:
-    """The dataset's items in lists, in order, loaded by as many processes as pay; with a progress bar."""
-    forks = "fork" in multiprocessing.get_all_start_methods() and len(dataset) > 4 * batch_size
+    """The dataset's items in lists, in order, loaded by as many processes as pay; with a progress bar.
+
+    The items should hold arrays, not tensors: those would travel in shared memory, a file handle each."""
+    forks = sys.platform == "linux" and len(dataset) > 4 * batch_size  # elsewhere forking is not safe
     loader = DataLoader(
         dataset,
         batch_size=batch_size,
@@ -60,35 +62,36 @@ def features_of(paths: Sequence[Path], extractor: Extractor, batch_size: int, ti
 
 
 def real_statistics(place: Path, extractor: Extractor, batch_size: int = 32) -> Statistics:
-    """Of a folder of real pictures, computed once and kept beside it as <folder>-<weights' hash>.npz; or of such a
-    file, where the pictures are elsewhere.
+    """Of a folder of real pictures, computed once and kept beside it, as <folder>-<hash of network and weights>.npz;
+    where only that file is left, it does.
 
-    Raises UserError: no pictures, a damaged one, a file made with other weights."""
-    if place.is_file():
-        statistics, texts = Statistics.read(place)
-        if texts.get("sha256") != extractor.sha256:
-            raise UserError(
-                f"statistics {place}: were made with other weights than {extractor.file}; name the folder of pictures"
-            )
-        return statistics
+    Raises UserError: no folder, fewer than two pictures, a damaged one."""
+    folder = place.resolve()  # it may be "."
+    kept = folder.with_name(f"{folder.name}-{hashlib.sha256(extractor.identity.encode()).hexdigest()[:12]}.npz")
     if not place.is_dir():
+        if kept.exists():
+            return Statistics.read(kept)
         raise UserError(
             f"real pictures {place}: there is no such folder; make it with scripts/create_square_gt_for_fid.py, name "
             "another with --real, or leave out what needs it with --skip"
         )
     paths = pictures_below(place)
+    if len(paths) < 2:
+        raise UserError(f"real pictures {place}: there is one; two are the least, thousands are usual")
     content = hashlib.sha256()
     for path in paths:
         state = path.stat()
-        content.update(f"{path.relative_to(place)}\0{state.st_size}\0{state.st_mtime_ns}\0".encode())
-    kept = place.with_name(f"{place.name}-{extractor.sha256[:12]}.npz")
+        content.update(
+            f"{path.relative_to(place)}\0{state.st_size}\0{state.st_mtime_ns}\0".encode(errors="surrogateescape")
+        )
+    texts = {"content": content.hexdigest(), "network": extractor.identity}
     if kept.exists():
-        statistics, texts = Statistics.read(kept)
-        if (texts.get("content"), texts.get("sha256")) == (content.hexdigest(), extractor.sha256):
+        statistics = Statistics.read(kept)
+        if statistics.texts == texts:
             return statistics
-    statistics, keep, done = Statistics(), rows_to_keep(len(paths)), 0
+    statistics, keep, done = Statistics(texts=texts), rows_to_keep(len(paths)), 0
     for features in features_of(paths, extractor, batch_size, f"real pictures, {extractor.model}"):
         statistics.add(features, np.array([done + i in keep for i in range(len(features))]))
         done += len(features)
-    statistics.write(kept, content=content.hexdigest(), sha256=extractor.sha256, model=extractor.model)
+    statistics.write(kept)
     return statistics

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
+from ldm.evaluation.benchmark import GROUPS
 from ldm.util import UserError, staging
 
 Pictures = Callable[[str], dict[str, Image.Image]]
 PARTS = ("source", "to paint", "reference", "result")  # the pictures of a case, in this order
 TINT = (228, 0, 132)  # of what was to be painted; a colour that photos rarely have
-GROUPS = {"paper": "Comparable with the paper's tables", "beside": "Beside them"}
 BARE = ' class="bare"'  # of a case without pictures
 BETTER = {"higher": ("↑", "higher is better"), "lower": ("↓", "lower is better"), "1": ("→ 1", "nearest to 1 is best")}
 

@@ -39,8 +39,11 @@ class Mixture:
         k, d = np.shape(self.means)
         if np.shape(self.weights) != (k,) or np.shape(self.precisions_cholesky) != (k, d, d):
             raise ValueError("its arrays do not fit together")
-        if not all(np.isfinite(x).all() for x in (self.weights, self.means, self.precisions_cholesky)):
-            raise ValueError("it holds numbers that are not finite")
+        arrays = (self.weights, self.means, self.precisions_cholesky)
+        if not all(x.dtype.kind == "f" and np.isfinite(x).all() for x in arrays):
+            raise ValueError("it holds other things than finite numbers")
+        if (self.weights <= 0).any() or (np.diagonal(self.precisions_cholesky, axis1=1, axis2=2) <= 0).any():
+            raise ValueError("its weights or precisions are not positive")
 
     def check(self, features: str) -> None:
         """Raises UserError where the features to be scored are not those it was fitted to."""

@@ -1,0 +1,102 @@
+"""All cases of a benchmark, edited: which are this process's and not yet there, in batches, each with its own seed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from ldm.conventions import tensor_to_image
+from ldm.data.test_bench_dataset import COCOImageDataset, result_path
+from ldm.pipeline import Inputs, PaintByExample, stack
+from ldm.util import UserError, staging
+
+
+def share() -> tuple[int, int]:
+    """(which, of how many) processes this one is, as torchrun says it: RANK and WORLD_SIZE. Raises UserError."""
+    words = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE")]
+    if words == [None, None]:
+        return 0, 1
+    try:
+        rank, world = (int(word) for word in words if word is not None)
+        if not 0 <= rank < world:
+            raise ValueError
+    except ValueError as error:
+        raise UserError(
+            "RANK and WORLD_SIZE: have to be two numbers, RANK from 0 on; unset both, or use torchrun"
+        ) from error
+    return rank, world
+
+
+def agree(path: Path, settings: dict[str, Any]) -> None:
+    """Writes the settings, or sees that the results already there were made with the same. Raises UserError."""
+    if not path.exists():
+        with staging(path.parent) as temporary:
+            (temporary / path.name).write_text(json.dumps(settings, indent=1) + "\n")
+        return
+    try:
+        before = dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); name another --outdir") from error
+    for name in dict.fromkeys([*settings, *before]):
+        if before.get(name) != settings.get(name):
+            raise UserError(
+                f"{path.parent}: its results were made with {name} {before.get(name)}, not {settings.get(name)}; name "
+                "another --outdir, or remove them"
+            )
+
+
+def seed_of(seed: int, name: str) -> int:
+    """A case's own seed, of the benchmark's and its id, from 0 to 2^63 - 1."""
+    state = np.random.SeedSequence((seed, *os.fsencode(name))).generate_state(1, np.uint64)[0]
+    return int(state >> np.uint64(1))
+
+
+def edit_cases(
+    edit: PaintByExample,
+    bench: COCOImageDataset,
+    todo: Sequence[int],
+    results: Path,
+    seed: int,
+    batch_size: int,
+    progress: bool = True,
+    **sampling: Any,
+) -> list[str]:
+    """Writes results/<id>.png, of the size of its photo, for the cases `todo`, a batch at a time, each whole or absent.
+    sampling: scale, steps, sampler, eta of PaintByExample.sample. -> what is wrong with the cases that could not be."""
+    problems: list[str] = []
+    waiting: dict[tuple[int, ...], list[tuple[str, tuple[int, int], Inputs]]] = {}  # by size: a batch is of one
+    with tqdm(desc="editing", total=len(todo), unit="picture", disable=not progress) as bar:
+
+        def make(cases: list[tuple[str, tuple[int, int], Inputs]]) -> None:
+            inputs, seeds = stack([each for *_, each in cases]), [seed_of(seed, name) for name, *_ in cases]
+            pictures = edit.sample(inputs, seeds, progress=False, **sampling)
+            with staging(results) as temporary:
+                for (name, size, _), tensor in zip(cases, pictures, strict=True):
+                    picture = tensor_to_image(tensor)
+                    if picture.size != size:
+                        picture = picture.resize(size, Image.Resampling.LANCZOS)
+                    picture.save(result_path(temporary, name))
+            bar.update(len(cases))
+            cases.clear()
+
+        for i in todo:
+            try:
+                photo, mask, reference = bench.pictures(i)
+                inputs = edit.prepare(photo, mask, reference)
+            except UserError as error:
+                problems.append(str(error))
+                continue
+            same = waiting.setdefault(tuple(inputs.image.shape), [])
+            same.append((bench.ids[i], photo.size, inputs))
+            if len(same) == batch_size:
+                make(same)
+        for rest in filter(None, waiting.values()):
+            make(rest)
+    return problems
