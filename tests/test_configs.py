@@ -14,6 +14,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ldm.checkpoint import FIRST_CONV, empty_model, read_checkpoint, write_checkpoint
+from ldm.models.first_stage import FirstStage
+from ldm.training.run import MONITORED
 from ldm.util import UserError, get_obj_from_str, instantiate_from_config
 from tests.conftest import ROOT
 
@@ -26,7 +28,11 @@ def whole(path):
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/**/*.yaml")), ids=lambda path: path.stem)
 def test_every_config_builds(path):
-    model = empty_model(whole(path))
+    config = whole(path)
+    if config["model"]["target"].endswith(".FirstStage"):
+        assert instantiate_from_config(config["model"], FirstStage).monitor in MONITORED
+        return
+    model = empty_model(config)
     assert model.learnable_vector.shape == (1, 1, model.model.diffusion_model.context_dim)
     assert model.proj_out.in_features == model.cond_stage_model.width
 

@@ -46,7 +46,7 @@ class Metric:
 
 METRICS = (
     Metric("fid_clip", "FID (CLIP)", "paper", "lower", ("clip",),
-           "Fréchet distance of results and real pictures in the features of CLIP ViT-B/32", 3.18),
+           "Fréchet distance of results and real pictures in CLIP's features, in the paper those of ViT-B/32", 3.18),
     Metric("qs", "QS", "paper", "higher", ("clip",),
            "likelihood under a mixture of Gaussians fitted to real pictures, in the same features, 0 to 100", 77.80),
     Metric("clip_score", "CLIP score", "paper", "higher", ("clip",),
@@ -57,11 +57,11 @@ METRICS = (
            "kernel distance in the same features; unbiased, so it suits few pictures better"),
     Metric("dino", "DINO similarity", "beside", "higher", ("dino",),
            "cosine of the painted region and the reference in the features of DINO, which tells instances apart"),
-    Metric("psnr", "background PSNR", "beside", "higher", (), "of what was to be kept, against the source, in dB"),
-    Metric("ssim", "background SSIM", "beside", "higher", (), "structural similarity of the same, at most 1"),
-    Metric("lpips", "background LPIPS", "beside", "lower", ("lpips",),
+    Metric("psnr", "Background PSNR", "beside", "higher", (), "of what was to be kept, against the source, in dB"),
+    Metric("ssim", "Background SSIM", "beside", "higher", (), "structural similarity of the same, at most 1"),
+    Metric("lpips", "Background LPIPS", "beside", "lower", ("lpips",),
            "perceptual distance to the source, the painted region put back"),
-    Metric("seam", "seam", "beside", "1", (),
+    Metric("seam", "Seam", "beside", "1", (),
            "steepness across the region's edge over that around it: 1 where the edge does not show"),
 )  # fmt: skip
 OF_SETS = ("fid_clip", "fid_inception", "kid")  # have no value of a single case

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from ldm.conventions import reference_to_image, tensor_to_image
 from ldm.images import grid
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.first_stage import FirstStage
 from ldm.pipeline import Inputs, PaintByExample
 from ldm.training.checkpoints import Last
 from ldm.util import UserError, staging
@@ -68,8 +70,9 @@ class FiniteLoss(Callback):
 
 
 class Pictures(Callback):
-    """After the first step and then every so many, a grid of validation samples: input, masked input, reference, and an
-    edit at each guidance scale, with the averaged weights if there are any. To images/ of the run and to its loggers.
+    """After the first step and then every so many, a grid of validation samples, with the averaged weights if there are
+    any: input, masked input, reference, and an edit at each guidance scale; or, where it is the autoencoder that is
+    trained, input and reconstruction. To images/ of the run and to its loggers.
 
     count: rows; steps: of the sampler."""
 
@@ -93,8 +96,10 @@ class Pictures(Callback):
         trainer.strategy.barrier("pictures")
 
     def draw(self, trainer: lightning.Trainer, model: Any, step: int) -> None:
-        with model.ema_scope():
-            sheet = self.sheet(model, trainer.datamodule.some(self.count))
+        batch = trainer.datamodule.some(self.count)
+        columns = self.reconstructions(model, batch) if isinstance(model, FirstStage) else self.edits(model, batch)
+        rows = [picture.resize((TILE, TILE)) for row in zip(*columns, strict=True) for picture in row]
+        sheet = grid(rows, rows=len(batch["GT"]))
         with staging(self.folder) as temporary:
             sheet.save(temporary / f"step{step:08}.png")
         for logger in trainer.loggers:
@@ -103,8 +108,7 @@ class Pictures(Callback):
             elif hasattr(logger, "log_image"):
                 logger.log_image("samples", [sheet], step=step)
 
-    def sheet(self, model: Any, batch: dict[str, Tensor]) -> Image.Image:
-        pipeline = PaintByExample(model, "full")
+    def edits(self, model: LatentDiffusion, batch: dict[str, Tensor]) -> list[list[Image.Image]]:
         inputs = Inputs(batch["GT"], batch["inpaint_mask"], batch["ref_imgs"])
         seeds = range(len(batch["GT"]))
         columns = [
@@ -112,8 +116,16 @@ class Pictures(Callback):
             [tensor_to_image(image) for image in batch["inpaint_image"]],
             [reference_to_image(image) for image in batch["ref_imgs"]],
         ]
-        for scale in self.scales:
-            edits = pipeline.sample(inputs, seeds, scale, self.steps, progress=False)
-            columns.append([tensor_to_image(image) for image in edits])
-        rows = [picture.resize((TILE, TILE)) for row in zip(*columns, strict=True) for picture in row]
-        return grid(rows, rows=len(seeds))
+        with model.ema_scope():
+            pipeline = PaintByExample(model, "full")
+            for scale in self.scales:
+                edits = pipeline.sample(inputs, seeds, scale, self.steps, progress=False)
+                columns.append([tensor_to_image(image) for image in edits])
+        return columns
+
+    @torch.no_grad()
+    def reconstructions(self, model: FirstStage, batch: dict[str, Tensor]) -> list[list[Image.Image]]:
+        images = batch["GT"]
+        return [
+            [tensor_to_image(image) for image in each] for each in (images, model.reconstruct(images.to(model.device)))
+        ]

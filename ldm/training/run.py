@@ -28,7 +28,7 @@ from ldm.training.checkpoints import AtomicCheckpointIO, Last, best
 from ldm.training.start import initial_model
 from ldm.util import UserError, instantiate_from_config, staging
 
-MONITORED = ("val/loss_simple", "val/loss_simple_ema")
+MONITORED = ("val/loss_simple", "val/loss_simple_ema", "val/rec_loss")
 CLUSTER = (
     "MASTER_ADDR",
     "SLURM_JOB_ID",

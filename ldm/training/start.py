@@ -9,15 +9,16 @@ from torch import nn
 
 from ldm.checkpoint import FIRST_CONV, load_weights, read_checkpoint, widen
 from ldm.diffusers_folder import CLIP, UNET, VAE
+from ldm.models.first_stage import FirstStage
 from ldm.modules.encoders.modules import CLIP_VERSION
-from ldm.util import UserError, instantiate_from_config
+from ldm.util import UserError, instantiate_from_config, listing
 from ldm.weight_files import StateDict
 
 PRIOR = Path("pretrained_models/sd-v1-4-modified-9channel.ckpt")
 
 
 def initial_model(config: DictConfig, pretrained: str | None = None) -> nn.Module:
-    """The config's LatentDiffusion with the weights that training starts from.
+    """The config's LatentDiffusion, or FirstStage, with the weights that training starts from.
 
     pretrained: a checkpoint of any format; None: what the config's `model.pretrained_model` says, or else PRIOR;
     "none": random weights. Of a Paint by Example model all is taken. Of Stable Diffusion the autoencoder and the UNet
@@ -36,6 +37,15 @@ def initial_model(config: DictConfig, pretrained: str | None = None) -> nn.Modul
     if str(path) == "none":
         return model
     own, given = model.state_dict(), read_checkpoint(path)
+    if isinstance(model, FirstStage):
+        unfit = [name for name in own if name not in given or given[name].shape != own[name].shape]
+        if unfit:
+            raise UserError(
+                f"checkpoint {path}: has not this autoencoder's {listing(unfit)}; name another with --pretrained_model "
+                "(none: random weights)"
+            )
+        model.load_state_dict({name: given[name] for name in own})
+        return model
     channels = own[FIRST_CONV].shape[1]
     if FIRST_CONV in given and given[FIRST_CONV].ndim == 4 and given[FIRST_CONV].shape[1] < channels:
         given = widen(given, channels)

@@ -8,20 +8,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from ldm.conventions import INPAINT, NOISY_LATENT
-from ldm.lr_scheduler import LambdaLinearScheduler
 from ldm.models.diffusion import conditioning
-from ldm.models.diffusion.draws import Draws
+from ldm.models.diffusion.draws import TRAINING, VALIDATION, Draws
 from ldm.models.diffusion.schedule import NoiseSchedule
+from ldm.models.trained import Trained
 from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.modules.ema import LitEma
 from ldm.util import UserError, instantiate_from_config
 
-TRAINING, VALIDATION = 0, 1  # what tells their random numbers apart
 ONE_TOKEN_DEAD = re.compile(r"transformer_blocks\.\d+\.(attn2\.to_[qk]|norm2)\.")
 
 
@@ -36,7 +34,7 @@ class DiffusionWrapper(nn.Module):
         return self.diffusion_model(x, t, context)
 
 
-class LatentDiffusion(pl.LightningModule):
+class LatentDiffusion(Trained):
     """Paint by Example (Yang et al. 2022): UNet, autoencoder, reference encoder, learned vector, noise schedule.
 
     Parameters (of configs/v1.yaml, `model.params`):
@@ -50,12 +48,7 @@ class LatentDiffusion(pl.LightningModule):
         cond_stage_trainable: train the reference's mapper and last norm too; CLIP itself never is
         scheduler_config: of the learning rate; use_ema, ema_decay: keep an average of the UNet's weights
         monitor: by which logged value checkpoints are compared
-        conditioning_key, num_timesteps_cond, log_every_t: of the published config
-
-    For training, set `learning_rate` and `seed`."""
-
-    learning_rate: float
-    seed: int = 0
+        conditioning_key, num_timesteps_cond, log_every_t: of the published config"""
 
     def __init__(
         self,
@@ -228,8 +221,7 @@ class LatentDiffusion(pl.LightningModule):
         return Draws.of(seeds, shape, self.num_timesteps, batch["GT"].device)
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        number = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready - 1  # of the batch, over all epochs
-        seeds = [(self.seed, TRAINING, number, place) for place in self._places(len(batch["GT"]))]
+        seeds = [(self.seed, TRAINING, self.batch_number(), place) for place in self.places(len(batch["GT"]))]
         loss, parts = self.loss_of(batch, self.draws(batch, seeds), self.u_cond_percent)
         bar = parts.pop("train/loss_simple")
         self.log("train/loss_simple", bar, on_step=True, prog_bar=True, sync_dist=True, batch_size=len(seeds))
@@ -246,7 +238,7 @@ class LatentDiffusion(pl.LightningModule):
         """The same samples, times and noise every time, and no condition dropped, so that checkpoints compare.
 
         Logs loss_simple, and loss_simple_ema of the averaged weights: the same where none are kept."""
-        places = self._places(len(batch["GT"]))
+        places = self.places(len(batch["GT"]))
         draws = self.draws(batch, [(0, VALIDATION, first * self.trainer.world_size + place) for place in places])
         _, parts = self.loss_of(batch, draws, 0.0)
         averaged = parts
@@ -258,10 +250,6 @@ class LatentDiffusion(pl.LightningModule):
             f"{name}/loss_simple_ema": averaged["val/loss_simple"],
         }
         self.log_dict(losses, on_epoch=True, sync_dist=True, batch_size=len(places))
-
-    def _places(self, size: int) -> list[int]:
-        """The places of this process's samples in the batch of all processes, which take turns (see EpochSampler)."""
-        return [i * self.trainer.world_size + self.trainer.global_rank for i in range(size)]
 
     def setup(self, stage: str) -> None:
         """Freezes what has no gradient, so that it costs neither optimizer state nor communication."""
@@ -287,23 +275,6 @@ class LatentDiffusion(pl.LightningModule):
         self.first_stage_model.eval()
         self.cond_stage_model.transformer.eval()
         return self
-
-    def configure_optimizers(self) -> dict[str, Any] | torch.optim.Optimizer:
-        """AdamW over what is trainable: UNet, mapper, final norm, proj_out, learned vector."""
-        optimizer = torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=self.learning_rate)
-        if self.scheduler_config is None:
-            return optimizer
-        factor = instantiate_from_config(self.scheduler_config, LambdaLinearScheduler)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def on_train_start(self) -> None:
-        """A run that goes on may have been given another learning rate than its checkpoint's."""
-        for scheduler in (config.scheduler for config in self.trainer.lr_scheduler_configs):
-            scheduler.base_lrs = [self.learning_rate for _ in scheduler.base_lrs]
-            for group, factor in zip(scheduler.optimizer.param_groups, scheduler.lr_lambdas, strict=True):
-                group["initial_lr"] = self.learning_rate
-                group["lr"] = self.learning_rate * factor(scheduler.last_epoch)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

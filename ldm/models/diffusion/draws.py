@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+TRAINING, VALIDATION = 0, 1  # what tells the seeds of the two apart
+
 
 @dataclass(frozen=True)
 class Draws:

@@ -1,0 +1,48 @@
+"""What every model that main.py trains has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from ldm.lr_scheduler import LambdaLinearScheduler
+from ldm.util import instantiate_from_config
+
+
+class Trained(pl.LightningModule):
+    """AdamW over what is trainable, with the schedule of `scheduler_config` if there is one.
+
+    For training, set `learning_rate` and `seed`. monitor: by which logged value checkpoints are compared."""
+
+    learning_rate: float
+    seed: int = 0
+    monitor: str | None = None
+    scheduler_config: Mapping[str, Any] | None = None
+    use_ema: bool = False
+
+    def configure_optimizers(self) -> dict[str, Any] | torch.optim.Optimizer:
+        optimizer = torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=self.learning_rate)
+        if self.scheduler_config is None:
+            return optimizer
+        factor = instantiate_from_config(self.scheduler_config, LambdaLinearScheduler)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """A run that goes on may have been given another learning rate than its checkpoint's."""
+        for scheduler in (config.scheduler for config in self.trainer.lr_scheduler_configs):
+            scheduler.base_lrs = [self.learning_rate for _ in scheduler.base_lrs]
+            for group, factor in zip(scheduler.optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+                group["initial_lr"] = self.learning_rate
+                group["lr"] = self.learning_rate * factor(scheduler.last_epoch)
+
+    def batch_number(self) -> int:
+        """Of the training batch under way, counted over all epochs, from 0."""
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.ready - 1
+
+    def places(self, size: int) -> list[int]:
+        """The places of this process's samples in the batch of all processes, which take turns (see EpochSampler)."""
+        return [i * self.trainer.world_size + self.trainer.global_rank for i in range(size)]
