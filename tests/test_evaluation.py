@@ -429,6 +429,14 @@ def test_weights_that_cannot_be_fetched(kind, monkeypatch, tmp_path):
         getattr(features, f"load_{kind}")()
 
 
+def test_nothing_is_loaded_before_it_is_asked_for():
+    heavy = ("open_clip", "timm", "torch_fidelity", "torchmetrics", "torchvision", "sklearn", "transformers")
+    names = [path.stem for path in (ROOT / "ldm/evaluation").glob("[a-z]*.py")]
+    code = f"import sys; from ldm.evaluation import {', '.join(names)}; print([n for n in {heavy} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done
+
+
 # ------------------------------------------------------------------------------------- the two commands
 
 COUNT = 30
