@@ -854,7 +854,15 @@ def test_a_download_that_breaks_off_gets_one_sentence(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("env", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}], ids=["off", "none"])
+@pytest.mark.parametrize(
+    "env",
+    [
+        pytest.param({"HF_HUB_OFFLINE": "1"}, id="off"),
+        pytest.param(
+            {"HF_ENDPOINT": "http://127.0.0.1:9"}, id="none", marks=pytest.mark.slow
+        ),  # the client tries again
+    ],
+)
 def test_offline_it_says_where_to_get_the_model_and_where_to_put_it(tmp_path, env):
     done = find({"HF_HOME": str(tmp_path)} | env)
     assert done.returncode == 2

@@ -389,7 +389,7 @@ def test_accumulated_gradients_are_not_lost(photos, tmp_path):
     assert all(torch.equal(t, kept[1][name]) for name, t in kept[0].items())
 
 
-@pytest.mark.parametrize("whom", ["leader", "both"])
+@pytest.mark.parametrize("whom", ["leader", pytest.param("both", marks=pytest.mark.slow)])
 def test_two_processes_stop_together(whom, photos, tmp_path):
     words = command(
         photos, tmp_path, "data.params.batch_size=2", "--devices", 2, "--strategy", "ddp", "--max_steps", 2000
@@ -411,7 +411,10 @@ def test_two_processes_stop_together(whom, photos, tmp_path):
     assert done.returncode == 0 and max(losses(folder)) == stopped + 1, done.stderr
 
 
-@pytest.mark.parametrize("words", [("--limit_train_batches", 3), ("--max_time", "{seconds: 1}")])
+@pytest.mark.parametrize(
+    "words",
+    [pytest.param(("--limit_train_batches", 3), marks=pytest.mark.slow), ("--max_time", "{seconds: 1}")],
+)
 def test_epochs_cut_short_go_on_exactly(words, whole, photos, tmp_path):
     """Where an epoch has 3 batches, or the time is up somewhere."""
     limited = words[0] == "--limit_train_batches"
