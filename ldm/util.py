@@ -121,6 +121,9 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
             )
             print(f"{Path(sys.argv[0]).name}: error: {' '.join(words.split())}", file=sys.stderr)
             sys.exit(2)
+        except BrokenPipeError:  # whoever read the output, such as head, has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)

@@ -10,6 +10,7 @@ Weights are fetched once, or are local files; scores.json says which were used."
 import argparse
 import datetime
 import json
+import sys
 from pathlib import Path
 
 from ldm.util import UserError, command, sha256_of, staging
@@ -39,13 +40,31 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def settings_of(results: Path) -> dict | None:
-    """What the results were made with, as scripts/inference_test_bench.py wrote it. Raises UserError."""
+def settings_of(results: Path, bench) -> dict | None:
+    """What the results were made with, as scripts/inference_test_bench.py wrote it. Raises UserError: for another
+    benchmark, or damaged."""
     path = results.parent / "settings.json"
     try:
-        return dict(json.loads(path.read_text())) if path.exists() else None
+        settings = dict(json.loads(path.read_text())) if path.exists() else None
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); remove it") from error
+    if settings and settings.get("cases") not in (None, bench.digest()):
+        raise UserError(
+            f"--results {results}: were made of another benchmark than {bench.root}; name theirs with --bench"
+        )
+    return settings
+
+
+def keep_other_scores(path: Path, keys: set[str]) -> None:
+    """Raises UserError where scores that are there already would be lost."""
+    try:
+        before = {row["key"] for row in json.loads(path.read_text())["metrics"]}
+    except (OSError, ValueError, KeyError, TypeError):  # none, or nothing to keep
+        return
+    if lost := sorted(before - keys):
+        raise UserError(
+            f"{path}: has scores that this would lose ({', '.join(lost)}); name another --outdir, or skip fewer"
+        )
 
 
 @command
@@ -56,20 +75,24 @@ def main() -> None:
             raise UserError(f"--{name} {getattr(opt, name)} is out of range; use {least} to 100000")
 
     from ldm.data.test_bench_dataset import COCOImageDataset, refuse, result_path
-    from ldm.evaluation.benchmark import OF_SETS, REFUSAL, check_headers, chosen, evaluate, table
+    from ldm.evaluation.benchmark import OF_SETS, REFUSAL, check_results, chosen, evaluate, table
 
     metrics = chosen(opt.skip)
     if not opt.results.is_dir():
         raise UserError(
             f"--results {opt.results}: there is no such folder; make it with scripts/inference_test_bench.py"
         )
+    if (inner := opt.results / "results").is_dir():
+        raise UserError(f"--results {opt.results}: the pictures are a folder deeper; name {inner}")
     bench = COCOImageDataset(opt.bench)
     if not opt.allow_missing:  # what can be told before networks are loaded, is
-        refuse(check_headers(opt.results, bench), len(bench), *REFUSAL)
-    settings = settings_of(opt.results)
+        refuse(check_results(opt.results, bench), len(bench), *REFUSAL)
+    settings = settings_of(opt.results, bench)
+    outdir = opt.outdir or opt.results.parent / "evaluation"
+    keep_other_scores(outdir / "scores.json", {metric.key for metric in metrics})
 
     from ldm.evaluation import features
-    from ldm.evaluation.folder import real_statistics
+    from ldm.evaluation.folder import real_statistics, require_real
     from ldm.evaluation.page import write_page
     from ldm.evaluation.quality import Mixture
     from ldm.images import open_picture, upright_rgb
@@ -78,6 +101,9 @@ def main() -> None:
     gmm = opt.gmm or opt.bench / "quality_gmm.npz"
     mixture = Mixture.read(gmm) if any(metric.key == "qs" for metric in metrics) else None
     device = pick_device(opt.device)
+    place = opt.real or opt.bench / "test2017_square"
+    if any(metric.key in OF_SETS for metric in metrics):
+        require_real(place)
     load = {
         "clip": lambda: features.load_clip(opt.clip_weights, device, opt.clip_model or features.CLIP),
         "inception": lambda: features.load_inception(opt.inception_weights, device),
@@ -87,7 +113,6 @@ def main() -> None:
     needed = {kind: load[kind]() for kind in load if any(kind in metric.needs for metric in metrics)}
     if mixture:
         mixture.check(needed["clip"].identity)
-    place = opt.real or opt.bench / "test2017_square"
     kinds = {metric.needs[0] for metric in metrics if metric.key in OF_SETS}
     real = {kind: real_statistics(place, needed[kind], opt.batch_size) for kind in sorted(kinds)}
 
@@ -103,10 +128,11 @@ def main() -> None:
         result = upright_rgb(open_picture(result_path(opt.results, name), "result"))
         return {"source": source, "mask": mask, "reference": reference, "result": result}
 
-    outdir = opt.outdir or opt.results.parent / "evaluation"
     with staging(outdir) as temporary:
         (temporary / "scores.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
         write_page(temporary / "index.html", summary, pictures, opt.most)
+    for problem in summary["cases"]["problems"]:
+        print(f"not scored: {problem['problem']}", file=sys.stderr)
     print(table(summary))
     print(f"\nwrote {outdir / 'scores.json'} and {outdir / 'index.html'}")
 

@@ -18,7 +18,7 @@ def main() -> None:
     source = p.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", type=Path, help="a folder of real pictures, of any size; the more the better")
     source.add_argument("--pickle", type=Path, help="the published mixture")
-    p.add_argument("--output", type=Path, default=Path("test_bench/quality_gmm.npz"), help="(%(default)s)")
+    p.add_argument("--output", type=Path, help="(quality_gmm.npz beside the folder of pictures, or in test_bench)")
     p.add_argument("--components", type=int, default=20, help="Gaussians (20)")
     p.add_argument("--seed", type=int, default=0, help="of the first guess (0)")
     p.add_argument("--clip_weights", help="a file of OpenAI's CLIP ViT-B/32 (default: fetched)")
@@ -29,8 +29,10 @@ def main() -> None:
     for name, least, most in (("components", 1, 1000), ("batch_size", 1, 1000), ("seed", 0, 2**32 - 1)):
         if not least <= getattr(opt, name) <= most:
             raise UserError(f"--{name} {getattr(opt, name)} is out of range; use {least} to {most}")
-    if opt.output.suffix != ".npz":
-        raise UserError(f"--output {opt.output}: has to end in .npz")
+    folder = opt.images.resolve().parent if opt.images else Path("test_bench")
+    output = opt.output or folder / "quality_gmm.npz"
+    if output.suffix != ".npz":
+        raise UserError(f"--output {output}: has to end in .npz")
 
     import numpy as np
 
@@ -47,15 +49,19 @@ def main() -> None:
         if len(paths) < opt.components:
             raise UserError(f"--images {opt.images}: {len(paths)} pictures are too few for {opt.components} components")
         clip = load_clip(opt.clip_weights, pick_device(opt.device), opt.clip_model or CLIP)
+        if len(paths) < 100 * opt.components:
+            print(
+                f"warning: {len(paths)} pictures are few for {opt.components} Gaussians; QS will say little", flush=True
+            )
         features = np.concatenate(list(features_of(paths, clip, opt.batch_size, "pictures")))
         print(
             f"fitting {opt.components} Gaussians to {len(features):,} features of {features.shape[1]} numbers",
             flush=True,
         )
         mixture = Mixture.fit(features, opt.components, opt.seed, clip.identity)
-    mixture.write(opt.output)
+    mixture.write(output)
     k, d = mixture.means.shape
-    print(f"wrote {opt.output}: {k} Gaussians in {d} dimensions")
+    print(f"wrote {output}: {k} Gaussians in {d} dimensions")
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def main() -> None:
     edit = PaintByExample.load(config, ckpt, device, opt.precision, opt.lora, opt.lora_scale)
     sampling = {"scale": opt.scale, "steps": opt.ddim_steps, "sampler": sampler, "eta": opt.ddim_eta}
     settings = {**sampling, "seed": opt.seed, "precision": edit.precision}
-    settings |= {"bench": str(bench.root.resolve()), "checkpoint": Path(ckpt).name, "sha256": sha256_of(ckpt)}
+    settings |= {"cases": bench.digest(), "checkpoint": Path(ckpt).name, "sha256": sha256_of(ckpt)}
     settings["config"] = hashlib.sha256(OmegaConf.to_yaml(config["model"], resolve=True).encode()).hexdigest()
     if opt.lora:
         settings |= {"lora": Path(opt.lora).name, "lora_sha256": sha256_of(opt.lora), "lora_scale": opt.lora_scale}
@@ -67,8 +67,10 @@ def main() -> None:
     todo = [i for i in mine if not result_path(results, bench.ids[i]).exists()]
     if len(todo) < len(mine):
         print(f"{len(mine) - len(todo)} of {len(mine)} results are there already", flush=True)
+    if not todo:
+        return
     problems = edit_cases(edit, bench, todo, results, opt.seed, opt.batch_size, rank == 0, **sampling)
-    print(f"wrote {len(todo) - len(problems)} results to {results}", flush=True)
+    print(f"{results}: {len(todo) - len(problems)} pictures written", flush=True)
     if problems:
         few = f"{len(problems)} of {len(todo)} cases could not be edited ({'; '.join(problems[:3])})"
         if world == 1:

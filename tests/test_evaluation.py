@@ -539,7 +539,7 @@ def test_results_do_not_depend_on_batches_or_processes(place, tmp_path):
 @pytest.mark.parametrize(("more", "before", "words"), [
     (["--scale", 3], {}, "made with scale 5.0, not 3.0"),
     ([], {"lora": "x.safetensors"}, "made with lora x.safetensors, not None"),
-    ([], {"bench": "/elsewhere"}, "made with bench /elsewhere, not"),
+    ([], {"cases": "0"}, "made with cases 0, not"),
     ([], {"config": "0"}, "made with config 0, not"),
 ])  # fmt: skip
 def test_results_of_other_settings_are_not_mixed(more, before, words, here, script, tmp_path):
@@ -627,6 +627,7 @@ def evaluated(place, weights):
 
 def test_the_table(evaluated, weights):
     out, summary, outdir = evaluated
+    assert "published" not in out and "CLIP is ViT-S-32 here" in out and "a FID comes out too high" in out
     assert f"{COUNT} of {COUNT} cases" in out and "FID and QS are of CLIP's features" in out
     rows = {row["key"]: row for row in summary["metrics"]}
     assert list(rows) == [metric.key for metric in METRICS]
@@ -714,7 +715,7 @@ def test_missing_damaged_and_wrong_results(here, script, tmp_path):
     few = ["--skip", "fid_clip", "qs", "clip_score", "fid_inception", "kid", "dino", "lpips"]
     _, *words = here("eval_fid_qs_clip", "--outdir", tmp_path / "out", *few, "--results", broken)
     code, _, err = script("eval_fid_qs_clip", *words)
-    assert code == 2 and "3 of 30 cases cannot be scored" in err and "--allow_missing" in err
+    assert code == 2 and "4 of 30 cases cannot be scored" in err and "--allow_missing" in err
     assert not (tmp_path / "out").exists()
     code, out, err = script("eval_fid_qs_clip", *words, "--allow_missing")
     assert code == 0 and f"{COUNT - 4} of {COUNT} cases" in out, err
@@ -732,7 +733,7 @@ def test_missing_damaged_and_wrong_results(here, script, tmp_path):
     for path in (first, second, third):
         shutil.copy(results / path.name, path)
     code, _, err = script("eval_fid_qs_clip", *words)
-    assert code == 2 and "1 of 30 cases" in err  # seen when it was decoded
+    assert code == 2 and "1 of 30 cases" in err and "run scripts/inference_test_bench.py again" in err
 
 
 @pytest.mark.parametrize(("words", "sentence"), [
@@ -740,6 +741,8 @@ def test_missing_damaged_and_wrong_results(here, script, tmp_path):
     (["--skip", *(metric.key for metric in METRICS)], "leaves nothing to measure"),
     (["--results", "absent"], "--results absent: there is no such folder"),
     (["--bench", "absent"], "absent/GT_3500: has no"),
+    (["--results", "results/test_bench"], "name results/test_bench/results"),
+    (["--outdir", "results/test_bench/evaluation", "--skip", "psnr"], "has scores that this would lose (psnr)"),
     (["--batch_size", "0"], "--batch_size 0 is out of range"),
     (["--gmm", "absent.npz"], "mixture absent.npz: there is no such file"),
     (["--real", "absent"], "real pictures absent: there is no such folder"),
@@ -747,7 +750,7 @@ def test_missing_damaged_and_wrong_results(here, script, tmp_path):
     (["--dino_model", "none"], "timm has no model of that name"),
     (["--clip_weights", "configs/v1.yaml"], "is neither"),
 ])  # fmt: skip
-def test_what_a_user_can_get_wrong(words, sentence, here, script, tmp_path):
+def test_what_a_user_can_get_wrong(words, sentence, here, script, tmp_path, evaluated):
     _, *words = here("eval_fid_qs_clip", "--outdir", tmp_path / "out", *words)
     code, _, err = script("eval_fid_qs_clip", *words)
     assert code == 2 and sentence in err and err.strip().count("\n") <= 1, err
@@ -767,7 +770,7 @@ def test_statistics_that_are_kept(place, weights, tmp_path):
     folder.rename(tmp_path / "away")
     assert real_statistics(folder, clip).n == 39  # without the pictures
     other = features.Extractor(clip.network, "another", clip.file, clip.sha256, clip.device, 224, clip.prepare)
-    with pytest.raises(UserError, match="there is no such folder"):  # the same weights in another network
+    with pytest.raises(UserError, match="nor real-"):  # the same weights in another network
         real_statistics(folder, other)
     (tmp_path / "away").rename(folder)
     arrays = dict(np.load(kept))
@@ -807,8 +810,15 @@ def test_masks_without_edge_or_background(here, script, tmp_path):
     shutil.copytree(here.bench, tmp_path / "bench", ignore=shutil.ignore_patterns("*.npz", "test2017_square"))
     first = min((tmp_path / "bench/Mask_bbox_3500").iterdir())
     Image.new("L", (128, 128), 255).save(first)
+    (tmp_path / "made").mkdir()
+    shutil.copy(here.results.parent / "settings.json", tmp_path / "made")
+    shutil.copytree(here.results, tmp_path / "made/results")
     few = ["--skip", "fid_clip", "qs", "fid_inception", "kid"]
-    _, *words = here("eval_fid_qs_clip", "--bench", tmp_path / "bench", "--outdir", tmp_path / "out", *few)
+    more = ("--bench", tmp_path / "bench", "--outdir", tmp_path / "out", "--results", tmp_path / "made/results", *few)
+    _, *words = here("eval_fid_qs_clip", *more)
+    code, _, err = script("eval_fid_qs_clip", *words)
+    assert code == 2 and "made of another benchmark" in err
+    (tmp_path / "made/settings.json").unlink()
     assert script("eval_fid_qs_clip", *words)[0] == 0
     summary = json.loads((tmp_path / "out/scores.json").read_text())
     counts = {row["key"]: row["cases"] for row in summary["metrics"]}

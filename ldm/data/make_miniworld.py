@@ -149,7 +149,7 @@ def _real(number: int, place: Path, side: int, size: tuple[int, int], seed: int)
 def _new(folder: Path) -> Iterator[Path]:
     """A place to fill, which becomes `folder` in one move. Raises UserError: that is there already."""
     if folder.exists():
-        raise UserError(f"{folder}: is there already; name another, or remove it")
+        raise UserError(f"{folder}: is there already; remove it, or name others with --dataset_dir and --bench")
     with staging(folder.absolute().parent) as temporary:
         (temporary / folder.name).mkdir()
         yield temporary / folder.name

@@ -21,6 +21,7 @@ def with_source_region(image: Any, source: Any, keep: Any) -> Any:
 
 def background_psnr(image: Tensor, source: Tensor, keep: Tensor) -> float:
     """Peak signal to noise ratio in dB over the kept pixels, at most 100."""
+    assert keep.any(), "nothing was to be kept"
     error = ((image - source) ** 2 * keep).sum().double() / (keep.sum() * len(image))
     return min(BEST_PSNR, -10 * torch.log10(error).item()) if error > 0 else BEST_PSNR
 
@@ -37,6 +38,7 @@ def seam(image: Tensor, keep: Tensor) -> float | None:
     """How much steeper the picture is across the region's edge than within 8 pixels of it: the mean difference of
     neighbours of which one is painted and one kept, over that of the others nearby, one grey level added to both.
     1: the edge does not show; 2: twice as steep. None where the region has no edge."""
+    assert image.is_floating_point() and image.shape[1:] == keep.shape[1:] and len(keep) == 1, (image.shape, keep.shape)
     across, near = [], []
     for dim in (-1, -2):
         a, b = keep.narrow(dim, 1, keep.shape[dim] - 1), keep.narrow(dim, 0, keep.shape[dim] - 1)

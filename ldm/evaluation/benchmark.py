@@ -7,27 +7,33 @@ measures that their names promise, and others that the paper does not ask."""
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from ldm.conventions import mask_to_tensor, pixels_to_tensor
 from ldm.data.test_bench_dataset import COCOImageDataset, refuse, result_path
 from ldm.evaluation.background import background_psnr, background_ssim, seam, with_source_region
 from ldm.evaluation.clip_score import bounding_box, clip_reference, clip_region, similarity
-from ldm.evaluation.features import Extractor, pixels
+from ldm.evaluation.features import CLIP, Extractor, pixels
 from ldm.evaluation.fid import Statistics, frechet_distance, kernel_distance, rows_to_keep
 from ldm.evaluation.folder import batches
 from ldm.evaluation.quality import Mixture, quality_score
-from ldm.images import open_picture, size_in_header, upright_rgb
-from ldm.util import UserError
+from ldm.images import open_picture, upright_rgb, upright_size
+from ldm.util import UserError, cores
 
 GROUPS = {"paper": "As in the paper's tables: FID and QS are of CLIP's features", "beside": "Beside them"}
 RESAMPLES, LEVEL = 2000, 0.95  # of the bootstrap
-REFUSAL = ("be scored", "complete them, or score the others with --allow_missing")
+REFUSAL = (
+    "be scored",
+    "remove what is damaged and run scripts/inference_test_bench.py again, or score the others with --allow_missing",
+)
+COCOEE, FEW = 3500, 2048  # pictures: in the paper's benchmark; the dimension of Inception's features
 LEAST = 16  # px, a picture's side
 
 
@@ -133,18 +139,23 @@ def wrong_size(path: Path, found: tuple[int, int], wanted: tuple[int, int]) -> s
     return f"result {path}: is {found[0]} x {found[1]} and its source {wanted[0]} x {wanted[1]}"
 
 
-def check_headers(results: Path, bench: COCOImageDataset) -> dict[str, str]:
-    """Id -> what is wrong, as far as headers tell: a result that is missing, is no picture, or has another size."""
+def check_results(results: Path, bench: COCOImageDataset) -> dict[str, str]:
+    """Id -> what is wrong: a result that is missing, is no picture, damaged or of another size than its photo; or what
+    the headers of the benchmark's own files tell."""
     problems = bench.problems()
-    for name in bench.ids:
+
+    def problem(name: str) -> str | None:
         path = result_path(results, name)
         try:
-            found = size_in_header(path)
-            if name not in problems and found != (wanted := bench.size(name)):
-                problems[name] = wrong_size(path, found, wanted)
+            found = upright_size(open_picture(path, "result"))
+            return None if found == (wanted := bench.size(name)) else wrong_size(path, found, wanted)
         except UserError as error:
-            problems[name] = str(error)
-    return problems
+            return str(error)
+
+    with ThreadPoolExecutor(cores()) as pool:
+        sound = [name for name in bench.ids if name not in problems]
+        found = tqdm(pool.map(problem, sound), desc="looking through", total=len(sound), unit="picture")
+        return problems | {name: words for name, words in zip(sound, found, strict=True) if words}
 
 
 def evaluate(
@@ -271,19 +282,25 @@ ARROWS = {"higher": "higher", "lower": "lower", "1": "near 1"}
 
 
 def table(summary: dict[str, Any]) -> str:
-    """The metrics of a summary as text."""
+    """The metrics of a summary as text; what was published beside it where that can be compared."""
     cases = summary["cases"]
     lines = [f"{cases['scored']} of {cases['expected']} cases of {summary['bench']}: {summary['results']}"]
+    network = summary["weights"].get("clip", {}).get("model", CLIP)
+    published = network == CLIP and cases["scored"] == COCOEE
     for group, title in GROUPS.items():
         rows = [row for row in summary["metrics"] if row["group"] == group]
         if rows:
             head = f"{'':18}{'value':>10}  {'95% interval':^20}{'cases':>7}  {'better':8}"
-            lines += ["", title, head + ("  published" if group == "paper" else "")]
+            lines += ["", title, head + ("  published" if group == "paper" and published else "")]
         for row in rows:
             value = (
                 "-" if row["value"] is None else f"{row['value']:.4g}" if row["value"] < 1 else f"{row['value']:.3f}"
             )
             interval = "" if row["low"] is None else f"{row['low']:.4g} to {row['high']:.4g}"
             line = f"{row['name']:18}{value:>10}  {interval:^20}{row['cases']:>7}  {ARROWS[row['better']]:8}"
-            lines.append(line + ("" if row["published"] is None else f"  {row['published']:.2f}"))
+            lines.append(line + (f"  {row['published']:.2f}" if published and row["published"] else ""))
+    if network != CLIP:
+        lines += ["", f"CLIP is {network} here, in the paper {CLIP}: the numbers do not compare."]
+    if cases["scored"] < FEW and {"fid_clip", "fid_inception"} & {row["key"] for row in summary["metrics"]}:
+        lines += ["", f"Of fewer than {FEW} pictures a FID comes out too high; KID does not."]
     return "\n".join(line.rstrip() for line in lines)

@@ -16,6 +16,7 @@ def published_crop(mask: np.ndarray) -> tuple[int, int, int, int] | None:
     """The published region (r0, r1, c0, c1) of a mask (H,W) uint8, ends exclusive: its corners are the first and the
     last pixel that are 255, read row by row, so that the last row and column are left out, and a region that is no
     rectangle may lose more. None where nothing is left, at which the published code failed."""
+    assert mask.dtype == np.uint8 and mask.ndim == 2, (mask.dtype, mask.shape)
     rows, columns = np.nonzero(mask == 255)
     if not len(rows) or rows[0] >= rows[-1] or columns[0] >= columns[-1]:
         return None

@@ -75,7 +75,9 @@ class Extractor:
 
 def _from_hub(repository: str, *names: str) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import EntryNotFoundError
+    from huggingface_hub.utils import EntryNotFoundError, logging
+
+    logging.set_verbosity_error()  # of its trying again; what comes of it is told
 
     for name in names[:-1]:
         try:

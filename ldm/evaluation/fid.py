@@ -22,7 +22,7 @@ def rows_to_keep(count: int, seed: int = 0) -> set[int]:
     return set(np.random.default_rng(seed).choice(count, MOST_ROWS, replace=False).tolist())
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Statistics:
     """Of n features (D,): mean (D,), scatter (D,D) = sum of (x - mean)(x - mean)^T, both float64, and some rows (k,D).
     texts: what they were made of.
@@ -69,7 +69,8 @@ class Statistics:
                 raise ValueError("its arrays do not fit together")
             if not all(x.dtype.kind == "f" and np.isfinite(x).all() for x in (mean, scatter, rows)):
                 raise ValueError("it holds other things than finite numbers")
-            return cls(int(n), mean, scatter, list(rows), {name: str(text) for name, text in found.items()})
+            texts = {name: str(text) for name, text in found.items()}
+            return cls(n=int(n), mean=mean, scatter=scatter, rows=list(rows), texts=texts)
         except Exception as error:  # zip, numpy and missing names each have their own
             raise UserError(
                 f"statistics {path}: cannot be read ({error}); remove the file, and they are made anew"

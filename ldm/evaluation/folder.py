@@ -61,6 +61,15 @@ def features_of(paths: Sequence[Path], extractor: Extractor, batch_size: int, ti
         yield extractor(batch).numpy()
 
 
+def require_real(place: Path) -> None:
+    """Raises UserError where there are neither real pictures nor statistics of them."""
+    if not place.is_dir() and not list(place.absolute().parent.glob(f"{place.name}-*.npz")):
+        raise UserError(
+            f"real pictures {place}: there is no such folder; make it with scripts/create_square_gt_for_fid.py, name "
+            "another with --real, or leave out what needs it with --skip"
+        )
+
+
 def real_statistics(place: Path, extractor: Extractor, batch_size: int = 32) -> Statistics:
     """Of a folder of real pictures, computed once and kept beside it, as <folder>-<hash of network and weights>.npz;
     where only that file is left, it does.
@@ -72,8 +81,7 @@ def real_statistics(place: Path, extractor: Extractor, batch_size: int = 32) -> 
         if kept.exists():
             return Statistics.read(kept)
         raise UserError(
-            f"real pictures {place}: there is no such folder; make it with scripts/create_square_gt_for_fid.py, name "
-            "another with --real, or leave out what needs it with --skip"
+            f"real pictures {place}: there is no such folder, nor {kept.name}, what {extractor.model} saw in it"
         )
     paths = pictures_below(place)
     if len(paths) < 2:
