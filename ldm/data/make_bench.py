@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ldm.data.index import index_path
 from ldm.data.masks import Box, reference_region
 from ldm.data.squares import all_cores, cut, cut_square, save_png
-from ldm.data.test_bench_dataset import FILES, case_path
+from ldm.data.test_bench_dataset import FILES, case_id, case_path
 from ldm.images import PictureFile
 from ldm.util import UserError, staging
 
@@ -177,11 +177,6 @@ class Made:
     unreadable: dict[str, None] = field(default_factory=dict)
 
 
-def name_of(number: int) -> str:
-    """The id of a case, as COCO's."""
-    return f"{number:012}"
-
-
 def make_bench(instances: Instances, root: Path, outdir: Path, count: int, size: int, seed: int) -> Made:
     """Writes up to `count` cases, one per picture, size x size, all of them or, where it fails, nothing. root: what the
     index's paths are relative to. Raises UserError: outdir has cases, none can be made, the disk is full."""
@@ -205,7 +200,7 @@ def make_bench(instances: Instances, root: Path, outdir: Path, count: int, size:
                 if pair is None:
                     made.left_out[DAMAGED] += 1
                     continue
-                drafted, final = name_of(draft.number), name_of(made.cases)
+                drafted, final = case_id(draft.number), case_id(made.cases)
                 for folder in FILES:  # into the gap that pictures without a case left
                     os.replace(case_path(bench, folder, drafted), case_path(bench, folder, final))
                 rows.append(_row(made.cases, *pair))
@@ -254,11 +249,11 @@ def _make_case(draft: Draft, root: Path, bench: Path, size: int) -> tuple[tuple[
                 cut(seen, region),
             )
             for folder, picture in zip(FILES, pictures, strict=True):
-                save_png(picture, case_path(bench, folder, name_of(draft.number)))
+                save_png(picture, case_path(bench, folder, case_id(draft.number)))
             return (instance, reference), problems
     return None, problems
 
 
 def _row(number: int, instance: Instance, reference: Instance) -> tuple[str, ...]:
     box, other = (" ".join(f"{edge:.10g}" for edge in each.box) for each in (instance, reference))
-    return name_of(number), instance.path, box, instance.label, reference.path, other
+    return case_id(number), instance.path, box, instance.label, reference.path, other

@@ -25,11 +25,11 @@ from tqdm import tqdm
 
 from ldm.data.formats import OPEN_IMAGES
 from ldm.data.index import SPLITS
-from ldm.data.make_bench import box_mask, name_of, square_around
+from ldm.data.make_bench import box_mask, square_around
 from ldm.data.masks import reference_region
 from ldm.data.miniworld import SHAPES, Object, caption, scene
 from ldm.data.squares import all_cores, central_square, cut, cut_square, save_png
-from ldm.data.test_bench_dataset import case_path
+from ldm.data.test_bench_dataset import case_id, case_path
 from ldm.util import UserError, staging
 
 COLUMNS = (
@@ -133,7 +133,7 @@ def _case(number: int, place: Path, side: int, size: tuple[int, int], seed: int)
             break
         attempt += 1
     thing, reference = (found[rng.integers(len(found))] for found in (fitting, references))
-    square, name = square_around(thing.box, size), name_of(number)
+    square, name = square_around(thing.box, size), case_id(number)
     save_png(cut_square(pixels, square, side), case_path(place, "GT_3500", name))
     save_png(Image.fromarray(box_mask(thing.box, square, side)), case_path(place, "Mask_bbox_3500", name))
     save_png(cut(others, reference_region(reference.box, size)), case_path(place, "Ref_3500", name))

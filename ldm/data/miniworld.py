@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-Box = tuple[int, int, int, int]
+from ldm.data.masks import Box
+
 Colour = tuple[float, float, float]  # red, green, blue in [0,1]
 
 SHAPES = (
@@ -293,7 +294,7 @@ def _drawn(
     x1, y1 = np.minimum(np.ceil(corners.max(axis=1)).astype(int), size)
     if x0 >= x1 or y0 >= y1:
         return None
-    back = np.linalg.inv(pose @ np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1.0]]))
+    back = np.linalg.inv(pose)
     ys, xs = np.mgrid[y0:y1, x0:x1].astype(np.float64) + 0.5
     u, v, w = (row[0] * xs + row[1] * ys + row[2] for row in back)
     u, v = (u / w).astype(np.float32), (v / w).astype(np.float32)

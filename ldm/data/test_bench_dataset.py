@@ -24,6 +24,11 @@ from ldm.util import UserError
 FILES = {"GT_3500": "GT", "Mask_bbox_3500": "mask", "Ref_3500": "ref"}  # folder -> <id>_?.png in it
 
 
+def case_id(number: int) -> str:
+    """As COCO's pictures are numbered."""
+    return f"{number:012}"
+
+
 def case_path(bench: Path, folder: str, name: str) -> Path:
     """One of the FILES of a case."""
     return bench / folder / f"{name}_{FILES[folder]}.png"
@@ -116,7 +121,7 @@ def _read_ids(path: Path) -> list[str]:
         array = np.load(path, allow_pickle=False)
         if array.dtype.kind not in "iuU":
             raise ValueError(f"it holds {array.dtype}, neither whole numbers nor texts")
-        ids = [name if isinstance(name, str) else f"{name:012}" for name in array.reshape(-1).tolist()]
+        ids = [name if isinstance(name, str) else case_id(name) for name in array.reshape(-1).tolist()]
         wrong = [name for name in ids if Path(name).name != name or name in ("", "..") or "\\" in name or "\0" in name]
         if wrong:
             raise ValueError(f"{wrong[0]!r} is no id")

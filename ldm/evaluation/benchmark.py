@@ -6,7 +6,7 @@ measures that their names promise, and others that the paper does not ask."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,16 +183,17 @@ def evaluate(
     per_case: list[dict[str, Any]] = []
     problems: dict[str, str] = {}
     for batch in batches(Cases(results, bench, extractors, keys), batch_size, "scoring"):
-        kept = np.array([done + i in rows for i in range(len(batch))])
+        good = []
+        for number, (name, case) in enumerate(batch, done):
+            if isinstance(case, str):
+                problems[name] = case
+            else:
+                good.append((name, case, number in rows))
         done += len(batch)
-        good = np.array([not isinstance(case, str) for _, case in batch])
-        problems |= {name: case for name, case in batch if isinstance(case, str)}
-        if not good.any():
-            continue
-        cases = [case for _, case in batch if not isinstance(case, str)]
-        scores = score(cases, extractors, mixture, found, kept[good], keys)
-        names = [name for name, case in batch if not isinstance(case, str)]
-        per_case += [{"id": name, **each} for name, each in zip(names, scores, strict=True)]
+        if good:
+            names, cases, kept = zip(*good, strict=True)
+            scores = score(cases, extractors, mixture, found, np.array(kept), keys)
+            per_case += [{"id": name, **each} for name, each in zip(names, scores, strict=True)]
     if not allow_missing:
         refuse(problems, len(bench), *REFUSAL)
     if len(per_case) < 2:
@@ -213,7 +214,7 @@ def evaluate(
 
 
 def score(
-    cases: list[dict[str, Any]],
+    cases: Sequence[dict[str, Any]],
     extractors: dict[str, Extractor],
     mixture: Mixture | None,
     found: dict[str, Statistics],

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -127,8 +128,20 @@ def _fill(network: nn.Module, tensors: StateDict, kind: str, path: Path) -> None
     network.load_state_dict(tensors)
 
 
-def _ready(network: nn.Module, device: torch.device) -> nn.Module:
-    return network.eval().requires_grad_(False).to(device)
+def _extractor(
+    network: nn.Module,
+    model: str,
+    path: Path,
+    device: torch.device | str,
+    size: int | None = None,
+    prepare: Callable[[Image.Image], np.ndarray] | None = None,
+    result: Callable[[Any], Tensor] | None = None,
+) -> Extractor:
+    """Of a network that has its weights. result: what of the network's output is the features, if not all."""
+    device = torch.device(device)
+    network.eval().requires_grad_(False).to(device)
+    call = network if result is None else lambda *inputs: result(network(*inputs))
+    return Extractor(call, model, path.name, sha256_of(path), device, size, prepare)
 
 
 # --------------------------------------------------------------------------------------------- networks
@@ -167,8 +180,7 @@ def load_clip(file: str | Path | None = None, device: torch.device | str = "cpu"
     def prepare(picture: Image.Image) -> np.ndarray:
         return transform(picture).numpy()
 
-    device = torch.device(device)
-    return Extractor(_ready(tower, device), model, path.name, sha256_of(path), device, size, prepare)
+    return _extractor(tower, model, path, device, size, prepare)
 
 
 def load_inception(file: str | Path | None = None, device: torch.device | str = "cpu") -> Extractor:
@@ -185,9 +197,7 @@ def load_inception(file: str | Path | None = None, device: torch.device | str = 
     except (RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"inception weights {path}: are of another network ({reason}); name the right file") from error
-    device = torch.device(device)
-    _ready(network, device)
-    return Extractor(lambda x: network(x)[0], INCEPTION, path.name, sha256_of(path), device, None, pixels)
+    return _extractor(network, INCEPTION, path, device, None, pixels, lambda features: features[0])
 
 
 def load_dino(file: str | Path | None = None, device: torch.device | str = "cpu", model: str = DINO) -> Extractor:
@@ -207,8 +217,7 @@ def load_dino(file: str | Path | None = None, device: torch.device | str = "cpu"
         """Squashed: nothing of a region is cut off."""
         return ((pixels_to_tensor(picture.resize((size, size), Image.Resampling.BICUBIC)) - mean) / std).numpy()
 
-    device = torch.device(device)
-    return Extractor(_ready(network, device), model, path.name, sha256_of(path), device, size, prepare)
+    return _extractor(network, model, path, device, size, prepare)
 
 
 def load_lpips(file: str | Path | None = None, device: torch.device | str = "cpu") -> Extractor:
@@ -226,14 +235,8 @@ def load_lpips(file: str | Path | None = None, device: torch.device | str = "cpu
     convolutions = {name.removeprefix("features."): t for name, t in read_file(path).items() if name[:9] == "features."}
     _fill(network.net, {places.get(name, name): t for name, t in convolutions.items()}, "lpips", path)
 
-    def distance(a: Tensor, b: Tensor) -> Tensor:
-        return network(a, b).flatten(1)
-
-    device = torch.device(device)
-    _ready(network, device)
-    return Extractor(
-        distance, f"AlexNet, heads of torchmetrics {torchmetrics.__version__}", path.name, sha256_of(path), device
-    )
+    model = f"AlexNet, heads of torchmetrics {torchmetrics.__version__}"
+    return _extractor(network, model, path, device, result=lambda distance: distance.flatten(1))
 
 
 def pixels(picture: Image.Image) -> np.ndarray:

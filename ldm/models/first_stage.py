@@ -38,12 +38,11 @@ class FirstStage(Trained):
         each sample's noise; None takes the posterior's mean."""
         image = batch["GT"]
         posterior = self.first_stage_model.encode(image)
-        noise = None
-        if seeds is not None:
-            noise = Draws.of(seeds, posterior.mean.shape[1:], 1, image.device).noise_gt
-        difference = (
-            self.first_stage_model.decode(posterior.mode() if noise is None else posterior.sample(noise)) - image
-        )
+        if seeds is None:
+            z = posterior.mode()
+        else:
+            z = posterior.sample(Draws.of(seeds, posterior.mean.shape[1:], 1, image.device).noise_gt)
+        difference = self.first_stage_model.decode(z) - image
         absolute = difference.abs().mean()
         divergence = posterior.kl().mean() / image[0].numel()
         return absolute + self.kl_weight * divergence, absolute, difference.square().mean(dim=(1, 2, 3))
