@@ -33,6 +33,8 @@ from ldm.weight_files import StateDict, read_file
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_CONFIG = ROOT / "configs" / "v1.yaml"
 DEFAULT_CKPT = ROOT / "checkpoints" / "model.ckpt"
+MINI_CONFIG = ROOT / "configs" / "mini" / "paint_by_example.yaml"
+MINI_CKPT = ROOT / "pretrained_models" / "mini.safetensors"
 HUB_REPO, HUB_FILE = "Fantasy-Studio/Paint-by-Example", "model.ckpt"
 
 EMA = "model_ema."
@@ -208,6 +210,25 @@ def add_difference(a: StateDict, b: StateDict, c: StateDict) -> StateDict:
 def halve(tensors: StateDict) -> StateDict:
     """Weights to float16, half the size; the schedule stays float32."""
     return {name: t.half() if t.is_floating_point() and name not in BUFFERS else t for name, t in tensors.items()}
+
+
+def choose_model(config: Any = None, ckpt: str | os.PathLike | None = None) -> tuple[Any, Path]:
+    """Config and checkpoint, where one of them or both are not named.
+
+    Neither: the released model if it is at hand, in DEFAULT_CKPT or the hub's cache, or else the miniature one, which
+    is told. A config alone: with the released model. A checkpoint alone: with the released model's config.
+    Raises UserError as find_checkpoint does."""
+    if config is None and ckpt is None and not DEFAULT_CKPT.exists() and MINI_CKPT.exists():
+        from huggingface_hub import try_to_load_from_cache
+
+        if not isinstance(try_to_load_from_cache(HUB_REPO, HUB_FILE), str):
+            print(
+                f"{DEFAULT_CKPT} is not there: the miniature model takes its place, 64 x 64 pixels of a small world of "
+                "painted shapes; --ckpt hub fetches the released model",
+                file=sys.stderr,
+            )
+            return MINI_CONFIG, MINI_CKPT
+    return DEFAULT_CONFIG if config is None else config, find_checkpoint(ckpt)
 
 
 def find_checkpoint(name: str | os.PathLike | None = None) -> Path:

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.checkpoint import DEFAULT_CONFIG, find_checkpoint, load_model
+from ldm.checkpoint import choose_model, load_model
 from ldm.conventions import image_to_tensor, mask_to_tensor, reference_to_tensor, resize_tensor, tensor_to_image
 from ldm.images import name_of, upright_mask, upright_rgb
 from ldm.lora import merge_into, read_adapter
@@ -97,7 +97,7 @@ class PaintByExample:
     @classmethod
     def load(
         cls,
-        config: Any = DEFAULT_CONFIG,
+        config: Any = None,
         ckpt: str | os.PathLike | None = None,
         device: str | None = None,
         precision: str | None = None,
@@ -109,7 +109,7 @@ class PaintByExample:
         weights lora_scale times (0 not at all, 1 as trained)."""
         where = pick_device(device)
         adapter = None if lora is None else read_adapter(lora)
-        model = load_model(config, find_checkpoint(ckpt), where)
+        model = load_model(*choose_model(config, ckpt), where)
         if adapter:
             merge_into(model, adapter, lora_scale)
         return cls(model, precision)

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from ldm.util import UserError, command, sha256_of, staging
 
+ORACLE = Path(__file__).resolve().parent.parent / "pretrained_models/mini_oracle.safetensors"
+
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -32,11 +34,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the fastest there is)")
     w = p.add_argument_group("weights, files; fetched where none is named")
     w.add_argument("--clip_weights", help="OpenAI's ViT-B-32.pt, or open_clip's")
-    w.add_argument("--clip_model", help="another architecture, by open_clip's name")
+    w.add_argument("--clip_model", help="another architecture, by open_clip's name, or a folder with it and"
+                   " its weights in transformers' layout")  # fmt: skip
     w.add_argument("--inception_weights", help="weights-inception-2015-12-05-6726825d.pth")
     w.add_argument("--dino_weights", help="dino_deitsmall16_pretrain.pth, or timm's")
     w.add_argument("--dino_model", help="another architecture, by timm's name")
     w.add_argument("--lpips_weights", help="torchvision's alexnet-owt-7be5be79.pth")
+    w.add_argument("--oracle_weights", default=ORACLE, help="the small world's judge, for its benchmark (%(default)s)")
     return p
 
 
@@ -74,10 +78,11 @@ def main() -> None:
         if not least <= getattr(opt, name) <= 100_000:
             raise UserError(f"--{name} {getattr(opt, name)} is out of range; use {least} to 100000")
 
+    from ldm.data.object_crops import ATTRIBUTES
     from ldm.data.test_bench_dataset import COCOImageDataset, refuse, result_path
     from ldm.evaluation.benchmark import OF_SETS, REFUSAL, check_results, chosen, evaluate, table
 
-    metrics = chosen(opt.skip)
+    metrics = chosen(opt.skip, world=(opt.bench / ATTRIBUTES).exists())
     if not opt.results.is_dir():
         raise UserError(
             f"--results {opt.results}: there is no such folder; make it with scripts/inference_test_bench.py"
@@ -109,6 +114,7 @@ def main() -> None:
         "inception": lambda: features.load_inception(opt.inception_weights, device),
         "dino": lambda: features.load_dino(opt.dino_weights, device, opt.dino_model or features.DINO),
         "lpips": lambda: features.load_lpips(opt.lpips_weights, device),
+        "oracle": lambda: features.load_oracle(opt.oracle_weights, device),
     }
     needed = {kind: load[kind]() for kind in load if any(kind in metric.needs for metric in metrics)}
     if mixture:

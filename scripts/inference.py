@@ -116,15 +116,12 @@ def main() -> None:
 
     import torch
 
-    from ldm.checkpoint import DEFAULT_CONFIG
     from ldm.conventions import mask_to_image, reference_to_image, tensor_to_image
     from ldm.pipeline import PaintByExample, check_request, stack
 
     seeds = range(opt.seed, opt.seed + opt.n_iter * opt.n_samples)
     check_request(opt.scale, opt.ddim_steps, sampler, opt.ddim_eta, seeds)
-    edit = PaintByExample.load(
-        opt.config or DEFAULT_CONFIG, opt.ckpt, opt.device, opt.precision, opt.lora, opt.lora_scale
-    )
+    edit = PaintByExample.load(opt.config, opt.ckpt, opt.device, opt.precision, opt.lora, opt.lora_scale)
     for flag, given, actual in (
         ("C", opt.C, edit.model.channels),
         ("f", opt.f, edit.model.first_stage_model.factor),

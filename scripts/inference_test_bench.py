@@ -44,14 +44,15 @@ def main() -> None:
     import torch
     from omegaconf import OmegaConf
 
-    from ldm.checkpoint import DEFAULT_CONFIG, find_checkpoint
+    from ldm.checkpoint import choose_model
     from ldm.edit_bench import agree, edit_cases, share
     from ldm.pipeline import PaintByExample, check_request
     from ldm.util import load_config
 
     rank, world = share()
     check_request(opt.scale, opt.ddim_steps, sampler, opt.ddim_eta, [opt.seed])
-    config, ckpt = load_config(opt.config or DEFAULT_CONFIG), find_checkpoint(opt.ckpt)
+    config, ckpt = choose_model(opt.config, opt.ckpt)
+    config = load_config(config)
     device = opt.device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else None)
     edit = PaintByExample.load(config, ckpt, device, opt.precision, opt.lora, opt.lora_scale)
     sampling = {"scale": opt.scale, "steps": opt.ddim_steps, "sampler": sampler, "eta": opt.ddim_eta}

@@ -20,7 +20,8 @@ ORDER = [
     ["ldm.models.diffusion.sampling", "ldm.models.diffusion.conditioning"],
     ["ldm.models.diffusion.denoiser"],
     ["ldm.models.diffusion.ddim", "ldm.models.diffusion.plms"],
-    ["ldm.models.diffusion.ddpm", "ldm.models.first_stage"],
+    ["ldm.models.diffusion.ddpm", "ldm.models.first_stage", "ldm.models.contrastive", "ldm.models.judge"],
+    ["ldm.models.diffusion.prior"],
     ["ldm.pipeline", "ldm.data", "ldm.evaluation", "ldm.arguments"],
     ["ldm.training", "ldm.edit_bench"],
     ["main", "scripts"],
@@ -29,7 +30,7 @@ SEPARATE = {  # see these and themselves, never models
     "ldm.data": {"ldm.util", "ldm.conventions", "ldm.images"},
     "ldm.evaluation": {
         *("ldm.util", "ldm.conventions", "ldm.images", "ldm.weight_files"),
-        "ldm.data.test_bench_dataset",
+        *("ldm.data.test_bench_dataset", "ldm.data.object_crops", "ldm.data.miniworld", "ldm.modules.oracle"),
     },
 }
 

@@ -1,6 +1,7 @@
 """The small world: what is drawn is what is said of it, and its files are those that the real data's scripts read."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def world(tmp_path_factory):
         done = subprocess.run(
             [sys.executable, "scripts/make_miniworld.py", "--dataset_dir", str(root / name / "data"),
              "--bench", str(root / name / "bench"), "--train", "40", "--validation", "8", "--test", "8",
-             "--cases", "12", "--real", "5"],
+             "--oracle", "12", "--cases", "12", "--real", "5", "--side", "96"],
             cwd=ROOT, capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -128,7 +129,7 @@ def test_the_same_flags_make_the_same_files(world):
     files = sorted(path.relative_to(world / "a") for path in (world / "a").rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(world / "b") for path in (world / "b").rglob("*") if path.is_file())
     assert all((world / "a" / path).read_bytes() == (world / "b" / path).read_bytes() for path in files)
-    assert len([path for path in files if path.suffix == ".jpg"]) == 56
+    assert len([path for path in files if path.suffix == ".jpg"]) == 68
 
 
 def test_it_is_prepared_and_read_as_open_images_is(world, script):
@@ -150,6 +151,9 @@ def test_it_is_prepared_and_read_as_open_images_is(world, script):
     assert dataset[(0, 3)]["GT"].shape == (3, 96, 96)
     things = [thing for split in ("train", "validation", "test") for thing in attributes(root, split)]
     assert not any((thing["shape"], thing["pattern"]) in HELD_OUT for thing in things)
+    for thing in attributes(root, "oracle"):  # every sixth scene, for the classifier of results alone
+        shown = int(Path(thing["image"]).stem[1:]) % 6 == 0
+        assert ((thing["shape"], thing["pattern"]) in HELD_OUT) == shown
 
 
 def test_the_benchmark_asks_for_what_training_never_showed(world):

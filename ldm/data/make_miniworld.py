@@ -2,7 +2,8 @@
 
 <root>/annotations/*.csv          as OpenImages has them; a label is a shape
                    <split>-objects.jsonl   a line per annotated object: picture, box, identity, caption, pose
-       images/{train_0 ... train_f,validation,test}/<id>.jpg
+       images/{train_0 ... train_f,validation,test,oracle}/<id>.jpg     oracle, with identities of all kinds, is for
+                                  the classifier that tells what an edit shows, and for nothing else
 <bench>/GT_3500, Mask_bbox_3500, Ref_3500, id_list.npy     and attributes.json, the reference's identity by case
         test2017_square/          other scenes, cut as the benchmark's, for FID
 """
@@ -28,6 +29,7 @@ from ldm.data.index import SPLITS
 from ldm.data.make_bench import box_mask, square_around
 from ldm.data.masks import reference_region
 from ldm.data.miniworld import SHAPES, Object, caption, scene
+from ldm.data.object_crops import ATTRIBUTES
 from ldm.data.squares import all_cores, central_square, cut, cut_square, save_png
 from ldm.data.test_bench_dataset import case_id, case_path
 from ldm.util import UserError, staging
@@ -36,7 +38,9 @@ COLUMNS = (
     *("ImageID", "Source", "LabelName", "Confidence", "XMin", "XMax", "YMin", "YMax"),
     *("IsOccluded", "IsTruncated", "IsGroupOf", "IsDepiction", "IsInside"),
 )
-SOURCES, REFERENCES, REAL = 10, 11, 12  # first number of a scene's seed, after the world's; splits have 0, 1, 2
+ORACLE = "oracle"
+SOURCES, REFERENCES, REAL = 10, 11, 12  # first number of a scene's seed, after the world's
+SEEDS = {**{split: i for i, split in enumerate(SPLITS)}, ORACLE: 13}
 QUALITY = 95  # of JPEG
 
 
@@ -50,7 +54,8 @@ def folder_of(split: str, number: int) -> str:
 
 
 def write_world(root: Path, counts: dict[str, int], size: tuple[int, int], seed: int) -> dict[str, int]:
-    """As many scenes of each split, no identity of them held out. size: (width, height). -> annotated objects by split.
+    """As many scenes of each split. None shows a held-out identity but every sixth of the oracle's, the share that such
+    pairs of shape and pattern have. size: (width, height). -> annotated objects by split.
 
     Raises UserError: root is there already, or cannot be written to."""
     found = {}
@@ -69,8 +74,8 @@ def write_world(root: Path, counts: dict[str, int], size: tuple[int, int], seed:
 
 def _picture(number: int, place: Path, split: str, size: tuple[int, int], seed: int) -> tuple[str, str, list[Object]]:
     """Writes a scene. -> its id, its path and its objects."""
-    pixels, objects = scene((seed, SPLITS.index(split), number), size)
-    name = f"{SPLITS.index(split):x}{number:015x}"
+    pixels, objects = scene((seed, SEEDS[split], number), size, held_out=split == ORACLE and number % 6 == 0)
+    name = f"{SEEDS[split]:x}{number:015x}"
     path = f"images/{folder_of(split, number)}/{name}.jpg"
     (place / path).write_bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), QUALITY, colorsubsampling="444"))
     return name, path, objects
@@ -81,7 +86,7 @@ def _annotate(
 ) -> int:
     count = 0
     with (
-        open(folder / OPEN_IMAGES[split], "w", newline="") as boxes,
+        open(folder / OPEN_IMAGES.get(split, f"{split}-annotations-bbox.csv"), "w", newline="") as boxes,
         open(folder / f"{split}-objects.jsonl", "w") as attributes,
     ):
         rows = csv.writer(boxes)
@@ -114,7 +119,7 @@ def write_bench(bench: Path, count: int, real: int, side: int, size: tuple[int, 
             (place / folder).mkdir(parents=True)
         make = partial(_case, place=place, side=side, size=size, seed=seed)
         attributes = dict(tqdm(spread(make, range(count)), desc="cases", total=count, unit="case"))
-        (place / "attributes.json").write_text(json.dumps(attributes, indent=1) + "\n")
+        (place / ATTRIBUTES).write_text(json.dumps(attributes, indent=1) + "\n")
         np.save(place / "id_list.npy", np.arange(count, dtype=np.int64))
         make = partial(_real, place=place, side=side, size=size, seed=seed)
         for _ in tqdm(spread(make, range(real)), desc="real pictures", total=real, unit="scene"):

@@ -102,6 +102,18 @@ def caption(identity: Identity) -> str:
     return f"a {first} and {second} {ADJECTIVES[identity.pattern]} {identity.shape}"
 
 
+_OPEN = ("a", "and", "solid")
+WORDS = tuple(sorted({*_OPEN, *" ".join(COLOURS).split(), *ADJECTIVES.values(), *SHAPES}))
+END = len(WORDS) + 1  # the token after a caption's last word; 0 fills up
+CAPTION_LENGTH = 10  # tokens
+
+
+def caption_tokens(text: str) -> np.ndarray:
+    """A caption -> (CAPTION_LENGTH,) int64: its words by number from 1, END, and zeros."""
+    numbers = [WORDS.index(word) + 1 for word in text.split()] + [END]
+    return np.array(numbers + [0] * (CAPTION_LENGTH - len(numbers)))
+
+
 # ------------------------------------------------------------------------------------------------- shapes
 
 
@@ -320,7 +332,7 @@ def _drawn(
 def scene(
     seed: int | tuple[int, ...],
     size: tuple[int, int] = (160, 120),
-    objects: tuple[int, int] = (2, 4),
+    objects: tuple[int, int] = (2, 3),
     held_out: bool = False,
 ) -> tuple[np.ndarray, list[Object]]:
     """A scene, a function of its arguments. size: (width, height) in pixels; objects: least and most of them; held_out:
@@ -334,7 +346,7 @@ def scene(
     placed: list[tuple[Identity, float, float, float]] = []
     centres: list[np.ndarray] = []
     for _ in range(int(rng.integers(objects[0], objects[1] + 1))):
-        radius = min(size) * rng.uniform(0.2, 0.36)
+        radius = min(size) * rng.uniform(0.26, 0.42)
         for _ in range(20):  # objects may overlap, but not lie on one another
             centre = rng.uniform((radius * 0.8, radius * 0.8), np.subtract(size, radius * 0.8))
             if all(np.linalg.norm(centre - other) > 1.15 * radius for other in centres):

@@ -2,7 +2,8 @@
 
 The `paper` group repeats the columns of the paper's tables as they were computed: FID and QS on the features of CLIP
 ViT-B/32, not of Inception, and the CLIP score of the region. The group `beside` asks the same questions with the
-measures that their names promise, and others that the paper does not ask."""
+measures that their names promise, and others that the paper does not ask. The group `world` is for the small world's
+benchmark, whose references' identities are known."""
 
 from __future__ import annotations
 
@@ -13,21 +14,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ldm.conventions import mask_to_tensor, pixels_to_tensor
+from ldm.data.miniworld import PATTERNS, SHAPES
+from ldm.data.object_crops import bench_identities
 from ldm.data.test_bench_dataset import COCOImageDataset, refuse, result_path
 from ldm.evaluation.background import background_psnr, background_ssim, seam, with_source_region
-from ldm.evaluation.clip_score import bounding_box, clip_reference, clip_region, similarity
+from ldm.evaluation.clip_score import bounding_box, clip_reference, clip_region, copy_paste, similarity
 from ldm.evaluation.features import CLIP, Extractor, pixels
 from ldm.evaluation.fid import Statistics, frechet_distance, kernel_distance, rows_to_keep
 from ldm.evaluation.folder import batches
 from ldm.evaluation.quality import Mixture, quality_score
 from ldm.images import open_picture, upright_rgb, upright_size
+from ldm.modules.oracle import colour_error
 from ldm.util import UserError, cores
 
-GROUPS = {"paper": "As in the paper's tables: FID and QS are of CLIP's features", "beside": "Beside them"}
+GROUPS = {
+    "paper": "As in the paper's tables: FID and QS are of CLIP's features",
+    "beside": "Beside them",
+    "world": "Of the reference's identity, as the small world's oracle tells it",
+}
 RESAMPLES, LEVEL = 2000, 0.95  # of the bootstrap
 REFUSAL = (
     "be scored",
@@ -69,16 +79,23 @@ METRICS = (
            "perceptual distance to the source, the painted region put back"),
     Metric("seam", "Seam", "beside", "1", (),
            "steepness across the region's edge over that around it: 1 where the edge does not show"),
+    Metric("copy_paste", "Copy and paste", "beside", "lower", (),
+           "correlation of the painted region's pixels with the reference's: 1 where it is pasted"),
+    Metric("shape", "Shape", "world", "higher", ("oracle",), "share of regions that show the reference's shape"),
+    Metric("pattern", "Pattern", "world", "higher", ("oracle",), "share of regions that show the reference's pattern"),
+    Metric("colour_error", "Colour error", "world", "lower", ("oracle",),
+           "distance of the region's colours to the reference's, Delta E (CIE 1976)"),
 )  # fmt: skip
 OF_SETS = ("fid_clip", "fid_inception", "kid")  # have no value of a single case
 
 
-def chosen(skip: Iterable[str] = ()) -> list[Metric]:
-    """The metrics without those named by key. Raises UserError: an unknown name, none left."""
+def chosen(skip: Iterable[str] = (), world: bool = False) -> list[Metric]:
+    """The metrics without those named by key; with the small world's where `world`. Raises UserError: an unknown name,
+    none left."""
     unknown = [name for name in skip if name not in {metric.key for metric in METRICS}]
     if unknown:
         raise UserError(f"--skip {unknown[0]}: is no metric; there are {', '.join(metric.key for metric in METRICS)}")
-    found = [metric for metric in METRICS if metric.key not in skip]
+    found = [metric for metric in METRICS if metric.key not in skip and (world or metric.group != "world")]
     if not found:
         raise UserError("--skip: leaves nothing to measure; name fewer")
     return found
@@ -97,7 +114,8 @@ class Cases(Dataset):
 
     def __init__(self, results: Path, bench: COCOImageDataset, extractors: dict[str, Extractor], keys: Collection[str]):
         self.results, self.bench, self.keys = results, bench, keys
-        self.clip, self.dino = extractors.get("clip"), extractors.get("dino")
+        self.clip, self.dino, self.oracle = (extractors.get(kind) for kind in ("clip", "dino", "oracle"))
+        self.identities = bench_identities(bench.root) if self.oracle else {}
 
     def __len__(self) -> int:
         return len(self.bench)
@@ -123,10 +141,16 @@ class Cases(Dataset):
             case["clip"] = self.clip.prepare(result)
             case["clip_region"] = clip_region(result, mask, self.clip.size)
             case["clip_reference"] = clip_reference(reference, self.clip.size)
-        if self.dino and (box := bounding_box(mask)):
+        if box := bounding_box(mask):
             r0, r1, c0, c1 = box
-            case["dino_region"] = self.dino.prepare(result.crop((c0, r0, c1, r1)))
-            case["dino_reference"] = self.dino.prepare(reference)
+            region = result.crop((c0, r0, c1, r1))
+            if self.dino:
+                case["dino_region"] = self.dino.prepare(region)
+                case["dino_reference"] = self.dino.prepare(reference)
+            if self.oracle and self.bench.ids[i] in self.identities:
+                case["oracle_region"] = self.oracle.prepare(region)
+                case["identity"] = self.identities[self.bench.ids[i]]
+            case["copy_paste"] = copy_paste(region, reference) if "copy_paste" in self.keys else None
         image, original = pixels_to_tensor(result), pixels_to_tensor(source)
         if keep.any():  # a mask may be white all over
             case["psnr"] = background_psnr(image, original, keep) if "psnr" in self.keys else None
@@ -240,6 +264,12 @@ def score(
         if key in keys and places:
             both = [[cases[i][f"{kind}_{what}"] for i in places] for what in ("region", "reference")]
             note(key, similarity(*(extractors[kind](inputs) for inputs in both)) * factor, places)
+    places = [i for i, case in enumerate(cases) if "oracle_region" in case]
+    if "oracle" in extractors and places:
+        told = extractors["oracle"]([cases[i]["oracle_region"] for i in places])
+        for key, values in identity_scores(told, [cases[i]["identity"] for i in places]).items():
+            if key in keys:
+                note(key, values, places)
     if "inception" in found:
         found["inception"].add(extractors["inception"]([case["image"] for case in cases]).numpy(), kept)
     places = [i for i, case in enumerate(cases) if case["keep"].any()]
@@ -251,6 +281,17 @@ def score(
         backgrounds = [with_source_region(*each) for each in signed]
         note("lpips", extractors["lpips"](backgrounds, [source for _, source, _ in signed]), places)
     return scores
+
+
+def identity_scores(told: Tensor, wanted: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What the oracle told of regions (B,24), against their references' identities -> (B,) by metric."""
+    shape, pattern, colours = told.split([len(SHAPES), len(PATTERNS), 6], dim=1)
+    shapes, patterns, both = (torch.stack([each[key] for each in wanted]) for key in ("shape", "pattern", "colours"))
+    return {
+        "shape": (shape.argmax(dim=1) == shapes).float(),
+        "pattern": (pattern.argmax(dim=1) == patterns).float(),
+        "colour_error": colour_error(colours.unflatten(1, (2, 3)), both),
+    }
 
 
 def of_sets(found: dict[str, Statistics], real: dict[str, Statistics], keys: Collection[str]) -> dict[str, float]:

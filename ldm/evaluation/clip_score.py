@@ -1,5 +1,5 @@
-"""The region of a result against its reference, as the cosine of their features: CLIP's (the paper's CLIP score) and
-DINO's."""
+"""The region of a result against its reference, as the cosine of their features, CLIP's (the paper's CLIP score) and
+DINO's, or of their pixels."""
 
 from __future__ import annotations
 
@@ -47,3 +47,12 @@ def clip_reference(reference: Image.Image, size: int = 224) -> np.ndarray:
 def similarity(a: Tensor, b: Tensor) -> Tensor:
     """Features (B,D) twice -> the cosine (B,) of the angle between them; times 100 it is the CLIP score."""
     return F.cosine_similarity(a.to(torch.float64), b.to(torch.float64), dim=-1)
+
+
+def copy_paste(region: Image.Image, reference: Image.Image) -> float:
+    """How much of the reference's pixels reappears in place: the correlation, -1 to 1, of the painted region's colours
+    with those of the reference squashed to its size. 1 is what pasting it there gives, about 0 what chance does."""
+    pasted = reference.resize(region.size, Image.Resampling.BILINEAR)
+    a, b = (pixels_to_tensor(picture).double() for picture in (region, pasted))
+    a, b = (x - x.mean(dim=(1, 2), keepdim=True) for x in (a, b))
+    return F.cosine_similarity(a.flatten(), b.flatten(), dim=0).item()

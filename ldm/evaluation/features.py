@@ -6,6 +6,7 @@
 | inception | Inception v3 of the original FID (Heusel et al. 2017) | images: (B,2048) | torch-fidelity |
 | dino | DINO ViT-S/16 (Caron et al. 2021) | regions: (B,384) | timm |
 | lpips | AlexNet, LPIPS (Zhang et al. 2018) | pairs of images: a distance | torchvision, torchmetrics |
+| oracle | the small world's judge | regions: shape, pattern, colours (B,24) | ldm.modules.oracle |
 
 A file is the user's, or fetched once and kept. Reading it runs no code of it, and it has to fit exactly.
 """
@@ -26,7 +27,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ldm.conventions import pixels_to_tensor
+from ldm.conventions import pixels_to_tensor, reference_to_tensor
+from ldm.data.object_crops import region_to_tensor
+from ldm.modules.oracle import Oracle
 from ldm.util import UserError, listing, sha256_of
 from ldm.weight_files import StateDict, read_file
 
@@ -149,7 +152,12 @@ def _extractor(
 
 def load_clip(file: str | Path | None = None, device: torch.device | str = "cpu", model: str = CLIP) -> Extractor:
     """CLIP's image features, (B,512) for ViT-B/32, not normalised. file: OpenAI's ViT-B-32.pt, or open_clip's weights;
-    of these only the image tower is used. Raises UserError: unknown model, weights of another one or not to be had."""
+    of these only the image tower is used. model: open_clip's name of the architecture, or a folder in transformers'
+    layout of CLIP. Raises UserError: unknown model, weights of another one or not to be had."""
+    if Path(model).is_dir():
+        if file is not None:
+            raise UserError(f"--clip_weights {file}: {model} has weights of its own; leave one of the two out")
+        return _clip_of_folder(Path(model), device)
     import open_clip
 
     if model not in open_clip.list_models():
@@ -181,6 +189,24 @@ def load_clip(file: str | Path | None = None, device: torch.device | str = "cpu"
         return transform(picture).numpy()
 
     return _extractor(tower, model, path, device, size, prepare)
+
+
+def _clip_of_folder(folder: Path, device: torch.device | str) -> Extractor:
+    """Pictures are squashed, so that nothing of a region is cut off. Raises UserError."""
+    from transformers import CLIPVisionModelWithProjection
+
+    try:
+        tower = CLIPVisionModelWithProjection.from_pretrained(folder, use_safetensors=True).float()
+    except Exception as error:  # transformers has one for everything that may be wrong with a folder
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+        raise UserError(f"--clip_model {folder}: is no CLIP in transformers' layout ({reason})") from error
+    size = tower.config.image_size
+
+    def prepare(picture: Image.Image) -> np.ndarray:
+        return reference_to_tensor(picture, size).numpy()
+
+    path = folder / "model.safetensors"
+    return _extractor(tower, folder.name, path, device, size, prepare, lambda out: out.image_embeds)
 
 
 def load_inception(file: str | Path | None = None, device: torch.device | str = "cpu") -> Extractor:
@@ -237,6 +263,21 @@ def load_lpips(file: str | Path | None = None, device: torch.device | str = "cpu
 
     model = f"AlexNet, heads of torchmetrics {torchmetrics.__version__}"
     return _extractor(network, model, path, device, result=lambda distance: distance.flatten(1))
+
+
+def load_oracle(file: str | Path, device: torch.device | str = "cpu") -> Extractor:
+    """The small world's judge: of a region, logits of its shape and of its pattern, and two colours, (B,24) in all.
+    file: a run's last.ckpt, or what scripts/convert_checkpoint.py made of it. Raises UserError."""
+    path = Path(file)
+    network = Oracle()
+    _fill(network, {name.removeprefix("oracle."): t.float() for name, t in read_file(path).items()}, "oracle", path)
+
+    def prepare(picture: Image.Image) -> np.ndarray:
+        return region_to_tensor(np.asarray(picture)).numpy()
+
+    return _extractor(
+        network, "oracle", path, device, None, prepare, lambda out: torch.cat([x.flatten(1) for x in out], 1)
+    )
 
 
 def pixels(picture: Image.Image) -> np.ndarray:

@@ -17,7 +17,10 @@ from torch import Tensor
 
 from ldm.conventions import reference_to_image, tensor_to_image
 from ldm.images import grid
+from ldm.models.diffusion.conditioning import unconditional_token
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.prior import Prior
+from ldm.models.diffusion.sampling import sample
 from ldm.models.first_stage import FirstStage
 from ldm.pipeline import Inputs, PaintByExample
 from ldm.training.checkpoints import Last
@@ -35,7 +38,7 @@ class Throughput(Callback):
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, _: Any, batch: Any, *__: Any) -> None:
         now = time.perf_counter()
-        rate = len(batch["GT"]) * trainer.world_size / (now - self.before)
+        rate = len(next(iter(batch.values()))) * trainer.world_size / (now - self.before)
         self.before = now
         pl_module.log("samples/s", rate, prog_bar=True, on_step=True, batch_size=1)
         pl_module.log("lr", trainer.optimizers[0].param_groups[0]["lr"], prog_bar=True, on_step=True, batch_size=1)
@@ -72,7 +75,7 @@ class FiniteLoss(Callback):
 class Pictures(Callback):
     """After the first step and then every so many, a grid of validation samples, with the averaged weights if there are
     any: input, masked input, reference, and an edit at each guidance scale; or, where it is the autoencoder that is
-    trained, input and reconstruction. To images/ of the run and to its loggers.
+    trained, input and reconstruction; or what the prior makes up. To images/ of the run and to its loggers.
 
     count: rows; steps: of the sampler."""
 
@@ -96,9 +99,12 @@ class Pictures(Callback):
         trainer.strategy.barrier("pictures")
 
     def draw(self, trainer: lightning.Trainer, model: Any, step: int) -> None:
+        kinds = {FirstStage: self.reconstructions, Prior: self.inventions, LatentDiffusion: self.edits}
+        columns = next((columns for kind, columns in kinds.items() if isinstance(model, kind)), None)
+        if columns is None:  # nothing to look at
+            return
         batch = trainer.datamodule.some(self.count)
-        columns = self.reconstructions(model, batch) if isinstance(model, FirstStage) else self.edits(model, batch)
-        rows = [picture.resize((TILE, TILE)) for row in zip(*columns, strict=True) for picture in row]
+        rows = [picture.resize((TILE, TILE)) for row in zip(*columns(model, batch), strict=True) for picture in row]
         sheet = grid(rows, rows=len(batch["GT"]))
         with staging(self.folder) as temporary:
             sheet.save(temporary / f"step{step:08}.png")
@@ -121,6 +127,19 @@ class Pictures(Callback):
             for scale in self.scales:
                 edits = pipeline.sample(inputs, seeds, scale, self.steps, progress=False)
                 columns.append([tensor_to_image(image) for image in edits])
+        return columns
+
+    @torch.no_grad()
+    def inventions(self, model: Prior, batch: dict[str, Tensor]) -> list[list[Image.Image]]:
+        shape = (model.channels, *(side // model.first_stage_model.factor for side in batch["GT"].shape[-2:]))
+        context = unconditional_token(model, len(batch["GT"]))
+        columns = []
+        with model.ema_scope():
+            for column in range(4):
+                seeds = [torch.Generator().manual_seed(column * len(context) + row) for row in range(len(context))]
+                x_T = torch.stack([torch.randn(shape, generator=seed) for seed in seeds]).to(model.device)
+                z = sample("plms", lambda x, t: model.apply_model(x, t, context), x_T, model.schedule, self.steps)
+                columns.append([tensor_to_image(image) for image in model.decode_first_stage(z)])
         return columns
 
     @torch.no_grad()

@@ -4,6 +4,7 @@ logs/<date>_<name>/config.yaml        the resolved config
                    checkpoints/       last.ckpt, which -r goes on from; step*.ckpt, the best by validation; with
                                       model.lora also lora.safetensors and step*-lora.safetensors, for inference
                    images/step*.png   grids of samples
+                   clip/              where CLIP is what was trained, it, in transformers' layout
                    csv/, tensorboard/ losses, learning rate, samples per second
 """
 
@@ -23,12 +24,13 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException, SI
 
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.lora import FactorsOnly, inject
+from ldm.models.contrastive import Contrastive
 from ldm.training.callbacks import FiniteLoss, Pictures, Throughput
 from ldm.training.checkpoints import AtomicCheckpointIO, Last, best
 from ldm.training.start import initial_model
 from ldm.util import UserError, instantiate_from_config, staging
 
-MONITORED = ("val/loss_simple", "val/loss_simple_ema", "val/rec_loss")
+MONITORED = ("val/loss_simple", "val/loss_simple_ema", "val/rec_loss", "val/loss")
 CLUSTER = (
     "MASTER_ADDR",
     "SLURM_JOB_ID",
@@ -179,6 +181,9 @@ def train(
             raise UserError(f"lightning.trainer: {error}; lower it, or set check_val_every_n_epoch=null") from error
         raise
     if trainer.is_global_zero:
+        if isinstance(model, Contrastive):
+            with staging(folder) as temporary:
+                model.write(temporary / "clip")
         print(f"trained to step {trainer.global_step}: {last.path}", flush=True)
     if test and "test" in data.configs:
         try:

@@ -9,7 +9,7 @@ from torch import nn
 
 from ldm.checkpoint import FIRST_CONV, load_weights, read_checkpoint, widen
 from ldm.diffusers_folder import CLIP, UNET, VAE
-from ldm.models.first_stage import FirstStage
+from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.encoders.modules import CLIP_VERSION
 from ldm.util import UserError, instantiate_from_config, listing
 from ldm.weight_files import StateDict
@@ -18,12 +18,13 @@ PRIOR = Path("pretrained_models/sd-v1-4-modified-9channel.ckpt")
 
 
 def initial_model(config: DictConfig, pretrained: str | None = None) -> nn.Module:
-    """The config's LatentDiffusion, or FirstStage, with the weights that training starts from.
+    """What the config trains, with the weights that training starts from.
 
     pretrained: a checkpoint of any format; None: what the config's `model.pretrained_model` says, or else PRIOR;
-    "none": random weights. Of a Paint by Example model all is taken. Of Stable Diffusion the autoencoder and the UNet
-    are, with zeros for the new input channels (Yang et al. 2022, section 3.1); CLIP comes from the hub, and the mapper,
-    proj_out and the learned vector start from random numbers, as does the UNet where `model.prior` is false.
+    "none": random weights. For a LatentDiffusion: of a Paint by Example model all is taken. Of Stable Diffusion the
+    autoencoder and the UNet are, with zeros for the new input channels (Yang et al. 2022, section 3.1); CLIP comes from
+    the hub, or the folder that the config names as its `version`, and the mapper, proj_out and the learned vector start
+    from random numbers, as does the UNet where `model.prior` is false.
 
     Raises UserError: no such checkpoint, one that does not fit, CLIP cannot be fetched."""
     section = config["model"]
@@ -37,11 +38,11 @@ def initial_model(config: DictConfig, pretrained: str | None = None) -> nn.Modul
     if str(path) == "none":
         return model
     own, given = model.state_dict(), read_checkpoint(path)
-    if isinstance(model, FirstStage):
+    if not isinstance(model, LatentDiffusion):
         unfit = [name for name in own if name not in given or given[name].shape != own[name].shape]
         if unfit:
             raise UserError(
-                f"checkpoint {path}: has not this autoencoder's {listing(unfit)}; name another with --pretrained_model "
+                f"checkpoint {path}: has not this model's {listing(unfit)}; name another with --pretrained_model "
                 "(none: random weights)"
             )
         model.load_state_dict({name: given[name] for name in own})
@@ -66,11 +67,12 @@ def _rest(tensors: StateDict, *prefixes: str) -> StateDict:
 
 
 def _clip(section: DictConfig) -> StateDict:
-    """CLIP's image tower from the hub or its cache, under the published names; nothing for one of a size of its own."""
+    """CLIP's image tower from a folder, the hub or its cache, under the published names; nothing where the config gives
+    its size and does not name one."""
     from transformers import CLIPVisionModel
 
     params = section["params"]["cond_stage_config"].get("params") or {}
-    if params.get("vision_config"):
+    if params.get("vision_config") and "version" not in params:
         return {}
     version = params.get("version", CLIP_VERSION)
     try:

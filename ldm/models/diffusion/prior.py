@@ -1,0 +1,35 @@
+"""What Paint by Example starts from, where there is no Stable Diffusion to start from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.models.diffusion import conditioning
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.draws import Draws
+
+
+class Prior(LatentDiffusion):
+    """A LatentDiffusion whose UNet takes 4 channels: it learns what pictures look like, nothing of references and
+    regions. Its condition is always the learned vector. scripts/modify_checkpoints.py adds the other 5 channels."""
+
+    @torch.no_grad()
+    def get_input(self, batch: Mapping[str, Tensor], *, noise: Tensor | None = None, **_: Any) -> Tensor:
+        """-> (B,4,h,w), the latent of GT."""
+        return conditioning.latent_of(self, batch["GT"], noise)
+
+    def loss_of(
+        self, batch: Mapping[str, Tensor], draws: Draws, u_cond_percent: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        z = self.get_input(batch, noise=draws.noise_gt)
+        return self.p_losses(z, conditioning.unconditional_token(self, len(z)), draws.t, draws.noise)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit":
+            self.cond_stage_model.requires_grad_(False)
+            self.proj_out.requires_grad_(False)
