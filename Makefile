@@ -4,9 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RELEASED := checkpoints/model.ckpt
-TINY := results/demo/tiny-random.safetensors
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint mini clean
 
 $(READY): setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 12) or sys.exit("Python %d.%d does not do: use 3.10 to 3.12, for instance make PYTHON=python3.11" % v)'
@@ -14,20 +13,16 @@ $(READY): setup.py pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[test]'
 	@touch $@
 
-# With the released model in checkpoints/ the demo is a real edit. Without it, it is a toy model of random weights.
+# With the released model in checkpoints/ the demo is a real edit. Without it, the miniature model edits its own world.
 demo: $(READY)
 ifneq ($(wildcard $(RELEASED)),)
 	$(BIN)/python scripts/inference.py --image_path examples/image/example_1.jpg --mask_path examples/mask/example_1.png \
 	  --reference_path examples/reference/example_1.jpg --scale 5 --outdir results/demo
 	@echo 'Look at results/demo/grid/grid-example_1_321.png: photo, region, reference, edit.'
 else
-	$(BIN)/python scripts/random_checkpoint.py configs/tiny.yaml $(TINY)
-	$(BIN)/python scripts/inference.py --image_path examples/image/example_1.jpg --mask_path examples/mask/example_1.png \
-	  --reference_path examples/reference/example_1.jpg --scale 5 --outdir results/demo \
-	  --config configs/tiny.yaml --ckpt $(TINY) --H 256 --W 256
-	@echo 'Look at results/demo/grid/grid-example_1_321.png: photo, region, reference, edit.'
-	@echo 'There is no $(RELEASED) here, so a toy model of random weights ran: every part works, but all it makes is noise.'
-	@echo 'For real edits put the released model there (README.md, "The model") and run make demo again.'
+	$(BIN)/python scripts/inference_test_bench.py --bench examples/mini --outdir results/demo --batch_size 12 --grid 12
+	@echo 'Look at results/demo/grid.png: photo, region, reference, edit, in a small world of painted shapes.'
+	@echo 'For edits of photographs put the released model at $(RELEASED) (README.md, "The model") and run make demo again.'
 endif
 
 lint: $(READY)
@@ -42,3 +37,23 @@ test-slow: lint
 
 clean:
 	rm -rf $(VENV) *.egg-info
+
+# The miniature model from nothing: its world, CLIP, autoencoder, prior, and Paint by Example on them, in logs/mini. What
+# is trained already is not trained again; what was stopped goes on.
+train = if [ -f logs/mini/$(1)/checkpoints/last.ckpt ]; then $(BIN)/python main.py -r logs/mini/$(1); \
+  else $(BIN)/python main.py --project logs/mini/$(1) --base $(2); fi
+mini: $(READY)
+	[ -d dataset/miniworld ] || $(BIN)/python scripts/make_miniworld.py
+	[ -f dataset/miniworld/bbox/train.parquet ] || $(BIN)/python scripts/read_bbox.py --dataset_dir dataset/miniworld
+	$(call train,first_stage,configs/mini/first_stage.yaml)
+	$(call train,clip,configs/mini/clip.yaml)
+	$(call train,oracle,configs/mini/oracle.yaml)
+	$(call train,prior,configs/mini/paint_by_example.yaml configs/mini/prior.yaml)
+	$(BIN)/python scripts/modify_checkpoints.py --ema --input logs/mini/prior/checkpoints/last.ckpt \
+	  --output logs/mini/prior-9channel.safetensors
+	$(call train,paint_by_example,configs/mini/paint_by_example.yaml)
+	$(BIN)/python scripts/convert_checkpoint.py --ema --half logs/mini/paint_by_example/checkpoints/last.ckpt \
+	  logs/mini/mini.safetensors
+	$(BIN)/python scripts/convert_checkpoint.py --half logs/mini/oracle/checkpoints/last.ckpt logs/mini/mini_oracle.safetensors
+	$(BIN)/python scripts/mini_table.py --ckpt logs/mini/mini.safetensors --clip logs/mini/clip/clip \
+	  --oracle logs/mini/mini_oracle.safetensors --outdir logs/mini/table

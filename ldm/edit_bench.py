@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ldm.conventions import tensor_to_image
 from ldm.data.test_bench_dataset import COCOImageDataset, result_path
+from ldm.images import grid
 from ldm.pipeline import Inputs, PaintByExample, stack
 from ldm.util import UserError, staging
 
@@ -100,3 +101,16 @@ def edit_cases(
         for rest in filter(None, waiting.values()):
             make(rest)
     return problems
+
+
+def sheet(bench: COCOImageDataset, columns: Sequence[Path], cases: Sequence[int], tile: int = 128) -> Image.Image:
+    """A row per case: photo, photo with its region grey, reference, then its result in each of the folders."""
+    cells = []
+    for i in cases:
+        photo, mask, reference = bench.pictures(i)
+        masked = Image.composite(Image.new("RGB", photo.size, "gray"), photo, mask)
+        results = [Image.open(result_path(folder, bench.ids[i])).convert("RGB") for folder in columns]
+        cells += [
+            picture.resize((tile, tile), Image.Resampling.BICUBIC) for picture in (photo, masked, reference, *results)
+        ]
+    return grid(cells, rows=len(cases))

@@ -15,13 +15,14 @@ import sys
 from pathlib import Path
 
 from ldm.arguments import add_model, add_sampling, sampler_of
-from ldm.util import UserError, command, sha256_of
+from ldm.util import UserError, command, sha256_of, staging
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--bench", default="test_bench", help="folder of the benchmark (%(default)s)")
     p.add_argument("--outdir", type=Path, default=Path("results/test_bench"), help="(%(default)s)")
+    p.add_argument("--grid", type=int, default=0, help="draw so many cases side by side, to <outdir>/grid.png (none)")
     p.add_argument("--batch_size", type=int, default=4, help="pictures made at once (4)")
     how = add_sampling(p)
     how.add_argument("--seed", type=int, default=321, help="of all cases together; each draws its own from it (321)")
@@ -33,8 +34,9 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     opt = parser().parse_args()
     sampler = sampler_of(opt)
-    if not 1 <= opt.batch_size <= 1000:
-        raise UserError(f"--batch_size {opt.batch_size} is out of range; use 1 to 1000")
+    for name, least in (("batch_size", 1), ("grid", 0)):
+        if not least <= getattr(opt, name) <= 1000:
+            raise UserError(f"--{name} {getattr(opt, name)} is out of range; use {least} to 1000")
 
     from ldm.data.test_bench_dataset import COCOImageDataset, refuse, result_path
 
@@ -45,7 +47,7 @@ def main() -> None:
     from omegaconf import OmegaConf
 
     from ldm.checkpoint import choose_model
-    from ldm.edit_bench import agree, edit_cases, share
+    from ldm.edit_bench import agree, edit_cases, share, sheet
     from ldm.pipeline import PaintByExample, check_request
     from ldm.util import load_config
 
@@ -68,10 +70,13 @@ def main() -> None:
     todo = [i for i in mine if not result_path(results, bench.ids[i]).exists()]
     if len(todo) < len(mine):
         print(f"{len(mine) - len(todo)} of {len(mine)} results are there already", flush=True)
-    if not todo:
-        return
     problems = edit_cases(edit, bench, todo, results, opt.seed, opt.batch_size, rank == 0, **sampling)
     print(f"{results}: {len(todo) - len(problems)} pictures written", flush=True)
+    made = [i for i, name in enumerate(bench.ids) if result_path(results, name).exists()]
+    if opt.grid and made and rank == 0:
+        with staging(opt.outdir) as temporary:
+            sheet(bench, [results], made[: opt.grid]).save(temporary / "grid.png")
+        print(f"wrote {opt.outdir / 'grid.png'}: photo, region, reference, edit", flush=True)
     if problems:
         few = f"{len(problems)} of {len(todo)} cases could not be edited ({'; '.join(problems[:3])})"
         if world == 1:

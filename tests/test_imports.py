@@ -23,7 +23,7 @@ ORDER = [
     ["ldm.models.diffusion.ddpm", "ldm.models.first_stage", "ldm.models.contrastive", "ldm.models.judge"],
     ["ldm.models.diffusion.prior"],
     ["ldm.pipeline", "ldm.data", "ldm.evaluation", "ldm.arguments"],
-    ["ldm.training", "ldm.edit_bench"],
+    ["ldm.training", "ldm.edit_bench", "ldm.mini_table"],
     ["main", "scripts"],
 ]
 SEPARATE = {  # see these and themselves, never models

@@ -49,13 +49,14 @@ def identity_numbers(thing: Mapping[str, Any]) -> dict[str, Tensor]:
     }
 
 
-def bench_identities(bench: Path) -> dict[str, dict[str, Tensor]]:
-    """Id -> what a case's reference is, in the small world's benchmark; nothing for another. Raises UserError."""
+def bench_identities(bench: Path, which: str = "reference") -> dict[str, dict[str, Tensor]]:
+    """Id -> what a case's reference is, or ("replaced") the object whose place it is to take, in the small world's
+    benchmark; nothing for another. Raises UserError."""
     path = bench / ATTRIBUTES
     if not path.exists():
         return {}
     try:
-        return {name: identity_numbers(case["reference"]) for name, case in json.loads(path.read_text()).items()}
+        return {name: identity_numbers(case[which]) for name, case in json.loads(path.read_text()).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); make the benchmark again, or remove it") from error
 

@@ -1,0 +1,88 @@
+"""The small world's table: what its parts can do, and how the miniature model's edits score.
+
+    python scripts/mini_table.py                                   # the model that ships, in minutes
+    python scripts/mini_table.py --scales 1 2 3 5 7.5 10           # guidance
+
+Draws the benchmark if it is not there (test_bench_mini), edits its 600 cases at each scale (0: the learned vector
+instead of the reference, the floor), and prints the table; writes <outdir>/<name>.json, <name>.png and the edits. What
+is there already is not made again."""
+
+import argparse
+from pathlib import Path
+
+from ldm.util import UserError, command, sha256_of
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@command
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--config", default=ROOT / "configs/mini/paint_by_example.yaml")
+    p.add_argument("--ckpt", default=ROOT / "pretrained_models/mini.safetensors")
+    p.add_argument("--clip", type=Path, default=ROOT / "pretrained_models/mini_clip", help="(%(default)s)")
+    p.add_argument("--oracle", type=Path, default=ROOT / "pretrained_models/mini_oracle.safetensors")
+    p.add_argument("--bench", type=Path, default=Path("test_bench_mini"), help="(%(default)s)")
+    p.add_argument("--outdir", type=Path, default=Path("results/mini"), help="(%(default)s)")
+    p.add_argument("--name", default="mini", help="of the model's rows (%(default)s)")
+    p.add_argument("--scales", type=float, nargs="+", default=[0.0, 5.0], help="of guidance (0 5)")
+    p.add_argument("--steps", type=int, default=50, help="of PLMS (50)")
+    p.add_argument("--seed", type=int, default=321, help="(321)")
+    p.add_argument("--batch_size", type=int, default=50, help="pictures at once (50)")
+    p.add_argument("--bare", action="store_true", help="the model's rows alone, not those it is compared with")
+    p.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the fastest there is)")
+    opt = p.parse_args()
+    if not 1 <= opt.batch_size <= 1000:
+        raise UserError(f"--batch_size {opt.batch_size} is out of range; use 1 to 1000")
+
+    from transformers import CLIPModel
+
+    from ldm import mini_table
+    from ldm.data.make_miniworld import write_bench
+    from ldm.data.test_bench_dataset import COCOImageDataset
+    from ldm.edit_bench import sheet
+    from ldm.evaluation.features import load_clip, load_oracle
+    from ldm.pipeline import PaintByExample, check_request
+
+    for scale in opt.scales:
+        check_request(scale, opt.steps, "plms", 0.0, [opt.seed])
+    edit = PaintByExample.load(opt.config, opt.ckpt, opt.device)
+    extractors = {"clip": load_clip(None, edit.device, str(opt.clip)), "oracle": load_oracle(opt.oracle, edit.device)}
+    if not opt.bench.exists():
+        write_bench(opt.bench, 600, 2000, 64, (192, 144), 0)
+    bench = COCOImageDataset(opt.bench)
+    real, mixture = mini_table.real_pictures(opt.bench, extractors["clip"])
+
+    rows, folders = {}, []
+    if not opt.bare:
+        psnr = mini_table.reconstruction_psnr(edit.model, bench).mean()
+        shape, pattern = mini_table.zero_shot_accuracy(CLIPModel.from_pretrained(opt.clip).float().eval(), bench)
+        ceiling = mini_table.oracle_on_real(extractors["oracle"], bench)
+        print(f"autoencoder, photos of the benchmark: {psnr:.1f} dB")
+        print(f"CLIP, its references, zero-shot: shape {shape:.0%}, pattern {pattern:.0%}")
+        print(
+            "oracle on real objects: shape {shape:.1%}, pattern {pattern:.1%}, colour error {colour_error:.1f}".format(
+                **ceiling
+            )
+        )
+        for name, make in (("photo, unedited", mini_table.unedited), ("reference, pasted", mini_table.pasted)):
+            folder = opt.outdir / name.replace(", ", "-")
+            if not folder.exists():
+                make(bench, folder)
+            rows[name] = mini_table.scored(folder, bench, extractors, real, mixture)
+    settings = {"sha256": sha256_of(opt.ckpt)}
+    for scale in opt.scales:
+        outdir = opt.outdir / f"{opt.name}-scale-{scale:g}"
+        sampling = {"scale": scale, "steps": opt.steps, "sampler": "plms", "eta": 0.0}
+        mini_table.edited(edit, bench, outdir, settings, opt.seed, opt.batch_size, **sampling)
+        label = f"{opt.name}, v for c" if scale == 0 else f"{opt.name}, scale {scale:g}"
+        rows[label] = mini_table.scored(outdir / "results", bench, extractors, real, mixture)
+        folders.append(outdir / "results")
+    mini_table.write_rows(opt.outdir / f"{opt.name}.json", rows)
+    sheet(bench, folders, range(min(12, len(bench)))).save(opt.outdir / f"{opt.name}.png")
+    print(mini_table.table(rows))
+    print(f"wrote {opt.outdir / f'{opt.name}.json'} and {opt.outdir / f'{opt.name}.png'}")
+
+
+if __name__ == "__main__":
+    main()
