@@ -193,20 +193,23 @@ def load_clip(file: str | Path | None = None, device: torch.device | str = "cpu"
 
 def _clip_of_folder(folder: Path, device: torch.device | str) -> Extractor:
     """Pictures are squashed, so that nothing of a region is cut off. Raises UserError."""
-    from transformers import CLIPVisionModelWithProjection
+    from transformers import CLIPModel
 
     try:
-        tower = CLIPVisionModelWithProjection.from_pretrained(folder, use_safetensors=True).float()
+        clip = CLIPModel.from_pretrained(folder, use_safetensors=True).float()
     except Exception as error:  # transformers has one for everything that may be wrong with a folder
         reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise UserError(f"--clip_model {folder}: is no CLIP in transformers' layout ({reason})") from error
-    size = tower.config.image_size
+    size = clip.config.vision_config.image_size
 
     def prepare(picture: Image.Image) -> np.ndarray:
         return reference_to_tensor(picture, size).numpy()
 
-    path = folder / "model.safetensors"
-    return _extractor(tower, folder.name, path, device, size, prepare, lambda out: out.image_embeds)
+    def result(out: Any) -> Tensor:
+        return clip.visual_projection(out.pooler_output)
+
+    clip.eval().requires_grad_(False).to(device)
+    return _extractor(clip.vision_model, folder.name, folder / "model.safetensors", device, size, prepare, result)
 
 
 def load_inception(file: str | Path | None = None, device: torch.device | str = "cpu") -> Extractor:

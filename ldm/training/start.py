@@ -70,11 +70,14 @@ def _clip(section: DictConfig) -> StateDict:
     """CLIP's image tower from a folder, the hub or its cache, under the published names; nothing where the config gives
     its size and does not name one."""
     from transformers import CLIPVisionModel
+    from transformers.utils import logging
 
     params = section["params"]["cond_stage_config"].get("params") or {}
     if params.get("vision_config") and "version" not in params:
         return {}
     version = params.get("version", CLIP_VERSION)
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # it lists the weights of the text tower, which nobody asked for
     try:
         tensors = CLIPVisionModel.from_pretrained(version).state_dict()
     except Exception as error:  # the hub's client raises those of its HTTP library as they are
@@ -83,4 +86,6 @@ def _clip(section: DictConfig) -> StateDict:
             f"CLIP {version}: could not be fetched from the hub ({reason}); connect to it, or start from a model that "
             "holds CLIP: --pretrained_model checkpoints/model.ckpt"
         ) from error
+    finally:
+        logging.set_verbosity(level)
     return {CLIP + name.removeprefix("vision_model."): tensor for name, tensor in tensors.items()}

@@ -1,0 +1,344 @@
+"""The method in miniature: the small world's CLIP, oracle and prior, what judges edits, and the chain of it all."""
+
+import json
+import re
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from omegaconf import OmegaConf
+from PIL import Image
+
+from ldm import mini_table
+from ldm.checkpoint import FIRST_CONV, MINI_CONFIG, load_model, read_checkpoint
+from ldm.conventions import reference_to_tensor
+from ldm.data.miniworld import CAPTION_LENGTH, COLOURS, END, PATTERNS, SHAPES, WORDS, Identity, caption, caption_tokens
+from ldm.data.object_crops import ReferenceCrops, RegionCrops, bench_identities, identity_numbers, lab, read_objects
+from ldm.data.test_bench_dataset import COCOImageDataset, result_path
+from ldm.evaluation.benchmark import identity_scores
+from ldm.evaluation.clip_score import copy_paste
+from ldm.evaluation.fid import Statistics
+from ldm.models.contrastive import Contrastive
+from ldm.models.diffusion.conditioning import unconditional_token
+from ldm.models.diffusion.draws import Draws
+from ldm.modules.oracle import colour_error
+from ldm.util import UserError, load_config
+from tests.conftest import ROOT
+
+MINI = ROOT / "configs/mini"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """dataset/miniworld, prepared, and test_bench_mini, as scripts/make_miniworld.py draws them, small."""
+    from ldm.data.make_miniworld import write_bench, write_world
+
+    root = tmp_path_factory.mktemp("mini")
+    write_world(root / "world", {"train": 24, "validation": 6, "test": 4, "oracle": 12}, (192, 144), 3)
+    write_bench(root / "bench", 6, 30, 64, (192, 144), 3)
+    return root
+
+
+# ------------------------------------------------------------------------------------------------ data
+
+
+def test_every_caption_fits_and_reads_back():
+    colours = list(COLOURS.values())
+    longest = 0
+    for shape in SHAPES:
+        for pattern in PATTERNS:
+            for first, second in zip(colours, colours[1:] + colours[:1], strict=True):
+                text = caption(Identity(shape, pattern, first, second))
+                tokens = caption_tokens(text)
+                assert tokens.shape == (CAPTION_LENGTH,) and tokens.argmax() == len(text.split())
+                assert " ".join(WORDS[token - 1] for token in tokens if 0 < token < END) == text
+                longest = max(longest, len(text.split()) + 1)
+    assert longest <= CAPTION_LENGTH
+    text_config = OmegaConf.load(MINI / "clip.yaml").model.params.text_config
+    assert text_config.vocab_size > END and text_config.max_position_embeddings == CAPTION_LENGTH
+
+
+def test_colours_in_lab():
+    """Red, white and a grey as CIE has them for sRGB under D65."""
+    known = [(53.24, 80.09, 67.20), (100.0, 0.0, 0.0), (53.59, 0.0, 0.0)]
+    np.testing.assert_allclose(100 * lab([(1, 0, 0), (1, 1, 1), (0.5, 0.5, 0.5)]), known, atol=0.3)
+
+
+def test_crops_are_functions_of_their_key(world):
+    objects = read_objects(world / "world", "train")
+    for kind in (ReferenceCrops, RegionCrops):
+        plain, augmented = (kind("train", str(world / "world"), augment=augment) for augment in (False, True))
+        assert len(plain) == len(objects)
+        for i in (0, 5):
+            assert torch.equal(augmented[2, i]["image"], augmented[2, i]["image"])
+            assert not torch.equal(augmented[2, i]["image"], augmented[3, i]["image"])
+            assert torch.equal(plain[0, i]["image"], plain[i]["image"])
+            thing = objects[i]
+            assert plain[i]["shape"] == SHAPES.index(thing["shape"])
+            assert plain[i]["pattern"] == PATTERNS.index(thing["pattern"])
+            assert " ".join(WORDS[t - 1] for t in plain[i]["caption"] if 0 < t < END) == thing["caption"]
+
+
+def test_crops_show_the_object(world):
+    """A reference is the box and 10 px around it; a region is the box alone."""
+    thing = read_objects(world / "world", "validation")[1]
+    picture = np.asarray(Image.open(world / "world" / thing["image"]).convert("RGB"))
+    x0, y0, x1, y1 = thing["box"]
+    around = picture[max(0, y0 - 10) : y1 + 10, max(0, x0 - 10) : x1 + 10]
+    reference = ReferenceCrops("validation", str(world / "world"))[1]["image"]
+    wanted = reference_to_tensor(Image.fromarray(cv2.resize(around, (224, 224))))
+    assert (reference - wanted).abs().mean() < 0.02
+    region = RegionCrops("validation", str(world / "world"), least=56)[1]["image"]
+    wanted = torch.from_numpy(cv2.resize(picture[y0:y1, x0:x1], (40, 40), interpolation=cv2.INTER_AREA))
+    assert (region - wanted.permute(2, 0, 1) / 255).abs().mean() < 0.08
+
+
+def test_a_world_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="make_miniworld"):
+        ReferenceCrops("train", str(tmp_path))
+    (tmp_path / "attributes.json").write_text('{"0": {"reference": {"shape": "cube"}}}')
+    with pytest.raises(UserError, match="attributes"):
+        bench_identities(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ parts
+
+
+def clip_of(world, count=8):
+    torch.manual_seed(1)
+    model = Contrastive(**OmegaConf.to_container(OmegaConf.load(MINI / "clip.yaml").model.params)).eval()
+    data = ReferenceCrops("train", str(world / "world"))
+    batch = {key: torch.stack([data[i][key] for i in range(count)]) for key in data[0]}
+    return model, batch
+
+
+def test_the_contrastive_loss_is_clips(world):
+    """transformers' own, where all captions differ; where two are the same, either image may go with either."""
+    model, batch = clip_of(world)
+    assert len({tuple(caption) for caption in batch["caption"].tolist()}) == 8
+    with torch.no_grad():
+        theirs = model.clip(input_ids=batch["caption"], pixel_values=batch["image"], return_loss=True).loss
+        torch.testing.assert_close(model.loss_of(batch), theirs)
+        batch["caption"][1] = batch["caption"][0]
+        logits = model.clip(input_ids=batch["caption"], pixel_values=batch["image"]).logits_per_image
+        target = torch.eye(8)
+        target[:2, :2] = 0.5
+        ways = [-(target * F.log_softmax(each, dim=1)).sum(dim=1).mean() for each in (logits, logits.T)]
+        torch.testing.assert_close(model.loss_of(batch), sum(ways) / 2)
+
+
+def test_the_last_word_is_what_the_text_tower_reads(world):
+    """Not what fills a caption up, and not a shorter one's end."""
+    model, _ = clip_of(world)
+    tokens = torch.from_numpy(caption_tokens("a solid red star"))[None]
+    longer = torch.cat([tokens[:, :-2], torch.zeros(1, 2, dtype=torch.long)], dim=1)
+    with torch.no_grad():
+        one, other = (model.clip.text_model(input_ids=each) for each in (tokens, longer))
+        torch.testing.assert_close(one.pooler_output, other.pooler_output)
+        torch.testing.assert_close(one.pooler_output[0], one.last_hidden_state[0, 4])
+
+
+def test_zero_shot_takes_the_nearest_captions():
+    """A CLIP whose features are the attributes themselves is always right."""
+
+    class Tower(torch.nn.Module):
+        def __init__(self, features):
+            super().__init__()
+            self.features = features
+
+        def forward(self, **inputs):
+            (x,) = inputs.values()
+            return type("Out", (), {"pooler_output": self.features(x)})
+
+    shapes = torch.tensor([WORDS.index(shape) + 1 for shape in SHAPES])
+    words = {"solid": "solid", "stripes": "striped", "dots": "dotted", "checks": "checked"}
+    words |= {"waves": "wavy", "halves": "halved"}
+    patterns = torch.tensor([WORDS.index(words[pattern]) + 1 for pattern in PATTERNS])
+
+    def of_text(tokens):
+        return torch.cat([(tokens[..., None] == numbers).any(1) for numbers in (shapes, patterns)], dim=1).float()
+
+    clip = type("Clip", (), {})()
+    clip.text_model, clip.vision_model = Tower(of_text), Tower(lambda x: x)
+    clip.text_projection = clip.visual_projection = torch.nn.Identity()
+    shape, pattern = torch.arange(12), torch.arange(12) % 6
+    images = torch.cat([F.one_hot(shape, 12), F.one_hot(pattern, 6)], dim=1).float()
+    told = mini_table.zero_shot(clip, images)
+    assert torch.equal(told[0], shape) and torch.equal(told[1], pattern)
+
+
+def test_colour_error():
+    red, blue, grey = torch.eye(3)
+    wanted = torch.stack([red, blue])[None]
+    assert colour_error(wanted.flip(1), wanted) == 0
+    torch.testing.assert_close(colour_error(torch.stack([red, grey])[None], wanted), torch.tensor([50 * 2**0.5]))
+
+
+def test_identity_scores():
+    thing = {"shape": "star", "pattern": "dots", "colour": (1, 0, 0), "second": (1, 1, 1)}
+    wanted = identity_numbers(thing)
+    right = torch.cat([
+        F.one_hot(torch.tensor(SHAPES.index("star")), 12).float(),
+        F.one_hot(torch.tensor(PATTERNS.index("dots")), 6).float(),
+        wanted["colours"].flatten(),
+    ])  # fmt: skip
+    wrong = right.roll(1)
+    scores = identity_scores(torch.stack([right, wrong]), [wanted, wanted])
+    assert scores["shape"].tolist() == [1, 0] and scores["pattern"].tolist() == [1, 0]
+    assert scores["colour_error"][0] == 0 and scores["colour_error"][1] > 10
+
+
+def test_copy_paste():
+    rng = np.random.default_rng(0)
+    region, other = (Image.fromarray(rng.integers(0, 256, (30, 24, 3), dtype=np.uint8)) for _ in range(2))
+    assert copy_paste(region, region) == pytest.approx(1)
+    assert copy_paste(region, region.resize((240, 300), Image.Resampling.NEAREST)) > 0.9
+    assert abs(copy_paste(region, other)) < 0.1
+    negative = Image.fromarray(255 - np.asarray(region))
+    assert copy_paste(region, negative) == pytest.approx(-1)
+    darker = region.point(lambda value: value // 2 + 20)  # the same pixels in another light
+    assert copy_paste(region, darker) > 0.99
+
+
+def test_the_interval_of_a_fid():
+    """About as wide as FIDs of sets drawn anew are spread."""
+    rng = np.random.default_rng(0)
+    real = Statistics()
+    real.add(rng.normal(size=(4000, 8)))
+    values = []
+    for _ in range(60):
+        drawn = rng.normal(0.3, 1.0, (300, 8))
+        some = Statistics()
+        some.add(drawn)
+        values.append(mini_table.frechet_distance(some.mean, some.covariance, real.mean, real.covariance))
+    low, high = mini_table.fid_interval(drawn, real, values[-1])
+    assert low < values[-1] < high
+    assert 0.6 < (high - low) / (np.quantile(values, 0.975) - np.quantile(values, 0.025)) < 1.6
+
+
+# ------------------------------------------------------------------------------------------------ prior
+
+
+def test_the_prior_learns_from_pictures_alone():
+    """Its loss is that of the 4 latent channels with the learned vector; it has no gradient from references."""
+    config = load_config(OmegaConf.merge(OmegaConf.load(MINI_CONFIG), OmegaConf.load(MINI / "prior.yaml")))
+    from ldm.util import instantiate_from_config
+
+    model = instantiate_from_config(config["model"], torch.nn.Module).train()
+    torch.nn.init.normal_(model.model.diffusion_model.out[2].weight, std=0.01)  # it starts at zero
+    model.setup("fit")
+    batch = {"GT": torch.rand(2, 3, 64, 64) * 2 - 1, "ref_imgs": torch.full((2, 3, 224, 224), torch.nan)}
+    draws = Draws.of([(0,), (1,)], (4, 16, 16), 1000, "cpu")
+    loss, _ = model.loss_of(batch, draws, 0.2)
+    posterior = model.first_stage_model.encode(batch["GT"])
+    z = model.scale_factor * (posterior.mean + posterior.std * draws.noise_gt)
+    abar = model.alphas_cumprod[draws.t].view(-1, 1, 1, 1)
+    x = abar.sqrt() * z + (1 - abar).sqrt() * draws.noise
+    eps = model.model(x, draws.t, unconditional_token(model, 2))
+    torch.testing.assert_close(loss, (eps - draws.noise).square().mean())
+    loss.backward()
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert {name.split(".")[0] for name in names} == {"model", "learnable_vector"}
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+# ------------------------------------------------------------------------------------------------ the chain
+
+
+@pytest.fixture
+def main(monkeypatch, capfd):
+    """main.py in this process -> stdout. A run of it installs signal handlers: they are put back."""
+    import runpy
+    import signal
+
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+
+    def run(*args):
+        monkeypatch.setattr("sys.argv", ["main.py", *map(str, args)])
+        monkeypatch.delenv("PAINT_BY_EXAMPLE_RUN", raising=False)
+        runpy.run_path(str(ROOT / "main.py"), run_name="__main__")
+        return capfd.readouterr().out
+
+    yield run
+    for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+        signal.signal(number, handler)
+
+
+def test_the_whole_chain(world, main, script, tmp_path, monkeypatch):
+    """What `make mini` does, in its order, two steps of each training: world, autoencoder, CLIP, oracle, prior, widened
+    UNet, Paint by Example, edits, table."""
+    monkeypatch.chdir(tmp_path)
+    assert script("read_bbox", "--dataset_dir", world / "world")[0] == 0
+    recipe = (ROOT / "Makefile").read_text().split("\nmini:")[1]
+    calls = re.findall(r"\(call train,(\w+),([^)]+)\)", recipe)
+    assert [name for name, _ in calls] == ["first_stage", "clip", "oracle", "prior", "paint_by_example"]
+    short = ["--max_steps", 2, "--limit_val_batches", 1, "--accelerator", "cpu", "--enable_progress_bar", False]
+    short += ["--precision", 32, "--val_check_interval", 2, f"data.params.dataset_dir={world / 'world'}"]
+    short += ["data.params.batch_size=4", "data.params.num_workers=0", "lightning.images.steps=2", "--no-test"]
+    short += ["lightning.images.count=2"]
+    commands = [line.strip() for line in recipe.replace("\\\n", " ").splitlines() if "scripts/" in line]
+    commands = [words for words in (c.split() for c in commands) if words[0] == "$(BIN)/python"]
+    for name, configs in calls:
+        if name == "paint_by_example":
+            run_script(script, commands.pop(0), "modify_checkpoints")
+        out = main("--project", f"logs/mini/{name}", "--base", *(ROOT / each for each in configs.split()), *short)
+        assert "trained to step 2" in out
+    assert (tmp_path / "logs/mini/clip/clip/config.json").exists()
+    for name, columns in (("first_stage", 2), ("prior", 4), ("paint_by_example", 5)):
+        assert Image.open(tmp_path / f"logs/mini/{name}/images/step00000001.png").width == columns * 258 - 2
+
+    clip = read_safetensors(tmp_path / "logs/mini/clip/clip/model.safetensors")
+    prior, last = (read_checkpoint(f"logs/mini/{name}/checkpoints/last.ckpt") for name in ("prior", "paint_by_example"))
+    first_stage = read_checkpoint("logs/mini/first_stage/checkpoints/last.ckpt")
+    wide = read_checkpoint("logs/mini/prior-9channel.safetensors")
+    assert all(
+        torch.equal(prior[name], tensor) and torch.equal(last[name], tensor) for name, tensor in first_stage.items()
+    )
+    for name in ("vision_model.pre_layrnorm.weight", "vision_model.encoder.layers.5.mlp.fc2.weight"):
+        assert torch.equal(last[f"cond_stage_model.transformer.{name}"], clip[name])
+    assert wide[FIRST_CONV].shape[1] == 9 and not wide[FIRST_CONV][:, 4:].any()
+    assert last[FIRST_CONV][:, 4:].any()  # which training fills
+
+    run_script(script, commands.pop(0), "convert_checkpoint")
+    run_script(script, commands.pop(0), "convert_checkpoint")
+    shutil.copytree(world / "bench", tmp_path / "bench")
+    words = [*commands.pop(0), "--bench", "bench", "--steps", "2", "--batch_size", "6", "--device", "cpu"]
+    out = run_script(script, words, "mini_table")
+    assert not commands
+    rows = json.loads((tmp_path / "logs/mini/table/mini.json").read_text())
+    assert list(rows)[:2] == ["photo, unedited", "reference, pasted"] and len(rows) == 4
+    assert rows["reference, pasted"]["copy_paste"]["value"] == pytest.approx(1, abs=1e-3)
+    assert all(f"| {name} |" in out for name in rows)
+    load_model(MINI_CONFIG, "logs/mini/mini.safetensors")
+
+
+def run_script(script, words, name):
+    words = [word for word in words if word != "\\"]
+    assert words[:2] == ["$(BIN)/python", f"scripts/{name}.py"]
+    code, out, err = script(name, *words[2:])
+    assert code == 0, err
+    return out
+
+
+def read_safetensors(path):
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+# ------------------------------------------------------------------------------------------------ rows
+
+
+def test_rows_to_compare_with(world, tmp_path):
+    bench = COCOImageDataset(str(world / "bench"))
+    mini_table.unedited(bench, tmp_path / "unedited")
+    mini_table.pasted(bench, tmp_path / "pasted")
+    for i, name in enumerate(bench.ids):
+        photo, mask, reference = (np.asarray(picture) for picture in bench.pictures(i))
+        assert np.array_equal(np.asarray(Image.open(result_path(tmp_path / "unedited", name))), photo)
+        pasted = np.asarray(Image.open(result_path(tmp_path / "pasted", name)))
+        assert np.array_equal(pasted[mask < 128], photo[mask < 128])
+        assert abs(pasted[mask >= 128].mean() - reference.mean()) < 6
