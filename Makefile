@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RELEASED := checkpoints/model.ckpt
 
-.PHONY: demo test test-slow lint mini clean
+.PHONY: demo test test-slow lint mini mini-table3 clean
 
 $(READY): setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 12) or sys.exit("Python %d.%d does not do: use 3.10 to 3.12, for instance make PYTHON=python3.11" % v)'
@@ -41,7 +41,7 @@ clean:
 # The miniature model from nothing: its world, CLIP, autoencoder, prior, and Paint by Example on them, in logs/mini. What
 # is trained already is not trained again; what was stopped goes on.
 train = if [ -f logs/mini/$(1)/checkpoints/last.ckpt ]; then $(BIN)/python main.py -r logs/mini/$(1); \
-  else $(BIN)/python main.py --project logs/mini/$(1) --base $(2); fi
+  else $(BIN)/python main.py --project logs/mini/$(1) --base $(2) $(3); fi
 mini: $(READY)
 	[ -d dataset/miniworld ] || $(BIN)/python scripts/make_miniworld.py
 	[ -f dataset/miniworld/bbox/train.parquet ] || $(BIN)/python scripts/read_bbox.py --dataset_dir dataset/miniworld
@@ -57,3 +57,20 @@ mini: $(READY)
 	$(BIN)/python scripts/convert_checkpoint.py --half logs/mini/oracle/checkpoints/last.ckpt logs/mini/mini_oracle.safetensors
 	$(BIN)/python scripts/mini_table.py --ckpt logs/mini/mini.safetensors --clip logs/mini/clip/clip \
 	  --oracle logs/mini/mini_oracle.safetensors --outdir logs/mini/table
+
+# The paper's Table 3 on it: each row trained for the same number of steps from the same prior, the last two with two seeds.
+define row
+	$(call train,table3/$(1)-$(2),configs/mini/paint_by_example.yaml configs/ablation/$(1).yaml configs/mini/budget.yaml,--seed $(2))
+	$(BIN)/python scripts/convert_checkpoint.py --ema logs/mini/table3/$(1)-$(2)/checkpoints/last.ckpt \
+	  logs/mini/table3/$(1)-$(2)/model.safetensors
+	$(BIN)/python scripts/mini_table.py --config logs/mini/table3/$(1)-$(2)/config.yaml \
+	  --ckpt logs/mini/table3/$(1)-$(2)/model.safetensors --bare --name '$(1), seed $(2)' --scales $(3) --outdir logs/mini/table
+endef
+mini-table3: $(READY)
+	$(call row,baseline,23,1)
+	$(call row,prior,23,1)
+	$(call row,augmentation,23,1)
+	$(call row,bottleneck,23,1)
+	$(call row,bottleneck,24,1)
+	$(call row,classifier_free,23,5)
+	$(call row,classifier_free,24,5)

@@ -27,7 +27,7 @@ from ldm.evaluation.fid import Statistics, frechet_distance
 from ldm.evaluation.folder import features_of, real_statistics
 from ldm.evaluation.quality import Mixture
 from ldm.pipeline import PaintByExample
-from ldm.util import staging
+from ldm.util import UserError, staging
 
 SKIPPED = ("fid_inception", "kid", "dino", "lpips", "psnr", "ssim")
 COLUMNS = {  # metric -> head of its column
@@ -193,6 +193,16 @@ def _cell(key: str, score: dict[str, float]) -> str:
     digits = 1 if key in ("colour_error", "clip_score", "qs") else 2
     half = (score["high"] - score["low"]) / 2
     return f"{score['value']:.{digits}f} ± {half:.{digits}f}"
+
+
+def read_rows(path: Path) -> dict[str, Any]:
+    """What write_rows wrote. Raises UserError."""
+    try:
+        rows = json.loads(path.read_text())
+        table(rows)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: holds no rows of the table ({error!r}); name one that mini_table.py wrote") from error
+    return rows
 
 
 def write_rows(path: Path, rows: dict[str, Any]) -> None:

@@ -29,11 +29,17 @@ def main() -> None:
     p.add_argument("--steps", type=int, default=50, help="of PLMS (50)")
     p.add_argument("--seed", type=int, default=321, help="(321)")
     p.add_argument("--batch_size", type=int, default=50, help="pictures at once (50)")
+    p.add_argument("--show", type=Path, nargs="+", metavar="JSON", help="print rows that were written before, and end")
     p.add_argument("--bare", action="store_true", help="the model's rows alone, not those it is compared with")
     p.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the fastest there is)")
     opt = p.parse_args()
     if not 1 <= opt.batch_size <= 1000:
         raise UserError(f"--batch_size {opt.batch_size} is out of range; use 1 to 1000")
+    if opt.show:
+        from ldm.mini_table import read_rows, table
+
+        print(table({name: row for path in opt.show for name, row in read_rows(path).items()}))
+        return
 
     from transformers import CLIPModel
 

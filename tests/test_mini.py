@@ -312,6 +312,8 @@ def test_the_whole_chain(world, main, script, tmp_path, monkeypatch):
     assert list(rows)[:2] == ["photo, unedited", "reference, pasted"] and len(rows) == 4
     assert rows["reference, pasted"]["copy_paste"]["value"] == pytest.approx(1, abs=1e-3)
     assert all(f"| {name} |" in out for name in rows)
+    code, shown, err = script("mini_table", "--show", "logs/mini/table/mini.json")
+    assert code == 0 and shown.strip() in out, err
     load_model(MINI_CONFIG, "logs/mini/mini.safetensors")
 
 
