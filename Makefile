@@ -20,7 +20,8 @@ ifneq ($(wildcard $(RELEASED)),)
 	  --reference_path examples/reference/example_1.jpg --scale 5 --outdir results/demo
 	@echo 'Look at results/demo/grid/grid-example_1_321.png: photo, region, reference, edit.'
 else
-	$(BIN)/python scripts/inference_test_bench.py --bench examples/mini --outdir results/demo --batch_size 12 --grid 12
+	$(BIN)/python scripts/inference_test_bench.py --config configs/mini/paint_by_example.yaml \
+	  --ckpt pretrained_models/mini.safetensors --bench examples/mini --outdir results/demo --batch_size 12 --grid 12
 	@echo 'Look at results/demo/grid.png: photo, region, reference, edit, in a small world of painted shapes.'
 	@echo 'For edits of photographs put the released model at $(RELEASED) (README.md, "The model") and run make demo again.'
 endif
@@ -58,13 +59,14 @@ mini: $(READY)
 	$(BIN)/python scripts/mini_table.py --ckpt logs/mini/mini.safetensors --clip logs/mini/clip/clip \
 	  --oracle logs/mini/mini_oracle.safetensors --outdir logs/mini/table
 
-# The paper's Table 3 on it: each row trained for the same number of steps from the same prior, the last two with two seeds.
+# The paper's Table 3 on it, after make mini: each row trained for the same number of steps, the last two with two seeds.
 define row
 	$(call train,table3/$(1)-$(2),configs/mini/paint_by_example.yaml configs/ablation/$(1).yaml configs/mini/budget.yaml,--seed $(2))
 	$(BIN)/python scripts/convert_checkpoint.py --ema logs/mini/table3/$(1)-$(2)/checkpoints/last.ckpt \
 	  logs/mini/table3/$(1)-$(2)/model.safetensors
 	$(BIN)/python scripts/mini_table.py --config logs/mini/table3/$(1)-$(2)/config.yaml \
-	  --ckpt logs/mini/table3/$(1)-$(2)/model.safetensors --bare --name '$(1), seed $(2)' --scales $(3) --outdir logs/mini/table
+	  --ckpt logs/mini/table3/$(1)-$(2)/model.safetensors --bare --name $(1)-$(2) --scales $(3) \
+	  --clip logs/mini/clip/clip --oracle logs/mini/mini_oracle.safetensors --outdir logs/mini/table
 endef
 mini-table3: $(READY)
 	$(call row,baseline,23,1)
@@ -74,3 +76,5 @@ mini-table3: $(READY)
 	$(call row,bottleneck,24,1)
 	$(call row,classifier_free,23,5)
 	$(call row,classifier_free,24,5)
+	$(BIN)/python scripts/mini_table.py --show $(foreach name,baseline-23 prior-23 augmentation-23 bottleneck-23 \
+	  bottleneck-24 classifier_free-23 classifier_free-24,logs/mini/table/$(name).json)

@@ -26,9 +26,9 @@ def add_sampling(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 def add_model(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """config, ckpt, lora, lora_scale, device, precision. -> their group, for more."""
     which = parser.add_argument_group("model")
-    which.add_argument("--config", help="default: configs/v1.yaml")
+    which.add_argument("--config", help="default: the released model's, configs/v1.yaml")
     which.add_argument("--ckpt", help="a .ckpt, a .safetensors, a diffusers folder, or hub to fetch the released model"
-                       " (default: checkpoints/model.ckpt, or else hub)")  # fmt: skip
+                       " (default: checkpoints/model.ckpt, what hub fetched, or the miniature model)")  # fmt: skip
     which.add_argument("--lora", help="an adapter, lora.safetensors, that fine-tuning wrote")
     which.add_argument("--lora_scale", type=float, default=1.0, help="how much of it: 0 none, 1 as it was trained (1)")
     which.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the fastest there is)")

@@ -212,13 +212,13 @@ def halve(tensors: StateDict) -> StateDict:
     return {name: t.half() if t.is_floating_point() and name not in BUFFERS else t for name, t in tensors.items()}
 
 
-def choose_model(config: Any = None, ckpt: str | os.PathLike | None = None) -> tuple[Any, Path]:
+def choose_model(config: Any = None, ckpt: str | os.PathLike | None = None, adapted: bool = False) -> tuple[Any, Path]:
     """Config and checkpoint, where one of them or both are not named.
 
-    Neither: the released model if it is at hand, in DEFAULT_CKPT or the hub's cache, or else the miniature one, which
-    is told. A config alone: with the released model. A checkpoint alone: with the released model's config.
-    Raises UserError as find_checkpoint does."""
-    if config is None and ckpt is None and not DEFAULT_CKPT.exists() and MINI_CKPT.exists():
+    Neither: the released model if it is at hand, in DEFAULT_CKPT or the hub's cache; or else the miniature one, which
+    is told, unless the model is to be `adapted`, as the released one can. A config alone goes with the released model's
+    weights, a checkpoint alone with its config. Raises UserError as find_checkpoint does."""
+    if config is None and ckpt is None and not (adapted or DEFAULT_CKPT.exists()) and MINI_CKPT.exists():
         from huggingface_hub import try_to_load_from_cache
 
         if not isinstance(try_to_load_from_cache(HUB_REPO, HUB_FILE), str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -9,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from tqdm import tqdm
 
 from ldm.conventions import tensor_to_image
 from ldm.data.test_bench_dataset import COCOImageDataset, result_path
-from ldm.images import grid
+from ldm.images import grid, open_picture, upright_rgb
 from ldm.pipeline import Inputs, PaintByExample, stack
-from ldm.util import UserError, staging
+from ldm.util import UserError, sha256_of, staging
 
 
 def share() -> tuple[int, int]:
@@ -51,6 +53,16 @@ def agree(path: Path, settings: dict[str, Any]) -> None:
                 f"{path.parent}: its results were made with {name} {before.get(name)}, not {settings.get(name)}; name "
                 "another --outdir, or remove them"
             )
+
+
+def settings_of(
+    config: DictConfig, ckpt: str | os.PathLike, bench: COCOImageDataset, precision: str, seed: int, **sampling: Any
+) -> dict[str, Any]:
+    """What a benchmark's edits are made with, for `agree`. Raises UserError: a checkpoint that is not there."""
+    model = OmegaConf.to_yaml(config["model"], resolve=True)
+    settings = {**sampling, "seed": seed, "precision": precision, "cases": bench.digest()}
+    settings |= {"checkpoint": Path(ckpt).name, "sha256": sha256_of(ckpt)}
+    return settings | {"config": hashlib.sha256(model.encode()).hexdigest()}
 
 
 def seed_of(seed: int, name: str) -> int:
@@ -109,7 +121,7 @@ def sheet(bench: COCOImageDataset, columns: Sequence[Path], cases: Sequence[int]
     for i in cases:
         photo, mask, reference = bench.pictures(i)
         masked = Image.composite(Image.new("RGB", photo.size, "gray"), photo, mask)
-        results = [Image.open(result_path(folder, bench.ids[i])).convert("RGB") for folder in columns]
+        results = [upright_rgb(open_picture(result_path(folder, bench.ids[i]), "result")) for folder in columns]
         cells += [
             picture.resize((tile, tile), Image.Resampling.BICUBIC) for picture in (photo, masked, reference, *results)
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -13,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPModel
 
 from ldm.conventions import image_to_tensor, reference_to_tensor
+from ldm.data.masks import REFERENCE_PADDING
 from ldm.data.miniworld import COLOURS, PATTERNS, SHAPES, Identity, caption, caption_tokens
-from ldm.data.object_crops import bench_identities
+from ldm.data.object_crops import ATTRIBUTES, bench_identities
 from ldm.data.test_bench_dataset import COCOImageDataset, case_path, result_path
 from ldm.edit_bench import agree, edit_cases
 from ldm.evaluation.benchmark import LEVEL, chosen, evaluate, identity_scores
@@ -25,7 +26,7 @@ from ldm.evaluation.clip_score import bounding_box
 from ldm.evaluation.features import Extractor
 from ldm.evaluation.fid import Statistics, frechet_distance
 from ldm.evaluation.folder import features_of, real_statistics
-from ldm.evaluation.quality import Mixture
+from ldm.evaluation.quality import COMPONENTS, Mixture
 from ldm.pipeline import PaintByExample
 from ldm.util import UserError, staging
 
@@ -40,60 +41,86 @@ COLUMNS = {  # metric -> head of its column
     "copy_paste": "copy-paste",
     "seam": "seam",
 }
-RESAMPLES = 200  # of the bootstrap of FID
+FID_RESAMPLES = 200  # of its bootstrap
 
 
 # ------------------------------------------------------------------------------------------ parts
 
 
-def reconstruction_psnr(model: Any, bench: COCOImageDataset, batch_size: int = 50) -> np.ndarray:
-    """(N,) dB: each photo of the benchmark through the autoencoder, its posterior's mean."""
-    values = []
-    for start in range(0, len(bench), batch_size):
-        images = [image_to_tensor(bench.pictures(i)[0]) for i in range(start, min(start + batch_size, len(bench)))]
-        with torch.no_grad():
-            image = torch.stack(images)
-            z = model.encode_first_stage(image).mode()
-            error = (model.first_stage_model.decode(z).clamp(-1, 1) - image).square().mean(dim=(1, 2, 3))
-        values.append(-10 * torch.log10(error / 4))
-    return torch.cat(values).numpy()
+def require_identities(bench: COCOImageDataset) -> dict[str, dict[str, Any]]:
+    """Id -> what its reference is. Raises UserError: not the small world's benchmark, or not whole."""
+    identities = bench_identities(bench.root)
+    if absent := [name for name in bench.ids if name not in identities]:
+        raise UserError(
+            f"{bench.root}: {ATTRIBUTES} does not say what {len(absent)} of its references are; name the small world's "
+            "benchmark, or remove it to have it drawn"
+        )
+    return identities
 
 
 @torch.no_grad()
-def zero_shot(clip: CLIPModel, images: Tensor) -> tuple[Tensor, Tensor]:
-    """(B,3,S,S), CLIP-normalised -> number of the shape (B,) and of the pattern (B,) whose captions are nearest, on
-    average over the other attribute and several pairs of colours."""
+def reconstruction_psnr(model: Any, bench: COCOImageDataset) -> float:
+    """dB, the mean over the benchmark's photos, each through the autoencoder, its posterior's mean."""
+    values = []
+    for i in range(len(bench)):
+        image = image_to_tensor(bench.pictures(i)[0])[None].to(model.device)
+        again = model.first_stage_model.decode(model.encode_first_stage(image).mode()).clamp(-1, 1)
+        values.append(-10 * torch.log10((again - image).square().mean() / 4).item())
+    return float(np.mean(values))
+
+
+@torch.no_grad()
+def class_features(clip: Any) -> tuple[Tensor, Tensor]:
+    """Features of each shape (12,D) and of each pattern (6,D): the mean of its captions', over the other attribute
+    and several pairs of colours."""
     colours = list(COLOURS.values())
     pairs = [(colours[i], colours[(i + 7) % len(colours)]) for i in range(0, len(colours), 3)]
-    texts = [[[caption(Identity(s, p, *pair)) for pair in pairs] for p in PATTERNS] for s in SHAPES]
-    tokens = torch.from_numpy(np.array([[[caption_tokens(text) for text in row] for row in rows] for rows in texts]))
-    told = clip.text_projection(clip.text_model(input_ids=tokens.flatten(0, 2)).pooler_output)
-    told = F.normalize(told, dim=-1).unflatten(0, tokens.shape[:3])
-    seen = F.normalize(clip.visual_projection(clip.vision_model(pixel_values=images).pooler_output), dim=-1)
-    return (seen @ told.mean(dim=(1, 2)).T).argmax(1), (seen @ told.mean(dim=(0, 2)).T).argmax(1)
+    things = [[[Identity(shape, pattern, *pair) for pair in pairs] for pattern in PATTERNS] for shape in SHAPES]
+    tokens = np.array([[[caption_tokens(caption(each)) for each in row] for row in rows] for rows in things])
+    told = clip.text_model(input_ids=torch.from_numpy(tokens).flatten(0, 2)).pooler_output
+    told = F.normalize(clip.text_projection(told), dim=-1).unflatten(0, tokens.shape[:3])
+    return told.mean(dim=(1, 2)), told.mean(dim=(0, 2))
 
 
-def zero_shot_accuracy(clip: CLIPModel, bench: COCOImageDataset) -> tuple[float, float]:
-    """Of shape and of pattern, over the benchmark's references, whose pairs of the two training has not shown."""
-    identities = bench_identities(bench.root)
-    right = []
-    for i, name in enumerate(bench.ids):
-        image = reference_to_tensor(bench.pictures(i)[2], clip.config.vision_config.image_size)[None]
-        shape, pattern = zero_shot(clip, image)
-        right.append((shape[0] == identities[name]["shape"], pattern[0] == identities[name]["pattern"]))
-    return tuple(np.mean(right, axis=0).tolist())
+@torch.no_grad()
+def zero_shot_accuracy(clip: Any, bench: COCOImageDataset, batch_size: int = 50) -> tuple[float, float]:
+    """Of shape and of pattern: how many of the benchmark's references are nearest to the captions of their own.
+    Training has not shown such pairs of the two."""
+    identities, size = require_identities(bench), clip.config.vision_config.image_size
+    classes, right = class_features(clip), []
+    for names in (bench.ids[start : start + batch_size] for start in range(0, len(bench), batch_size)):
+        references = [bench.pictures(bench.ids.index(name))[2] for name in names]
+        images = torch.stack([reference_to_tensor(reference, size) for reference in references])
+        seen = clip.visual_projection(clip.vision_model(pixel_values=images).pooler_output)
+        for key, features in zip(("shape", "pattern"), classes, strict=True):
+            wanted = torch.tensor([identities[name][key] for name in names])
+            right.append((seen @ features.T).argmax(dim=1) == wanted)
+    return tuple(torch.cat(each).float().mean().item() for each in (right[0::2], right[1::2]))
 
 
 def oracle_on_real(oracle: Extractor, bench: COCOImageDataset) -> dict[str, float]:
-    """The oracle's ceiling: shape, pattern and colour error of the photos' own objects in the region."""
-    identities = bench_identities(bench.root, "replaced")
+    """The oracle's ceiling: what it tells of the references' own objects, reduced to the size of their regions."""
+    attributes = json.loads((bench.root / ATTRIBUTES).read_text())
     regions = []
-    for i in range(len(bench)):
-        photo, mask, _ = bench.pictures(i)
-        r0, r1, c0, c1 = bounding_box(np.asarray(mask))
-        regions.append(oracle.prepare(photo.crop((c0, r0, c1, r1))))
+    for i, name in enumerate(bench.ids):
+        _, mask, reference = bench.pictures(i)
+        r0, r1, c0, c1 = _region(bench, i, mask)
+        x0, y0, x1, y1 = attributes[name]["reference"]["box"]
+        left, top = (min(edge, REFERENCE_PADDING) for edge in (x0, y0))
+        thing = reference.crop((left, top, left + x1 - x0, top + y1 - y0))
+        thing.thumbnail((max(c1 - c0, r1 - r0),) * 2, Image.Resampling.BILINEAR)
+        regions.append(oracle.prepare(thing))
+    identities = require_identities(bench)
     scores = identity_scores(oracle(regions), [identities[name] for name in bench.ids])
     return {key: float(value.mean()) for key, value in scores.items()}
+
+
+def _region(bench: COCOImageDataset, i: int, mask: Image.Image) -> tuple[int, int, int, int]:
+    """Of a mask: r0, r1, c0, c1. Raises UserError: nothing of it is white."""
+    box = bounding_box(np.asarray(mask))
+    if box is None:
+        raise UserError(f"{bench.root}: the mask of case {bench.ids[i]} has no region; mend it")
+    return box
 
 
 # ------------------------------------------------------------------------------------------- rows
@@ -111,26 +138,22 @@ def pasted(bench: COCOImageDataset, results: Path) -> None:
     with staging(results) as temporary:
         for i, name in enumerate(bench.ids):
             photo, mask, reference = bench.pictures(i)
-            r0, r1, c0, c1 = bounding_box(np.asarray(mask))
+            r0, r1, c0, c1 = _region(bench, i, mask)
             photo.paste(reference.resize((c1 - c0, r1 - r0), Image.Resampling.BILINEAR), (c0, r0))
             photo.save(result_path(temporary, name))
 
 
 def edited(
-    edit: PaintByExample,
-    bench: COCOImageDataset,
-    outdir: Path,
-    settings: dict[str, Any],
-    seed: int,
-    batch_size: int,
-    **sampling: Any,
+    edit: PaintByExample, bench: COCOImageDataset, outdir: Path, settings: dict[str, Any], batch_size: int
 ) -> None:
-    """Edits of all cases, those that are not there yet. settings: what they are made with, checked by `agree`."""
-    agree(outdir / "settings.json", {**settings, **sampling, "seed": seed, "cases": bench.digest()})
+    """Edits of all cases, those that are not there yet. settings: those of ldm.edit_bench.settings_of.
+    Raises UserError: a case that cannot be edited, others than these settings for what is there."""
+    agree(outdir / "settings.json", settings)
     results = outdir / "results"
     todo = [i for i, name in enumerate(bench.ids) if not result_path(results, name).exists()]
-    problems = edit_cases(edit, bench, todo, results, seed, batch_size, **sampling)
-    assert not problems, problems[0]
+    sampling = {key: settings[key] for key in ("scale", "steps", "sampler", "eta")}
+    if problems := edit_cases(edit, bench, todo, results, settings["seed"], batch_size, **sampling):
+        raise UserError(f"{len(problems)} cases cannot be edited ({problems[0]}); mend them")
 
 
 def scored(
@@ -155,7 +178,7 @@ def fid_interval(features: np.ndarray, real: Statistics, value: float, seed: int
     FID larger by about the same."""
     rng = np.random.default_rng(seed)
     values = []
-    for _ in range(RESAMPLES):
+    for _ in range(FID_RESAMPLES):
         some = Statistics()
         some.add(features[rng.integers(len(features), size=len(features))])
         values.append(frechet_distance(some.mean, some.covariance, real.mean, real.covariance))
@@ -165,20 +188,22 @@ def fid_interval(features: np.ndarray, real: Statistics, value: float, seed: int
 
 def real_pictures(bench: Path, clip: Extractor) -> tuple[Statistics, Mixture]:
     """Statistics of the benchmark's real pictures, and the mixture for QS, made where it is not there."""
-    place, path = bench / "test2017_square", bench / "quality_gmm.npz"
-    real = real_statistics(place, clip, 50)
+    real = real_statistics(bench / "test2017_square", clip, 50)
+    path = bench / f"quality_gmm-{hashlib.sha256(clip.identity.encode()).hexdigest()[:12]}.npz"
+    if real.n < COMPONENTS:
+        raise UserError(
+            f"{bench / 'test2017_square'}: {real.n} pictures are too few for {COMPONENTS} Gaussians; add some"
+        )
     if not path.exists():
         Mixture.fit(np.array(real.rows), name=clip.identity).write(path)
-    mixture = Mixture.read(path)
-    mixture.check(clip.identity)
-    return real, mixture
+    return real, Mixture.read(path)
 
 
 # ------------------------------------------------------------------------------------------ table
 
 
 def table(rows: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Name of a row -> its scores, as a table in Markdown with intervals."""
+    """Name of a row -> its scores, as a table in Markdown; ± is half the width of the interval."""
     return "\n".join(_lines(rows))
 
 

@@ -104,12 +104,12 @@ class PaintByExample:
         lora: str | os.PathLike | None = None,
         lora_scale: float = 1.0,
     ) -> PaintByExample:
-        """config: a path or an OmegaConf node; ckpt: a path of any format, "hub", or None for the released model (see
-        ldm.checkpoint.find_checkpoint); device: see pick_device; lora: an adapter that fine-tuning wrote, added to the
+        """config: a path or an OmegaConf node; ckpt: a path of any format, or "hub"; for what None stands, see
+        ldm.checkpoint.choose_model; device: see pick_device; lora: an adapter that fine-tuning wrote, added to the
         weights lora_scale times (0 not at all, 1 as trained)."""
         where = pick_device(device)
         adapter = None if lora is None else read_adapter(lora)
-        model = load_model(*choose_model(config, ckpt), where)
+        model = load_model(*choose_model(config, ckpt, adapted=lora is not None), where)
         if adapter:
             merge_into(model, adapter, lora_scale)
         return cls(model, precision)

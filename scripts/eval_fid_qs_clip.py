@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     w.add_argument("--dino_weights", help="dino_deitsmall16_pretrain.pth, or timm's")
     w.add_argument("--dino_model", help="another architecture, by timm's name")
     w.add_argument("--lpips_weights", help="torchvision's alexnet-owt-7be5be79.pth")
-    w.add_argument("--oracle_weights", default=ORACLE, help="the small world's judge, for its benchmark (%(default)s)")
+    w.add_argument("--oracle_weights", default=ORACLE, help="the small world's oracle, for its benchmark (%(default)s)")
     return p
 
 

@@ -9,7 +9,6 @@ there already is not made again: a run that was stopped goes on, with more or fe
 of its own: batches and the number of processes change nothing but rounding."""
 
 import argparse
-import hashlib
 import os
 import sys
 from pathlib import Path
@@ -22,7 +21,12 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--bench", default="test_bench", help="folder of the benchmark (%(default)s)")
     p.add_argument("--outdir", type=Path, default=Path("results/test_bench"), help="(%(default)s)")
-    p.add_argument("--grid", type=int, default=0, help="draw so many cases side by side, to <outdir>/grid.png (none)")
+    p.add_argument(
+        "--grid",
+        type=int,
+        default=0,
+        help="draw so many cases side by side, to <outdir>/grid.png; of one process alone (none)",
+    )
     p.add_argument("--batch_size", type=int, default=4, help="pictures made at once (4)")
     how = add_sampling(p)
     how.add_argument("--seed", type=int, default=321, help="of all cases together; each draws its own from it (321)")
@@ -44,23 +48,20 @@ def main() -> None:
     refuse(bench.problems(), len(bench), "be edited", "mend them")
 
     import torch
-    from omegaconf import OmegaConf
 
     from ldm.checkpoint import choose_model
-    from ldm.edit_bench import agree, edit_cases, share, sheet
+    from ldm.edit_bench import agree, edit_cases, settings_of, share, sheet
     from ldm.pipeline import PaintByExample, check_request
     from ldm.util import load_config
 
     rank, world = share()
     check_request(opt.scale, opt.ddim_steps, sampler, opt.ddim_eta, [opt.seed])
-    config, ckpt = choose_model(opt.config, opt.ckpt)
+    config, ckpt = choose_model(opt.config, opt.ckpt, adapted=opt.lora is not None)
     config = load_config(config)
     device = opt.device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else None)
     edit = PaintByExample.load(config, ckpt, device, opt.precision, opt.lora, opt.lora_scale)
     sampling = {"scale": opt.scale, "steps": opt.ddim_steps, "sampler": sampler, "eta": opt.ddim_eta}
-    settings = {**sampling, "seed": opt.seed, "precision": edit.precision}
-    settings |= {"cases": bench.digest(), "checkpoint": Path(ckpt).name, "sha256": sha256_of(ckpt)}
-    settings["config"] = hashlib.sha256(OmegaConf.to_yaml(config["model"], resolve=True).encode()).hexdigest()
+    settings = settings_of(config, ckpt, bench, edit.precision, opt.seed, **sampling)
     if opt.lora:
         settings |= {"lora": Path(opt.lora).name, "lora_sha256": sha256_of(opt.lora), "lora_scale": opt.lora_scale}
     agree(opt.outdir / "settings.json", settings)
@@ -73,7 +74,7 @@ def main() -> None:
     problems = edit_cases(edit, bench, todo, results, opt.seed, opt.batch_size, rank == 0, **sampling)
     print(f"{results}: {len(todo) - len(problems)} pictures written", flush=True)
     made = [i for i, name in enumerate(bench.ids) if result_path(results, name).exists()]
-    if opt.grid and made and rank == 0:
+    if opt.grid and made and world == 1:
         with staging(opt.outdir) as temporary:
             sheet(bench, [results], made[: opt.grid]).save(temporary / "grid.png")
         print(f"wrote {opt.outdir / 'grid.png'}: photo, region, reference, edit", flush=True)

@@ -10,7 +10,7 @@ is there already is not made again."""
 import argparse
 from pathlib import Path
 
-from ldm.util import UserError, command, sha256_of
+from ldm.util import UserError, command, staging
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,51 +41,49 @@ def main() -> None:
         print(table({name: row for path in opt.show for name, row in read_rows(path).items()}))
         return
 
-    from transformers import CLIPModel
-
     from ldm import mini_table
     from ldm.data.make_miniworld import write_bench
     from ldm.data.test_bench_dataset import COCOImageDataset
-    from ldm.edit_bench import sheet
-    from ldm.evaluation.features import load_clip, load_oracle
+    from ldm.edit_bench import settings_of, sheet
+    from ldm.evaluation.features import load_clip, load_oracle, read_clip
     from ldm.pipeline import PaintByExample, check_request
+    from ldm.util import load_config
 
     for scale in opt.scales:
         check_request(scale, opt.steps, "plms", 0.0, [opt.seed])
-    edit = PaintByExample.load(opt.config, opt.ckpt, opt.device)
+    config = load_config(opt.config)
+    clip = read_clip(opt.clip)
+    edit = PaintByExample.load(config, opt.ckpt, opt.device)
     extractors = {"clip": load_clip(None, edit.device, str(opt.clip)), "oracle": load_oracle(opt.oracle, edit.device)}
     if not opt.bench.exists():
-        write_bench(opt.bench, 600, 2000, 64, (192, 144), 0)
+        write_bench(opt.bench)
     bench = COCOImageDataset(opt.bench)
+    mini_table.require_identities(bench)
     real, mixture = mini_table.real_pictures(opt.bench, extractors["clip"])
 
     rows, folders = {}, []
     if not opt.bare:
-        psnr = mini_table.reconstruction_psnr(edit.model, bench).mean()
-        shape, pattern = mini_table.zero_shot_accuracy(CLIPModel.from_pretrained(opt.clip).float().eval(), bench)
+        shape, pattern = mini_table.zero_shot_accuracy(clip, bench)
         ceiling = mini_table.oracle_on_real(extractors["oracle"], bench)
-        print(f"autoencoder, photos of the benchmark: {psnr:.1f} dB")
-        print(f"CLIP, its references, zero-shot: shape {shape:.0%}, pattern {pattern:.0%}")
-        print(
-            "oracle on real objects: shape {shape:.1%}, pattern {pattern:.1%}, colour error {colour_error:.1f}".format(
-                **ceiling
-            )
-        )
+        print(f"autoencoder, the benchmark's photos: {mini_table.reconstruction_psnr(edit.model, bench):.1f} dB")
+        print(f"CLIP, its references, zero-shot: shape {shape:.1%}, pattern {pattern:.1%}")
+        told = "shape {shape:.1%}, pattern {pattern:.1%}, colour error {colour_error:.1f}".format(**ceiling)
+        print(f"oracle, the references' own objects: {told}")
         for name, make in (("photo, unedited", mini_table.unedited), ("reference, pasted", mini_table.pasted)):
             folder = opt.outdir / name.replace(", ", "-")
-            if not folder.exists():
-                make(bench, folder)
+            make(bench, folder)
             rows[name] = mini_table.scored(folder, bench, extractors, real, mixture)
-    settings = {"sha256": sha256_of(opt.ckpt)}
     for scale in opt.scales:
         outdir = opt.outdir / f"{opt.name}-scale-{scale:g}"
         sampling = {"scale": scale, "steps": opt.steps, "sampler": "plms", "eta": 0.0}
-        mini_table.edited(edit, bench, outdir, settings, opt.seed, opt.batch_size, **sampling)
+        settings = settings_of(config, opt.ckpt, bench, edit.precision, opt.seed, **sampling)
+        mini_table.edited(edit, bench, outdir, settings, opt.batch_size)
         label = f"{opt.name}, v for c" if scale == 0 else f"{opt.name}, scale {scale:g}"
         rows[label] = mini_table.scored(outdir / "results", bench, extractors, real, mixture)
         folders.append(outdir / "results")
     mini_table.write_rows(opt.outdir / f"{opt.name}.json", rows)
-    sheet(bench, folders, range(min(12, len(bench)))).save(opt.outdir / f"{opt.name}.png")
+    with staging(opt.outdir) as temporary:
+        sheet(bench, folders, range(min(12, len(bench)))).save(temporary / f"{opt.name}.png")
     print(mini_table.table(rows))
     print(f"wrote {opt.outdir / f'{opt.name}.json'} and {opt.outdir / f'{opt.name}.png'}")
 

@@ -20,7 +20,7 @@ ORDER = [
     ["ldm.models.diffusion.sampling", "ldm.models.diffusion.conditioning"],
     ["ldm.models.diffusion.denoiser"],
     ["ldm.models.diffusion.ddim", "ldm.models.diffusion.plms"],
-    ["ldm.models.diffusion.ddpm", "ldm.models.first_stage", "ldm.models.contrastive", "ldm.models.judge"],
+    ["ldm.models.diffusion.ddpm", "ldm.models.first_stage", "ldm.models.contrastive", "ldm.models.oracle"],
     ["ldm.models.diffusion.prior"],
     ["ldm.pipeline", "ldm.data", "ldm.evaluation", "ldm.arguments"],
     ["ldm.training", "ldm.edit_bench", "ldm.mini_table"],

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -11,21 +13,26 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 from PIL import Image
+from safetensors.torch import load_file as read_safetensors
+from safetensors.torch import save_file
+from torch.utils.data import default_collate
 
-from ldm import mini_table
-from ldm.checkpoint import FIRST_CONV, MINI_CONFIG, load_model, read_checkpoint
+from ldm import checkpoint, mini_table
+from ldm.checkpoint import FIRST_CONV, MINI_CONFIG, load_model, read_checkpoint, widen, write_checkpoint
 from ldm.conventions import reference_to_tensor
 from ldm.data.miniworld import CAPTION_LENGTH, COLOURS, END, PATTERNS, SHAPES, WORDS, Identity, caption, caption_tokens
 from ldm.data.object_crops import ReferenceCrops, RegionCrops, bench_identities, identity_numbers, lab, read_objects
 from ldm.data.test_bench_dataset import COCOImageDataset, result_path
 from ldm.evaluation.benchmark import identity_scores
 from ldm.evaluation.clip_score import copy_paste
+from ldm.evaluation.features import load_clip
 from ldm.evaluation.fid import Statistics
 from ldm.models.contrastive import Contrastive
 from ldm.models.diffusion.conditioning import unconditional_token
 from ldm.models.diffusion.draws import Draws
 from ldm.modules.oracle import colour_error
-from ldm.util import UserError, load_config
+from ldm.training.start import initial_model
+from ldm.util import UserError, instantiate_from_config, load_config
 from tests.conftest import ROOT
 
 MINI = ROOT / "configs/mini"
@@ -99,9 +106,40 @@ def test_crops_show_the_object(world):
 def test_a_world_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="make_miniworld"):
         ReferenceCrops("train", str(tmp_path))
-    (tmp_path / "attributes.json").write_text('{"0": {"reference": {"shape": "cube"}}}')
-    with pytest.raises(UserError, match="attributes"):
-        bench_identities(tmp_path)
+    good = {"shape": "star", "pattern": "dots", "colour": [0, 0, 1], "second": [1, 1, 1]}
+    for wrong in ({"shape": "cube"}, {"colour": [1, 2]}, {"second": [1, 1, 1, 1]}, {"colour": None}):
+        (tmp_path / "attributes.json").write_text(json.dumps({"0": {"reference": good | wrong}}))
+        with pytest.raises(UserError, match="attributes"):
+            bench_identities(tmp_path)
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations/train-objects.jsonl").write_text(json.dumps({"image": "a.jpg", **good}) + "\n")
+    with pytest.raises(UserError, match="train-objects"):
+        ReferenceCrops("train", str(tmp_path))
+
+
+def test_which_model_where_none_is_named(tmp_path, monkeypatch, capsys):
+    """The released one where it is, in checkpoints/ or the hub's cache; else the miniature, which is said."""
+    for name in ("DEFAULT_CKPT", "MINI_CKPT"):
+        monkeypatch.setattr(checkpoint, name, tmp_path / name)
+    cached = []
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: cached[0] if cached else None)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_: "fetched")
+    assert checkpoint.choose_model() == (checkpoint.DEFAULT_CONFIG, Path("fetched"))
+    (tmp_path / "MINI_CKPT").touch()
+    capsys.readouterr()
+    assert checkpoint.choose_model() == (MINI_CONFIG, tmp_path / "MINI_CKPT")
+    assert "the miniature model takes its place" in capsys.readouterr().err
+    for given, wanted in (
+        (("c.yaml", None), ("c.yaml", Path("fetched"))),
+        ((None, "m.ckpt"), (checkpoint.DEFAULT_CONFIG, Path("m.ckpt"))),
+        (("c.yaml", "m.ckpt"), ("c.yaml", Path("m.ckpt"))),
+        ((None, None, True), (checkpoint.DEFAULT_CONFIG, Path("fetched"))),
+    ):
+        assert checkpoint.choose_model(*given) == wanted
+    cached.append("in the cache")
+    assert checkpoint.choose_model() == (checkpoint.DEFAULT_CONFIG, Path("fetched"))
+    (tmp_path / "DEFAULT_CKPT").touch()
+    assert checkpoint.choose_model() == (checkpoint.DEFAULT_CONFIG, tmp_path / "DEFAULT_CKPT")
 
 
 # ------------------------------------------------------------------------------------------------ parts
@@ -111,8 +149,7 @@ def clip_of(world, count=8):
     torch.manual_seed(1)
     model = Contrastive(**OmegaConf.to_container(OmegaConf.load(MINI / "clip.yaml").model.params)).eval()
     data = ReferenceCrops("train", str(world / "world"))
-    batch = {key: torch.stack([data[i][key] for i in range(count)]) for key in data[0]}
-    return model, batch
+    return model, default_collate([data[i] for i in range(count)])
 
 
 def test_the_contrastive_loss_is_clips(world):
@@ -121,13 +158,13 @@ def test_the_contrastive_loss_is_clips(world):
     assert len({tuple(caption) for caption in batch["caption"].tolist()}) == 8
     with torch.no_grad():
         theirs = model.clip(input_ids=batch["caption"], pixel_values=batch["image"], return_loss=True).loss
-        torch.testing.assert_close(model.loss_of(batch), theirs)
+        torch.testing.assert_close(model.losses_of(batch)["loss"], theirs)
         batch["caption"][1] = batch["caption"][0]
         logits = model.clip(input_ids=batch["caption"], pixel_values=batch["image"]).logits_per_image
         target = torch.eye(8)
         target[:2, :2] = 0.5
         ways = [-(target * F.log_softmax(each, dim=1)).sum(dim=1).mean() for each in (logits, logits.T)]
-        torch.testing.assert_close(model.loss_of(batch), sum(ways) / 2)
+        torch.testing.assert_close(model.losses_of(batch)["loss"], sum(ways) / 2)
 
 
 def test_the_last_word_is_what_the_text_tower_reads(world):
@@ -141,33 +178,31 @@ def test_the_last_word_is_what_the_text_tower_reads(world):
         torch.testing.assert_close(one.pooler_output[0], one.last_hidden_state[0, 4])
 
 
-def test_zero_shot_takes_the_nearest_captions():
-    """A CLIP whose features are the attributes themselves is always right."""
-
-    class Tower(torch.nn.Module):
-        def __init__(self, features):
-            super().__init__()
-            self.features = features
-
-        def forward(self, **inputs):
-            (x,) = inputs.values()
-            return type("Out", (), {"pooler_output": self.features(x)})
-
+def test_zero_shot_takes_the_nearest_captions(world):
+    """A CLIP that sees and reads the attributes themselves is always right; one that sees others, never."""
     shapes = torch.tensor([WORDS.index(shape) + 1 for shape in SHAPES])
-    words = {"solid": "solid", "stripes": "striped", "dots": "dotted", "checks": "checked"}
-    words |= {"waves": "wavy", "halves": "halved"}
-    patterns = torch.tensor([WORDS.index(words[pattern]) + 1 for pattern in PATTERNS])
+    adjectives = ("solid", "striped", "dotted", "checked", "wavy", "halved")
+    patterns = torch.tensor([WORDS.index(word) + 1 for word in adjectives])
+    bench = COCOImageDataset(str(world / "bench"))
+    known = list(bench_identities(bench.root).values())
+    wanted = [torch.tensor([each[key] for each in known]) for key in ("shape", "pattern")]
 
-    def of_text(tokens):
-        return torch.cat([(tokens[..., None] == numbers).any(1) for numbers in (shapes, patterns)], dim=1).float()
+    def reads(input_ids):
+        words = [(input_ids[..., None] == numbers).any(1) for numbers in (shapes, patterns)]
+        return SimpleNamespace(pooler_output=torch.cat(words, dim=1).float())
 
-    clip = type("Clip", (), {})()
-    clip.text_model, clip.vision_model = Tower(of_text), Tower(lambda x: x)
-    clip.text_projection = clip.visual_projection = torch.nn.Identity()
-    shape, pattern = torch.arange(12), torch.arange(12) % 6
-    images = torch.cat([F.one_hot(shape, 12), F.one_hot(pattern, 6)], dim=1).float()
-    told = mini_table.zero_shot(clip, images)
-    assert torch.equal(told[0], shape) and torch.equal(told[1], pattern)
+    def clip(shift):
+        seen = [F.one_hot((each + shift) % count, count) for each, count in zip(wanted, (12, 6), strict=True)]
+        return SimpleNamespace(
+            text_model=reads,
+            text_projection=torch.nn.Identity(),
+            vision_model=lambda pixel_values: SimpleNamespace(pooler_output=torch.cat(seen, dim=1).float()),
+            visual_projection=torch.nn.Identity(),
+            config=SimpleNamespace(vision_config=SimpleNamespace(image_size=16)),
+        )
+
+    assert mini_table.zero_shot_accuracy(clip(0), bench) == (1, 1)
+    assert mini_table.zero_shot_accuracy(clip(1), bench) == (0, 0)
 
 
 def test_colour_error():
@@ -177,13 +212,40 @@ def test_colour_error():
     torch.testing.assert_close(colour_error(torch.stack([red, grey])[None], wanted), torch.tensor([50 * 2**0.5]))
 
 
+def test_a_clip_folder_has_to_fit_exactly(world, tmp_path):
+    """For the scores, and for the weights that training starts from."""
+    model, batch = clip_of(world, 2)
+    model.export(tmp_path)
+    folder = tmp_path / "clip"
+    inputs = [image.numpy() for image in batch["image"]]
+    features = load_clip(None, "cpu", str(folder))(inputs)
+    with torch.no_grad():
+        tower = model.clip.vision_model(pixel_values=batch["image"]).pooler_output
+        torch.testing.assert_close(features, model.clip.visual_projection(tower))
+    tensors = read_safetensors(folder / "model.safetensors")
+    del tensors["vision_model.post_layernorm.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(UserError, match="lacks 1 tensor"):
+        load_clip(None, "cpu", str(folder))
+    config = load_config(OmegaConf.merge(OmegaConf.load(MINI_CONFIG), OmegaConf.load(MINI / "prior.yaml")))
+    first_stage = instantiate_from_config(OmegaConf.load(MINI / "first_stage.yaml").model, torch.nn.Module)
+    save_file(first_stage.state_dict(), tmp_path / "first_stage.safetensors")
+    for version, words in ((str(folder), "1 are missing"), (str(tmp_path / "none"), "there is no such folder")):
+        config.model.params.cond_stage_config.params.version = version
+        with pytest.raises(UserError, match=words):
+            initial_model(config, str(tmp_path / "first_stage.safetensors"))
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match="is no CLIP"):
+        load_clip(None, "cpu", str(folder))
+
+
 def test_identity_scores():
     thing = {"shape": "star", "pattern": "dots", "colour": (1, 0, 0), "second": (1, 1, 1)}
     wanted = identity_numbers(thing)
     right = torch.cat([
         F.one_hot(torch.tensor(SHAPES.index("star")), 12).float(),
         F.one_hot(torch.tensor(PATTERNS.index("dots")), 6).float(),
-        wanted["colours"].flatten(),
+        torch.from_numpy(wanted["colours"]).flatten(),
     ])  # fmt: skip
     wrong = right.roll(1)
     scores = identity_scores(torch.stack([right, wrong]), [wanted, wanted])
@@ -225,8 +287,6 @@ def test_the_interval_of_a_fid():
 def test_the_prior_learns_from_pictures_alone():
     """Its loss is that of the 4 latent channels with the learned vector; it has no gradient from references."""
     config = load_config(OmegaConf.merge(OmegaConf.load(MINI_CONFIG), OmegaConf.load(MINI / "prior.yaml")))
-    from ldm.util import instantiate_from_config
-
     model = instantiate_from_config(config["model"], torch.nn.Module).train()
     torch.nn.init.normal_(model.model.diffusion_model.out[2].weight, std=0.01)  # it starts at zero
     model.setup("fit")
@@ -325,13 +385,23 @@ def run_script(script, words, name):
     return out
 
 
-def read_safetensors(path):
-    from safetensors.torch import load_file
-
-    return load_file(path)
-
-
 # ------------------------------------------------------------------------------------------------ rows
+
+
+def test_every_row_of_table_3_starts_from_the_prior(tmp_path):
+    """Those without the bottleneck have no mapper to fill; the baseline's UNet starts from random weights."""
+    prior = OmegaConf.merge(OmegaConf.load(MINI_CONFIG), OmegaConf.load(MINI / "prior.yaml"))
+    model = instantiate_from_config(prior["model"], torch.nn.Module)
+    write_checkpoint(widen(model.state_dict()), tmp_path / "prior.safetensors")
+    rows = re.findall(r"\(call row,(\w+),", (ROOT / "Makefile").read_text())
+    assert set(rows) == {path.stem for path in ROOT.glob("configs/ablation/*.yaml")}
+    for row in set(rows):
+        parts = (MINI_CONFIG, ROOT / f"configs/ablation/{row}.yaml", MINI / "budget.yaml")
+        config = OmegaConf.merge(*map(OmegaConf.load, parts))
+        started = initial_model(config, str(tmp_path / "prior.safetensors")).state_dict()
+        name = "model.diffusion_model.middle_block.0.in_layers.2.weight"
+        assert torch.equal(started[name], model.state_dict()[name]) == (row != "baseline")
+        assert torch.equal(started["first_stage_model.quant_conv.weight"], model.first_stage_model.quant_conv.weight)
 
 
 def test_rows_to_compare_with(world, tmp_path):

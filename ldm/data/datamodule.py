@@ -114,7 +114,7 @@ class DataModuleFromConfig(lightning.LightningDataModule):
             return []
         epoch, batch = divmod(self._batches_seen() - 1, self._epoch_length(self.trainer.train_dataloader))
         keys = sampler.keys(epoch)[batch * self.batch_size : (batch + 1) * self.batch_size]
-        return [self.dataset("train").index.path(i) for _, i in keys]
+        return [self.dataset("train").path(i) for _, i in keys]
 
     def some(self, count: int) -> dict[str, Tensor]:
         """A batch of the first validation samples, or of training's where there are none."""

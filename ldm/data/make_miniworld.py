@@ -42,6 +42,8 @@ ORACLE = "oracle"
 SOURCES, REFERENCES, REAL = 10, 11, 12  # first number of a scene's seed, after the world's
 SEEDS = {**{split: i for i, split in enumerate(SPLITS)}, ORACLE: 13}
 QUALITY = 95  # of JPEG
+SIZE = (192, 144)  # width and height of a scene, px
+CASES, REAL_PICTURES, SIDE = 600, 2000, 64  # of the benchmark: how many, and the side of a picture, px
 
 
 def label(shape: str) -> str:
@@ -109,7 +111,14 @@ def attributes_of(thing: Object) -> dict[str, Any]:
     return {**found.pop("identity"), "caption": caption(thing.identity), **found}
 
 
-def write_bench(bench: Path, count: int, real: int, side: int, size: tuple[int, int], seed: int) -> None:
+def write_bench(
+    bench: Path,
+    count: int = CASES,
+    real: int = REAL_PICTURES,
+    side: int = SIDE,
+    size: tuple[int, int] = SIZE,
+    seed: int = 0,
+) -> None:
     """Cases, side x side pixels, in which an object of one scene is to become an object of another, of an identity that
     training never shows, in another pose and light; and `real` other scenes. size: of the scenes they are cut from.
 

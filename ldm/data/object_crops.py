@@ -30,8 +30,11 @@ def read_objects(dataset_dir: str | Path, split: str) -> list[dict[str, Any]]:
     Raises UserError: no small world."""
     path = Path(dataset_dir) / f"annotations/{split}-objects.jsonl"
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError) as error:
+        objects = [json.loads(line) for line in path.read_text().splitlines()]
+        for thing in objects:
+            identity_numbers(thing), caption_tokens(thing["caption"]), thing["image"], thing["box"]
+        return objects
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); make it with scripts/make_miniworld.py") from error
 
 
@@ -40,25 +43,28 @@ def lab(colour: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(np.float32(colour)[None], cv2.COLOR_RGB2Lab)[0] / 100
 
 
-def identity_numbers(thing: Mapping[str, Any]) -> dict[str, Tensor]:
-    """shape and pattern by number; colours (2,3), Lab over 100. thing: attributes as make_miniworld.py wrote them."""
+def identity_numbers(thing: Mapping[str, Any]) -> dict[str, Any]:
+    """shape and pattern by number; colours (2,3) float32, Lab over 100. thing: attributes as make_miniworld.py wrote
+    them. Raises KeyError, ValueError, TypeError for others."""
+    colours = np.array([thing["colour"], thing["second"]], dtype=np.float32)
+    if colours.shape != (2, 3) or not np.isfinite(colours).all():
+        raise ValueError("a colour is no three numbers")
     return {
-        "shape": torch.tensor(SHAPES.index(thing["shape"])),
-        "pattern": torch.tensor(PATTERNS.index(thing["pattern"])),
-        "colours": torch.from_numpy(lab([thing["colour"], thing["second"]])),
+        "shape": SHAPES.index(thing["shape"]),
+        "pattern": PATTERNS.index(thing["pattern"]),
+        "colours": lab(colours),
     }
 
 
-def bench_identities(bench: Path, which: str = "reference") -> dict[str, dict[str, Tensor]]:
-    """Id -> what a case's reference is, or ("replaced") the object whose place it is to take, in the small world's
-    benchmark; nothing for another. Raises UserError."""
+def bench_identities(bench: Path) -> dict[str, dict[str, Any]]:
+    """Id -> what a case's reference is, in the small world's benchmark; nothing for another. Raises UserError."""
     path = bench / ATTRIBUTES
     if not path.exists():
         return {}
     try:
-        return {name: identity_numbers(case[which]) for name, case in json.loads(path.read_text()).items()}
+        return {name: identity_numbers(case["reference"]) for name, case in json.loads(path.read_text()).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); make the benchmark again, or remove it") from error
+        raise UserError(f"{path}: cannot be read ({error}); make the benchmark again, or remove the file") from error
 
 
 class _Crops(Dataset):
@@ -71,10 +77,13 @@ class _Crops(Dataset):
     def __len__(self) -> int:
         return len(self.objects)
 
+    def path(self, i: int) -> Path:
+        return self.root / self.objects[i]["image"]
+
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
         epoch, i = key if isinstance(key, tuple) else (0, key)
         thing = self.objects[i]
-        picture = PictureFile(self.root / thing["image"]).pixels(1)
+        picture = PictureFile(self.path(i)).pixels(1)
         entry = self.entry(picture, tuple(thing["box"]), np.random.default_rng((self.seed, epoch, i)))
         return {**entry, "caption": torch.from_numpy(caption_tokens(thing["caption"])), **identity_numbers(thing)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,10 @@ class OpenImageDataset(Dataset):
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
         return self.sample(key).entry
+
+    def path(self, i: int) -> Path:
+        """Of the i-th picture."""
+        return self.index.path(i)
 
     @property
     def broken(self) -> int:

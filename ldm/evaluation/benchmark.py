@@ -188,17 +188,18 @@ def evaluate(
     extractors: dict[str, Extractor],
     real: dict[str, Statistics],
     mixture: Mixture | None,
-    metrics: Collection[Metric] = METRICS,
+    metrics: Collection[Metric] | None = None,
     allow_missing: bool = False,
     batch_size: int = 16,
 ) -> dict[str, Any]:
     """Scores <results>/<id>.png of every case of the benchmark; of a case its scores are kept, its pictures are not.
 
     extractors: those that the metrics need, by kind; real: statistics of real pictures for "clip" and "inception";
-    mixture: for QS. -> what goes to scores.json: metrics with value, 95% interval and number of cases; per_case; cases,
-    with all problems; weights.
+    mixture: for QS; metrics: None for chosen(). -> what goes to scores.json: metrics with value, 95% interval, number
+    of cases; per_case; cases, with all problems; weights.
 
     Raises UserError: cases that cannot be scored, unless allow_missing; fewer than two that can."""
+    metrics = chosen() if metrics is None else metrics
     keys = [metric.key for metric in metrics]
     assert all(kind in extractors for metric in metrics for kind in metric.needs)
     assert mixture is not None or "qs" not in keys
@@ -283,10 +284,11 @@ def score(
     return scores
 
 
-def identity_scores(told: Tensor, wanted: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+def identity_scores(told: Tensor, wanted: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     """What the oracle told of regions (B,24), against their references' identities -> (B,) by metric."""
     shape, pattern, colours = told.split([len(SHAPES), len(PATTERNS), 6], dim=1)
-    shapes, patterns, both = (torch.stack([each[key] for each in wanted]) for key in ("shape", "pattern", "colours"))
+    columns = (np.array([each[key] for each in wanted]) for key in ("shape", "pattern", "colours"))
+    shapes, patterns, both = map(torch.from_numpy, columns)
     return {
         "shape": (shape.argmax(dim=1) == shapes).float(),
         "pattern": (pattern.argmax(dim=1) == patterns).float(),

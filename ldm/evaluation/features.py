@@ -6,7 +6,7 @@
 | inception | Inception v3 of the original FID (Heusel et al. 2017) | images: (B,2048) | torch-fidelity |
 | dino | DINO ViT-S/16 (Caron et al. 2021) | regions: (B,384) | timm |
 | lpips | AlexNet, LPIPS (Zhang et al. 2018) | pairs of images: a distance | torchvision, torchmetrics |
-| oracle | the small world's judge | regions: shape, pattern, colours (B,24) | ldm.modules.oracle |
+| oracle | the small world's classifier | regions: shape, pattern, colours (B,24) | ldm.modules.oracle |
 
 A file is the user's, or fetched once and kept. Reading it runs no code of it, and it has to fit exactly.
 """
@@ -191,15 +191,23 @@ def load_clip(file: str | Path | None = None, device: torch.device | str = "cpu"
     return _extractor(tower, model, path, device, size, prepare)
 
 
+def read_clip(folder: Path) -> Any:
+    """A folder with config.json and model.safetensors -> transformers' CLIPModel, float32. Raises UserError."""
+    from transformers import CLIPConfig, CLIPModel
+
+    path = folder / "model.safetensors"
+    try:
+        clip = CLIPModel(CLIPConfig.from_pretrained(folder, local_files_only=True))
+    except Exception as error:  # transformers has one for everything that may be wrong with a folder
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
+        raise UserError(f"CLIP {folder}: is no CLIP in transformers' layout ({reason}); name another folder") from error
+    _fill(clip, {name: tensor.float() for name, tensor in read_file(path).items()}, "clip", path)
+    return clip.eval().requires_grad_(False)
+
+
 def _clip_of_folder(folder: Path, device: torch.device | str) -> Extractor:
     """Pictures are squashed, so that nothing of a region is cut off. Raises UserError."""
-    from transformers import CLIPModel
-
-    try:
-        clip = CLIPModel.from_pretrained(folder, use_safetensors=True).float()
-    except Exception as error:  # transformers has one for everything that may be wrong with a folder
-        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
-        raise UserError(f"--clip_model {folder}: is no CLIP in transformers' layout ({reason})") from error
+    clip = read_clip(folder).to(device)
     size = clip.config.vision_config.image_size
 
     def prepare(picture: Image.Image) -> np.ndarray:
@@ -208,8 +216,7 @@ def _clip_of_folder(folder: Path, device: torch.device | str) -> Extractor:
     def result(out: Any) -> Tensor:
         return clip.visual_projection(out.pooler_output)
 
-    clip.eval().requires_grad_(False).to(device)
-    return _extractor(clip.vision_model, folder.name, folder / "model.safetensors", device, size, prepare, result)
+    return _extractor(clip.vision_model, "CLIP", folder / "model.safetensors", device, size, prepare, result)
 
 
 def load_inception(file: str | Path | None = None, device: torch.device | str = "cpu") -> Extractor:
@@ -269,7 +276,7 @@ def load_lpips(file: str | Path | None = None, device: torch.device | str = "cpu
 
 
 def load_oracle(file: str | Path, device: torch.device | str = "cpu") -> Extractor:
-    """The small world's judge: of a region, logits of its shape and of its pattern, and two colours, (B,24) in all.
+    """The small world's oracle: of a region, logits of its shape and of its pattern, and two colours, (B,24) in all.
     file: a run's last.ckpt, or what scripts/convert_checkpoint.py made of it. Raises UserError."""
     path = Path(file)
     network = Oracle()

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
-from ldm.models.trained import Trained
+from ldm.models.trained import ByLosses
 
 
-class Contrastive(Trained):
+class Contrastive(ByLosses):
     """Images and captions of a batch find each other: cross-entropy of the cosines, both ways, times a learned factor.
     Where captions are the same, each of their images fits each of them.
 
@@ -35,27 +33,13 @@ class Contrastive(Trained):
         config = {"vision_config": dict(vision_config), "text_config": dict(text_config)}
         self.clip = CLIPModel(CLIPConfig(**config, projection_dim=projection_dim))
 
-    def loss_of(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def losses_of(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         captions = batch["caption"]
         logits = self.clip(input_ids=captions, pixel_values=batch["image"]).logits_per_image.float()
         same = (captions[:, None] == captions).all(dim=-1).float()
         target = same / same.sum(dim=1)
-        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        return {"loss": (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2}
 
-    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        loss = self.loss_of(batch)
-        self.log(
-            "train/loss", loss.detach(), on_step=True, prog_bar=True, sync_dist=True, batch_size=len(batch["image"])
-        )
-        return loss
-
-    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        self.log("val/loss", self.loss_of(batch), on_epoch=True, sync_dist=True, batch_size=len(batch["image"]))
-
-    def test_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        self.log("test/loss", self.loss_of(batch), on_epoch=True, sync_dist=True, batch_size=len(batch["image"]))
-
-    @torch.no_grad()
-    def write(self, folder: str | os.PathLike) -> None:
-        """config.json and model.safetensors, transformers' layout of CLIP."""
-        self.clip.save_pretrained(Path(folder), safe_serialization=True)
+    def export(self, folder: Path) -> None:
+        """clip/config.json and clip/model.safetensors, transformers' layout of CLIP."""
+        self.clip.save_pretrained(folder / "clip")

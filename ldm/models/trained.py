@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
 from ldm.lr_scheduler import LambdaLinearScheduler
 from ldm.util import instantiate_from_config
@@ -39,6 +41,9 @@ class Trained(pl.LightningModule):
                 group["initial_lr"] = self.learning_rate
                 group["lr"] = self.learning_rate * factor(scheduler.last_epoch)
 
+    def export(self, folder: Path) -> None:
+        """Called at the end of training: writes to `folder` what others read of the model beside its checkpoint."""
+
     def batch_number(self) -> int:
         """Of the training batch under way, counted over all epochs, from 0."""
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.ready - 1
@@ -46,3 +51,25 @@ class Trained(pl.LightningModule):
     def places(self, size: int) -> list[int]:
         """The places of this process's samples in the batch of all processes, which take turns (see EpochSampler)."""
         return [i * self.trainer.world_size + self.trainer.global_rank for i in range(size)]
+
+
+class ByLosses(Trained):
+    """A model whose `losses_of(batch)` says all: `loss`, which training lowers, and what else validation shows."""
+
+    def losses_of(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+        loss, size = self.losses_of(batch)["loss"], len(next(iter(batch.values())))
+        self.log("train/loss", loss.detach(), on_step=True, prog_bar=True, sync_dist=True, batch_size=size)
+        return loss
+
+    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: Mapping[str, Tensor], name: str) -> None:
+        found = {f"{name}/{key}": value for key, value in self.losses_of(batch).items()}
+        self.log_dict(found, on_epoch=True, sync_dist=True, batch_size=len(next(iter(batch.values()))))

@@ -1,4 +1,4 @@
-"""The small world's judge: what an object is, told from its picture."""
+"""The small world's oracle: a classifier that tells what an object is from its picture."""
 
 from __future__ import annotations
 

@@ -24,7 +24,6 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException, SI
 
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.lora import FactorsOnly, inject
-from ldm.models.contrastive import Contrastive
 from ldm.training.callbacks import FiniteLoss, Pictures, Throughput
 from ldm.training.checkpoints import AtomicCheckpointIO, Last, best
 from ldm.training.start import initial_model
@@ -181,9 +180,8 @@ def train(
             raise UserError(f"lightning.trainer: {error}; lower it, or set check_val_every_n_epoch=null") from error
         raise
     if trainer.is_global_zero:
-        if isinstance(model, Contrastive):
-            with staging(folder) as temporary:
-                model.write(temporary / "clip")
+        with staging(folder) as temporary:
+            model.export(temporary)
         print(f"trained to step {trainer.global_step}: {last.path}", flush=True)
     if test and "test" in data.configs:
         try:

@@ -8,19 +8,19 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ldm.checkpoint import FIRST_CONV, load_weights, read_checkpoint, widen
-from ldm.diffusers_folder import CLIP, UNET, VAE
+from ldm.diffusers_folder import CLIP, MAPPER, UNET, VAE
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.encoders.modules import CLIP_VERSION
 from ldm.util import UserError, instantiate_from_config, listing
 from ldm.weight_files import StateDict
 
-PRIOR = Path("pretrained_models/sd-v1-4-modified-9channel.ckpt")
+STABLE_DIFFUSION = Path("pretrained_models/sd-v1-4-modified-9channel.ckpt")
 
 
 def initial_model(config: DictConfig, pretrained: str | None = None) -> nn.Module:
     """What the config trains, with the weights that training starts from.
 
-    pretrained: a checkpoint of any format; None: what the config's `model.pretrained_model` says, or else PRIOR;
+    pretrained: a checkpoint of any format; None: what the config's `model.pretrained_model` says, or STABLE_DIFFUSION;
     "none": random weights. For a LatentDiffusion: of a Paint by Example model all is taken. Of Stable Diffusion the
     autoencoder and the UNet are, with zeros for the new input channels (Yang et al. 2022, section 3.1); CLIP comes from
     the hub, or the folder that the config names as its `version`, and the mapper, proj_out and the learned vector start
@@ -28,10 +28,10 @@ def initial_model(config: DictConfig, pretrained: str | None = None) -> nn.Modul
 
     Raises UserError: no such checkpoint, one that does not fit, CLIP cannot be fetched."""
     section = config["model"]
-    path = pretrained or section.get("pretrained_model") or PRIOR
-    if path == PRIOR and not PRIOR.exists():
+    path = pretrained or section.get("pretrained_model") or STABLE_DIFFUSION
+    if path == STABLE_DIFFUSION and not STABLE_DIFFUSION.exists():
         raise UserError(
-            f"{PRIOR}: is not there, and training starts from it; make it of sd-v1-4.ckpt with "
+            f"{STABLE_DIFFUSION}: is not there, and training starts from it; make it of sd-v1-4.ckpt with "
             "scripts/modify_checkpoints.py, or name another model with --pretrained_model (none: random weights)"
         )
     model = instantiate_from_config(section, nn.Module)
@@ -52,6 +52,8 @@ def initial_model(config: DictConfig, pretrained: str | None = None) -> nn.Modul
         given = widen(given, channels)
     if "learnable_vector" not in given:
         given = _part(given, UNET, VAE) | _rest(own, UNET, VAE) | _clip(section)
+    if not hasattr(model.cond_stage_model, "mapper"):  # without the bottleneck there is none
+        given = {name: tensor for name, tensor in given.items() if not name.startswith(MAPPER)}
     if not section.get("prior", True):
         given |= _part(own, UNET)
     load_weights(model, {name: tensor.clone() for name, tensor in given.items()}, f"checkpoint {path}")
@@ -76,10 +78,14 @@ def _clip(section: DictConfig) -> StateDict:
     if params.get("vision_config") and "version" not in params:
         return {}
     version = params.get("version", CLIP_VERSION)
+    if version.count("/") != 1 and not Path(version).is_dir():
+        raise UserError(f"CLIP {version}: there is no such folder; train it, or correct the config's `version`")
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # it lists the weights of the text tower, which nobody asked for
     try:
-        tensors = CLIPVisionModel.from_pretrained(version).state_dict()
+        tower, info = CLIPVisionModel.from_pretrained(version, output_loading_info=True)
+        if absent := [*info["missing_keys"], *info["mismatched_keys"]]:
+            raise ValueError(f"it has not all weights of its config, {len(absent)} are missing or of another shape")
     except Exception as error:  # the hub's client raises those of its HTTP library as they are
         reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise UserError(
@@ -88,4 +94,4 @@ def _clip(section: DictConfig) -> StateDict:
         ) from error
     finally:
         logging.set_verbosity(level)
-    return {CLIP + name.removeprefix("vision_model."): tensor for name, tensor in tensors.items()}
+    return {CLIP + name.removeprefix("vision_model."): tensor for name, tensor in tower.state_dict().items()}

@@ -8,11 +8,11 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.models.trained import Trained
+from ldm.models.trained import ByLosses
 from ldm.modules.oracle import Oracle, colour_error
 
 
-class Judge(Trained):
+class OracleTraining(ByLosses):
     """Cross-entropy of shape and pattern, and the distance of the colours. Batches: those of RegionCrops."""
 
     def __init__(self, monitor: str | None = "val/loss", scheduler_config: Mapping[str, Any] | None = None):
@@ -31,20 +31,3 @@ class Judge(Trained):
             "pattern": (pattern.argmax(dim=1) == batch["pattern"]).float().mean(),
             "colour_error": error,
         }
-
-    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        loss = self.losses_of(batch)["loss"]
-        self.log(
-            "train/loss", loss.detach(), on_step=True, prog_bar=True, sync_dist=True, batch_size=len(batch["image"])
-        )
-        return loss
-
-    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        self._evaluate(batch, "val")
-
-    def test_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        self._evaluate(batch, "test")
-
-    def _evaluate(self, batch: Mapping[str, Tensor], name: str) -> None:
-        found = {f"{name}/{key}": value for key, value in self.losses_of(batch).items()}
-        self.log_dict(found, on_epoch=True, sync_dist=True, batch_size=len(batch["image"]))
