@@ -37,7 +37,7 @@ def pixels_to_tensor(picture: Image.Image | np.ndarray) -> Tensor:
 
 def normalise_clip(pixels: Tensor) -> Tensor:
     """(3,H,W) in [0,1] -> (3,H,W) with CLIP's mean and std taken out."""
-    return (pixels - torch.tensor(CLIP_MEAN).view(3, 1, 1)) / torch.tensor(CLIP_STD).view(3, 1, 1)
+    return pixels.sub(torch.tensor(CLIP_MEAN).view(3, 1, 1)).div_(torch.tensor(CLIP_STD).view(3, 1, 1))
 
 
 def image_to_tensor(image: Image.Image | np.ndarray) -> Tensor:
