@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ldm.conventions import image_to_tensor, reference_to_tensor
 from ldm.data.masks import REFERENCE_PADDING
-from ldm.data.miniworld import COLOURS, PATTERNS, SHAPES, Identity, caption, caption_tokens
+from ldm.data.miniworld import PATTERNS, SHAPES, caption_tokens, short_caption
 from ldm.data.object_crops import ATTRIBUTES, bench_identities
 from ldm.data.test_bench_dataset import COCOImageDataset, case_path, result_path
 from ldm.edit_bench import agree, edit_cases
@@ -71,15 +71,11 @@ def reconstruction_psnr(model: Any, bench: COCOImageDataset) -> float:
 
 @torch.no_grad()
 def class_features(clip: Any) -> tuple[Tensor, Tensor]:
-    """Features of each shape (12,D) and of each pattern (6,D): the mean of its captions', over the other attribute
-    and several pairs of colours."""
-    colours = list(COLOURS.values())
-    pairs = [(colours[i], colours[(i + 7) % len(colours)]) for i in range(0, len(colours), 3)]
-    things = [[[Identity(shape, pattern, *pair) for pair in pairs] for pattern in PATTERNS] for shape in SHAPES]
-    tokens = np.array([[[caption_tokens(caption(each)) for each in row] for row in rows] for rows in things])
-    told = clip.text_model(input_ids=torch.from_numpy(tokens).flatten(0, 2)).pooler_output
-    told = F.normalize(clip.text_projection(told), dim=-1).unflatten(0, tokens.shape[:3])
-    return told.mean(dim=(1, 2)), told.mean(dim=(0, 2))
+    """Features of each shape (12,D) and of each pattern (6,D): the mean of its captions', over the other attribute."""
+    tokens = torch.from_numpy(np.array([[caption_tokens(short_caption(s, p)) for p in PATTERNS] for s in SHAPES]))
+    told = clip.text_model(input_ids=tokens.flatten(0, 1)).pooler_output
+    told = F.normalize(clip.text_projection(told), dim=-1).unflatten(0, tokens.shape[:2])
+    return told.mean(dim=1), told.mean(dim=0)
 
 
 @torch.no_grad()

@@ -20,7 +20,18 @@ from torch.utils.data import default_collate
 from ldm import checkpoint, mini_table
 from ldm.checkpoint import FIRST_CONV, MINI_CONFIG, load_model, read_checkpoint, widen, write_checkpoint
 from ldm.conventions import reference_to_tensor
-from ldm.data.miniworld import CAPTION_LENGTH, COLOURS, END, PATTERNS, SHAPES, WORDS, Identity, caption, caption_tokens
+from ldm.data.miniworld import (
+    CAPTION_LENGTH,
+    COLOURS,
+    END,
+    PATTERNS,
+    SHAPES,
+    WORDS,
+    Identity,
+    caption,
+    caption_tokens,
+    short_caption,
+)
 from ldm.data.object_crops import ReferenceCrops, RegionCrops, bench_identities, identity_numbers, lab, read_objects
 from ldm.data.test_bench_dataset import COCOImageDataset, result_path
 from ldm.evaluation.benchmark import identity_scores
@@ -86,7 +97,8 @@ def test_crops_are_functions_of_their_key(world):
             thing = objects[i]
             assert plain[i]["shape"] == SHAPES.index(thing["shape"])
             assert plain[i]["pattern"] == PATTERNS.index(thing["pattern"])
-            assert " ".join(WORDS[t - 1] for t in plain[i]["caption"] if 0 < t < END) == thing["caption"]
+            told = [" ".join(WORDS[t - 1] for t in tokens if 0 < t < END) for tokens in plain[i]["caption"]]
+            assert told == [thing["caption"], short_caption(thing["shape"], thing["pattern"])]
 
 
 def test_crops_show_the_object(world):
@@ -153,18 +165,24 @@ def clip_of(world, count=8):
 
 
 def test_the_contrastive_loss_is_clips(world):
-    """transformers' own, where all captions differ; where two are the same, either image may go with either."""
+    """transformers' own, where all captions differ, its mean over the kinds of captions; where two captions are the
+    same, either image may go with either."""
     model, batch = clip_of(world)
-    assert len({tuple(caption) for caption in batch["caption"].tolist()}) == 8
+    everything, kinds = batch["caption"].unbind(1)
+    assert len({tuple(caption) for caption in everything.tolist()}) == 8
     with torch.no_grad():
-        theirs = model.clip(input_ids=batch["caption"], pixel_values=batch["image"], return_loss=True).loss
-        torch.testing.assert_close(model.losses_of(batch)["loss"], theirs)
-        batch["caption"][1] = batch["caption"][0]
-        logits = model.clip(input_ids=batch["caption"], pixel_values=batch["image"]).logits_per_image
-        target = torch.eye(8)
-        target[:2, :2] = 0.5
+        theirs = model.clip(input_ids=everything, pixel_values=batch["image"], return_loss=True).loss
+        alone = model.losses_of(batch | {"caption": everything[:, None]})["loss"]
+        torch.testing.assert_close(alone, theirs)
+        kinds[1:3] = kinds[0]
+        logits = model.clip(input_ids=kinds, pixel_values=batch["image"]).logits_per_image
+        target = (kinds[:, None] == kinds).all(-1).float()
+        target /= target.sum(1, keepdim=True)
+        assert target[0, :3].tolist() == pytest.approx([1 / target[0].count_nonzero()] * 3)
         ways = [-(target * F.log_softmax(each, dim=1)).sum(dim=1).mean() for each in (logits, logits.T)]
-        torch.testing.assert_close(model.losses_of(batch)["loss"], sum(ways) / 2)
+        other = model.losses_of(batch | {"caption": kinds[:, None]})["loss"]
+        torch.testing.assert_close(other, sum(ways) / 2)
+        torch.testing.assert_close(model.losses_of(batch)["loss"], (alone + other) / 2)
 
 
 def test_the_last_word_is_what_the_text_tower_reads(world):

@@ -94,6 +94,11 @@ def colour_name(colour: Colour) -> str:
     return min(COLOURS, key=lambda name: contrast(COLOURS[name], colour))
 
 
+def short_caption(shape: str, pattern: str) -> str:
+    """ "a solid star", "a striped star"."""
+    return f"a {ADJECTIVES.get(pattern, pattern)} {shape}"
+
+
 def caption(identity: Identity) -> str:
     """ "a solid red star", "a red and yellow striped star"."""
     first, second = colour_name(identity.colour), colour_name(identity.second)

@@ -9,14 +9,13 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm.conventions import pixels_to_tensor, reference_to_tensor
 from ldm.data.masks import Box, reference_region
-from ldm.data.miniworld import PATTERNS, SHAPES, caption_tokens
+from ldm.data.miniworld import PATTERNS, SHAPES, caption_tokens, short_caption
 from ldm.data.reference import augment_reference, resize_reference
 from ldm.images import PictureFile
 from ldm.util import UserError
@@ -85,14 +84,16 @@ class _Crops(Dataset):
         thing = self.objects[i]
         picture = PictureFile(self.path(i)).pixels(1)
         entry = self.entry(picture, tuple(thing["box"]), np.random.default_rng((self.seed, epoch, i)))
-        return {**entry, "caption": torch.from_numpy(caption_tokens(thing["caption"])), **identity_numbers(thing)}
+        texts = (thing["caption"], short_caption(thing["shape"], thing["pattern"]))
+        return {**entry, "caption": np.stack([caption_tokens(text) for text in texts]), **identity_numbers(thing)}
 
     def entry(self, picture: np.ndarray, box: Box, rng: np.random.Generator) -> dict[str, Tensor]:
         raise NotImplementedError
 
 
 class ReferenceCrops(_Crops):
-    """`image` (3,224,224), CLIP-normalised: references as training and editing see them; `caption` (CAPTION_LENGTH,).
+    """`image` (3,224,224), CLIP-normalised: references as training and editing see them; `caption` (2,CAPTION_LENGTH):
+    its tokens, with the colours and without.
 
     augment: a margin around the object, a quarter turn, and the recipe's own augmentation."""
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
@@ -15,10 +16,11 @@ from ldm.models.trained import ByLosses
 
 class Contrastive(ByLosses):
     """Images and captions of a batch find each other: cross-entropy of the cosines, both ways, times a learned factor.
-    Where captions are the same, each of their images fits each of them.
+    Where captions are the same, each of their images fits each of them. An image may have several captions, of which
+    some say less: each is compared with its like, so that what few captions need to be told apart is learned too.
 
     vision_config, text_config: mappings for transformers' CLIPVisionConfig and CLIPTextConfig. projection_dim: of the
-    common space. Batches: `image` (B,3,S,S), CLIP-normalised, `caption` (B,L), tokens, the last of them the largest."""
+    common space. Batches: `image` (B,3,S,S), CLIP-normalised; `caption` (B,K,L), tokens, the last is the largest."""
 
     def __init__(
         self,
@@ -34,12 +36,18 @@ class Contrastive(ByLosses):
         self.clip = CLIPModel(CLIPConfig(**config, projection_dim=projection_dim))
 
     def losses_of(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        captions = batch["caption"]
-        logits = self.clip(input_ids=captions, pixel_values=batch["image"]).logits_per_image.float()
-        same = (captions[:, None] == captions).all(dim=-1).float()
-        target = same / same.sum(dim=1)
-        return {"loss": (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2}
+        captions = batch["caption"].unbind(dim=1)
+        out = self.clip(input_ids=torch.cat(captions), pixel_values=batch["image"])
+        logits = out.logits_per_image.float().chunk(len(captions), dim=1)
+        return {"loss": sum(map(_loss, logits, captions)) / len(captions)}
 
     def export(self, folder: Path) -> None:
         """clip/config.json and clip/model.safetensors, transformers' layout of CLIP."""
         self.clip.save_pretrained(folder / "clip")
+
+
+def _loss(logits: Tensor, captions: Tensor) -> Tensor:
+    """logits (B,B), images by captions (B,L)."""
+    same = (captions[:, None] == captions).all(dim=-1).float()
+    target = same / same.sum(dim=1)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
