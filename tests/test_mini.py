@@ -98,7 +98,7 @@ def test_crops_are_functions_of_their_key(world):
             assert plain[i]["shape"] == SHAPES.index(thing["shape"])
             assert plain[i]["pattern"] == PATTERNS.index(thing["pattern"])
             told = [" ".join(WORDS[t - 1] for t in tokens if 0 < t < END) for tokens in plain[i]["caption"]]
-            assert told == [thing["caption"], short_caption(thing["shape"], thing["pattern"])]
+            assert told == [thing["caption"], short_caption(thing["shape"], thing["pattern"]), f"a {thing['shape']}"]
 
 
 def test_crops_show_the_object(world):
@@ -168,7 +168,7 @@ def test_the_contrastive_loss_is_clips(world):
     """transformers' own, where all captions differ, its mean over the kinds of captions; where two captions are the
     same, either image may go with either."""
     model, batch = clip_of(world)
-    everything, kinds = batch["caption"].unbind(1)
+    everything, kinds, shapes = batch["caption"].unbind(1)
     assert len({tuple(caption) for caption in everything.tolist()}) == 8
     with torch.no_grad():
         theirs = model.clip(input_ids=everything, pixel_values=batch["image"], return_loss=True).loss
@@ -182,7 +182,8 @@ def test_the_contrastive_loss_is_clips(world):
         ways = [-(target * F.log_softmax(each, dim=1)).sum(dim=1).mean() for each in (logits, logits.T)]
         other = model.losses_of(batch | {"caption": kinds[:, None]})["loss"]
         torch.testing.assert_close(other, sum(ways) / 2)
-        torch.testing.assert_close(model.losses_of(batch)["loss"], (alone + other) / 2)
+        third = model.losses_of(batch | {"caption": shapes[:, None]})["loss"]
+        torch.testing.assert_close(model.losses_of(batch)["loss"], (alone + other + third) / 3)
 
 
 def test_the_last_word_is_what_the_text_tower_reads(world):

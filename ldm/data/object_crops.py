@@ -84,7 +84,7 @@ class _Crops(Dataset):
         thing = self.objects[i]
         picture = PictureFile(self.path(i)).pixels(1)
         entry = self.entry(picture, tuple(thing["box"]), np.random.default_rng((self.seed, epoch, i)))
-        texts = (thing["caption"], short_caption(thing["shape"], thing["pattern"]))
+        texts = (thing["caption"], short_caption(thing["shape"], thing["pattern"]), f"a {thing['shape']}")
         return {**entry, "caption": np.stack([caption_tokens(text) for text in texts]), **identity_numbers(thing)}
 
     def entry(self, picture: np.ndarray, box: Box, rng: np.random.Generator) -> dict[str, Tensor]:
@@ -92,8 +92,8 @@ class _Crops(Dataset):
 
 
 class ReferenceCrops(_Crops):
-    """`image` (3,224,224), CLIP-normalised: references as training and editing see them; `caption` (2,CAPTION_LENGTH):
-    its tokens, with the colours and without.
+    """`image` (3,224,224), CLIP-normalised: references as training and editing see them; `caption` (3,CAPTION_LENGTH):
+    the tokens of all that is to say, without the colours, and of the shape alone.
 
     augment: a margin around the object, a quarter turn, and the recipe's own augmentation."""
 
