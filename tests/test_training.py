@@ -432,12 +432,15 @@ def test_epochs_cut_short_go_on_exactly(words, whole, photos, tmp_path):
 
 
 def test_another_learning_rate_for_a_run_that_goes_on(whole, tmp_path):
+    """And another schedule of it: at the last step of a cycle it is at its least."""
     shutil.copytree(whole, tmp_path / "run")
+    schedule = "model.params.scheduler_config.params"
     words = ("-r", tmp_path / "run", "--no-test", "--max_steps", 15, "model.base_learning_rate=1e-9")
+    words += (f"{schedule}.cycle_lengths=[14]", f"{schedule}.f_min=[0.5]")
     assert run([sys.executable, "main.py", *map(str, words)]).returncode == 0
     with open(tmp_path / "run/csv/version_1/metrics.csv") as file:
         rates = [float(row["lr"]) for row in csv.DictReader(file) if row.get("lr")]
-    assert rates and max(rates) <= 1e-9
+    assert rates[-1] == pytest.approx(0.5e-9)
 
 
 def test_what_a_killed_run_left_goes(tmp_path):

@@ -30,7 +30,8 @@ class Trained(pl.LightningModule):
         if self.scheduler_config is None:
             return optimizer
         factor = instantiate_from_config(self.scheduler_config, LambdaLinearScheduler)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        # a function, whose settings are not put into checkpoints: a run that goes on follows its config
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
