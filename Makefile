@@ -56,7 +56,7 @@ mini: $(READY)
 	$(BIN)/python scripts/convert_checkpoint.py --ema --half logs/mini/paint_by_example/checkpoints/last.ckpt \
 	  logs/mini/mini.safetensors
 	$(BIN)/python scripts/convert_checkpoint.py --half logs/mini/oracle/checkpoints/last.ckpt logs/mini/mini_oracle.safetensors
-	$(BIN)/python scripts/mini_table.py --ckpt logs/mini/mini.safetensors --clip logs/mini/clip/clip \
+	$(BIN)/python scripts/mini_table.py --ckpt logs/mini/mini.safetensors --clip logs/mini/clip/clip.safetensors \
 	  --oracle logs/mini/mini_oracle.safetensors --outdir logs/mini/table
 
 # The paper's Table 3 on it, after make mini: each row trained for the same number of steps, the last two with two seeds.
@@ -66,7 +66,7 @@ define row
 	  logs/mini/table3/$(1)-$(2)/model.safetensors
 	$(BIN)/python scripts/mini_table.py --config logs/mini/table3/$(1)-$(2)/config.yaml \
 	  --ckpt logs/mini/table3/$(1)-$(2)/model.safetensors --bare --name $(1)-$(2) --scales $(3) \
-	  --clip logs/mini/clip/clip --oracle logs/mini/mini_oracle.safetensors --outdir logs/mini/table
+	  --clip logs/mini/clip/clip.safetensors --oracle logs/mini/mini_oracle.safetensors --outdir logs/mini/table
 endef
 mini-table3: $(READY)
 	$(call row,baseline,23,1)

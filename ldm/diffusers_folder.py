@@ -18,7 +18,8 @@ from ldm.util import UserError, listing
 from ldm.weight_files import StateDict, read_file
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
-CLIP, TEXT = "cond_stage_model.transformer.vision_model.", "cond_stage_model.transformer.text_model."
+TOWER = "cond_stage_model.transformer."
+CLIP, TEXT = TOWER + "vision_model.", TOWER + "text_model."
 MAPPER = "cond_stage_model.mapper."
 
 UNET_TABLE = [

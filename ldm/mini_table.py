@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -27,8 +26,10 @@ from ldm.evaluation.features import Extractor
 from ldm.evaluation.fid import Statistics, frechet_distance
 from ldm.evaluation.folder import features_of, real_statistics
 from ldm.evaluation.quality import COMPONENTS, Mixture
+from ldm.modules.encoders.clip import clip_of
 from ldm.pipeline import PaintByExample
 from ldm.util import UserError, staging
+from ldm.weight_files import read_file
 
 SKIPPED = ("fid_inception", "kid", "dino", "lpips", "psnr", "ssim")
 COLUMNS = {  # metric -> head of its column
@@ -45,6 +46,17 @@ FID_RESAMPLES = 200  # of its bootstrap
 
 
 # ------------------------------------------------------------------------------------------ parts
+
+
+def read_clip(config: Path, file: Path) -> Any:
+    """open_clip's CLIP of a config, with its weights. Raises UserError."""
+    clip = clip_of(config)
+    tensors = {name: tensor.float() for name, tensor in read_file(file).items()}
+    own = clip.state_dict()
+    if own.keys() != tensors.keys() or any(own[name].shape != tensors[name].shape for name in own):
+        raise UserError(f"CLIP {file}: is of another config than {config}; name both")
+    clip.load_state_dict(tensors)
+    return clip.eval().requires_grad_(False)
 
 
 def require_identities(bench: COCOImageDataset) -> dict[str, dict[str, Any]]:
@@ -73,8 +85,7 @@ def reconstruction_psnr(model: Any, bench: COCOImageDataset) -> float:
 def class_features(clip: Any) -> tuple[Tensor, Tensor]:
     """Features of each shape (12,D) and of each pattern (6,D): the mean of its captions', over the other attribute."""
     tokens = torch.from_numpy(np.array([[caption_tokens(short_caption(s, p)) for p in PATTERNS] for s in SHAPES]))
-    told = clip.text_model(input_ids=tokens.flatten(0, 1)).pooler_output
-    told = F.normalize(clip.text_projection(told), dim=-1).unflatten(0, tokens.shape[:2])
+    told = clip.encode_text(tokens.flatten(0, 1), normalize=True).unflatten(0, tokens.shape[:2])
     return told.mean(dim=1), told.mean(dim=0)
 
 
@@ -82,12 +93,12 @@ def class_features(clip: Any) -> tuple[Tensor, Tensor]:
 def zero_shot_accuracy(clip: Any, bench: COCOImageDataset, batch_size: int = 50) -> tuple[float, float]:
     """Of shape and of pattern: how many of the benchmark's references are nearest to the captions of their own.
     Training has not shown such pairs of the two."""
-    identities, size = require_identities(bench), clip.config.vision_config.image_size
+    identities, size = require_identities(bench), clip.visual.image_size
     classes, right = class_features(clip), []
     for names in (bench.ids[start : start + batch_size] for start in range(0, len(bench), batch_size)):
         references = [bench.pictures(bench.ids.index(name))[2] for name in names]
         images = torch.stack([reference_to_tensor(reference, size) for reference in references])
-        seen = clip.visual_projection(clip.vision_model(pixel_values=images).pooler_output)
+        seen = clip.encode_image(images)
         for key, features in zip(("shape", "pattern"), classes, strict=True):
             wanted = torch.tensor([identities[name][key] for name in names])
             right.append((seen @ features.T).argmax(dim=1) == wanted)

@@ -34,8 +34,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the fastest there is)")
     w = p.add_argument_group("weights, files; fetched where none is named")
     w.add_argument("--clip_weights", help="OpenAI's ViT-B-32.pt, or open_clip's")
-    w.add_argument("--clip_model", help="another architecture, by open_clip's name, or a folder with it and"
-                   " its weights in transformers' layout")  # fmt: skip
+    w.add_argument("--clip_model", help="another architecture, by open_clip's name, or a config in"
+                   " its format, a JSON file")  # fmt: skip
     w.add_argument("--inception_weights", help="weights-inception-2015-12-05-6726825d.pth")
     w.add_argument("--dino_weights", help="dino_deitsmall16_pretrain.pth, or timm's")
     w.add_argument("--dino_model", help="another architecture, by timm's name")

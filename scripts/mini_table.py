@@ -20,7 +20,8 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--config", default=ROOT / "configs/mini/paint_by_example.yaml")
     p.add_argument("--ckpt", default=ROOT / "pretrained_models/mini.safetensors")
-    p.add_argument("--clip", type=Path, default=ROOT / "pretrained_models/mini_clip", help="(%(default)s)")
+    p.add_argument("--clip", type=Path, default=ROOT / "pretrained_models/mini_clip.safetensors")
+    p.add_argument("--clip_config", type=Path, default=ROOT / "configs/mini/clip.json", help="open_clip's, of --clip")
     p.add_argument("--oracle", type=Path, default=ROOT / "pretrained_models/mini_oracle.safetensors")
     p.add_argument("--bench", type=Path, default=Path("test_bench_mini"), help="(%(default)s)")
     p.add_argument("--outdir", type=Path, default=Path("results/mini"), help="(%(default)s)")
@@ -45,16 +46,19 @@ def main() -> None:
     from ldm.data.make_miniworld import write_bench
     from ldm.data.test_bench_dataset import COCOImageDataset
     from ldm.edit_bench import settings_of, sheet
-    from ldm.evaluation.features import load_clip, load_oracle, read_clip
+    from ldm.evaluation.features import load_clip, load_oracle
     from ldm.pipeline import PaintByExample, check_request
     from ldm.util import load_config
 
     for scale in opt.scales:
         check_request(scale, opt.steps, "plms", 0.0, [opt.seed])
     config = load_config(opt.config)
-    clip = read_clip(opt.clip)
+    clip = mini_table.read_clip(opt.clip_config, opt.clip)
     edit = PaintByExample.load(config, opt.ckpt, opt.device)
-    extractors = {"clip": load_clip(None, edit.device, str(opt.clip)), "oracle": load_oracle(opt.oracle, edit.device)}
+    extractors = {
+        "clip": load_clip(opt.clip, edit.device, str(opt.clip_config)),
+        "oracle": load_oracle(opt.oracle, edit.device),
+    }
     if not opt.bench.exists():
         write_bench(opt.bench)
     bench = COCOImageDataset(opt.bench)

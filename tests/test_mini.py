@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import cv2
 import numpy as np
+import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,7 @@ from ldm.evaluation.fid import Statistics
 from ldm.models.contrastive import Contrastive
 from ldm.models.diffusion.conditioning import unconditional_token
 from ldm.models.diffusion.draws import Draws
+from ldm.modules.encoders.clip import ResNetTower, clip_of
 from ldm.modules.oracle import colour_error
 from ldm.training.start import initial_model
 from ldm.util import UserError, instantiate_from_config, load_config
@@ -75,8 +77,8 @@ def test_every_caption_fits_and_reads_back():
                 assert " ".join(WORDS[token - 1] for token in tokens if 0 < token < END) == text
                 longest = max(longest, len(text.split()) + 1)
     assert longest <= CAPTION_LENGTH
-    text_config = OmegaConf.load(MINI / "clip.yaml").model.params.text_config
-    assert text_config.vocab_size > END and text_config.max_position_embeddings == CAPTION_LENGTH
+    text = json.loads((MINI / "clip.json").read_text())["text_cfg"]
+    assert text["vocab_size"] > END and text["context_length"] == CAPTION_LENGTH
 
 
 def test_colours_in_lab():
@@ -157,44 +159,48 @@ def test_which_model_where_none_is_named(tmp_path, monkeypatch, capsys):
 # ------------------------------------------------------------------------------------------------ parts
 
 
-def clip_of(world, count=8):
+CLIP_CONFIG = str(MINI / "clip.json")
+
+
+def clip_and_batch(world, count=8):
     torch.manual_seed(1)
-    model = Contrastive(**OmegaConf.to_container(OmegaConf.load(MINI / "clip.yaml").model.params)).eval()
-    data = ReferenceCrops("train", str(world / "world"))
-    return model, default_collate([data[i] for i in range(count)])
+    data = ReferenceCrops("train", str(world / "world"), image_size=128)
+    return Contrastive(CLIP_CONFIG).eval(), default_collate([data[i] for i in range(count)])
 
 
+@torch.no_grad()
 def test_the_contrastive_loss_is_clips(world):
-    """transformers' own, where all captions differ, its mean over the kinds of captions; where two captions are the
+    """open_clip's own, where all captions differ, its mean over the kinds of captions; where two captions are the
     same, either image may go with either."""
-    model, batch = clip_of(world)
+    model, batch = clip_and_batch(world)
     everything, kinds, shapes = batch["caption"].unbind(1)
     assert len({tuple(caption) for caption in everything.tolist()}) == 8
-    with torch.no_grad():
-        theirs = model.clip(input_ids=everything, pixel_values=batch["image"], return_loss=True).loss
-        alone = model.losses_of(batch | {"caption": everything[:, None]})["loss"]
-        torch.testing.assert_close(alone, theirs)
-        kinds[1:3] = kinds[0]
-        logits = model.clip(input_ids=kinds, pixel_values=batch["image"]).logits_per_image
-        target = (kinds[:, None] == kinds).all(-1).float()
-        target /= target.sum(1, keepdim=True)
-        assert target[0, :3].tolist() == pytest.approx([1 / target[0].count_nonzero()] * 3)
-        ways = [-(target * F.log_softmax(each, dim=1)).sum(dim=1).mean() for each in (logits, logits.T)]
-        other = model.losses_of(batch | {"caption": kinds[:, None]})["loss"]
-        torch.testing.assert_close(other, sum(ways) / 2)
-        third = model.losses_of(batch | {"caption": shapes[:, None]})["loss"]
-        torch.testing.assert_close(model.losses_of(batch)["loss"], (alone + other + third) / 3)
+    image = model.clip.encode_image(batch["image"], normalize=True)
+    theirs = open_clip.ClipLoss()(
+        image, model.clip.encode_text(everything, normalize=True), model.clip.logit_scale.exp()
+    )
+    alone = model.losses_of(batch | {"caption": everything[:, None]})["loss"]
+    torch.testing.assert_close(alone, theirs)
+    kinds[1:3] = kinds[0]
+    logits = model.clip.logit_scale.exp() * image @ model.clip.encode_text(kinds, normalize=True).T
+    target = (kinds[:, None] == kinds).all(-1).float()
+    target /= target.sum(1, keepdim=True)
+    assert target[0, :3].tolist() == pytest.approx([1 / int(target[0].count_nonzero())] * 3)
+    ways = [-(target * F.log_softmax(each, dim=1)).sum(dim=1).mean() for each in (logits, logits.T)]
+    other = model.losses_of(batch | {"caption": kinds[:, None]})["loss"]
+    torch.testing.assert_close(other, sum(ways) / 2)
+    third = model.losses_of(batch | {"caption": shapes[:, None]})["loss"]
+    torch.testing.assert_close(model.losses_of(batch)["loss"], (alone + other + third) / 3)
 
 
-def test_the_last_word_is_what_the_text_tower_reads(world):
-    """Not what fills a caption up, and not a shorter one's end."""
-    model, _ = clip_of(world)
+@torch.no_grad()
+def test_what_fills_a_caption_up_is_not_read(world):
+    model, _ = clip_and_batch(world)
     tokens = torch.from_numpy(caption_tokens("a solid red star"))[None]
-    longer = torch.cat([tokens[:, :-2], torch.zeros(1, 2, dtype=torch.long)], dim=1)
-    with torch.no_grad():
-        one, other = (model.clip.text_model(input_ids=each) for each in (tokens, longer))
-        torch.testing.assert_close(one.pooler_output, other.pooler_output)
-        torch.testing.assert_close(one.pooler_output[0], one.last_hidden_state[0, 4])
+    filled = tokens.clone()
+    filled[:, 5:] = 7  # after the end
+    assert tokens[0, 4] == END
+    torch.testing.assert_close(model.clip.encode_text(tokens), model.clip.encode_text(filled))
 
 
 def test_zero_shot_takes_the_nearest_captions(world):
@@ -206,22 +212,78 @@ def test_zero_shot_takes_the_nearest_captions(world):
     known = list(bench_identities(bench.root).values())
     wanted = [torch.tensor([each[key] for each in known]) for key in ("shape", "pattern")]
 
-    def reads(input_ids):
-        words = [(input_ids[..., None] == numbers).any(1) for numbers in (shapes, patterns)]
-        return SimpleNamespace(pooler_output=torch.cat(words, dim=1).float())
+    def reads(tokens, normalize):
+        return torch.cat([(tokens[..., None] == numbers).any(1) for numbers in (shapes, patterns)], dim=1).float()
 
     def clip(shift):
         seen = [F.one_hot((each + shift) % count, count) for each, count in zip(wanted, (12, 6), strict=True)]
-        return SimpleNamespace(
-            text_model=reads,
-            text_projection=torch.nn.Identity(),
-            vision_model=lambda pixel_values: SimpleNamespace(pooler_output=torch.cat(seen, dim=1).float()),
-            visual_projection=torch.nn.Identity(),
-            config=SimpleNamespace(vision_config=SimpleNamespace(image_size=16)),
-        )
+        visual = SimpleNamespace(image_size=16)
+        return SimpleNamespace(encode_text=reads, encode_image=lambda _: torch.cat(seen, 1).float(), visual=visual)
 
     assert mini_table.zero_shot_accuracy(clip(0), bench) == (1, 1)
     assert mini_table.zero_shot_accuracy(clip(1), bench) == (0, 0)
+
+
+def test_one_clip_for_captions_references_and_scores(world, tmp_path):
+    """The file that training writes, as the table, the scores and the reference encoder read it; it has to fit."""
+    model, batch = clip_and_batch(world, 3)
+    for norm in (m for m in model.clip.visual.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+        norm.weight.data.uniform_(0.5, 2)
+    model.export(tmp_path)
+    file = tmp_path / "clip.safetensors"
+    with torch.no_grad():
+        wanted = model.clip.encode_image(batch["image"])
+    torch.testing.assert_close(load_clip(file, "cpu", CLIP_CONFIG)([image.numpy() for image in batch["image"]]), wanted)
+    torch.testing.assert_close(mini_table.read_clip(CLIP_CONFIG, file).encode_image(batch["image"]), wanted)
+
+    config = load_config(OmegaConf.merge(OmegaConf.load(MINI_CONFIG), OmegaConf.load(MINI / "prior.yaml")))
+    assert (
+        json.loads((MINI / "clip.json").read_text()).items()
+        >= {
+            **OmegaConf.to_container(config.model.params.cond_stage_config.params.resnet),
+            "vision_cfg": json.loads((MINI / "clip.json").read_text())["vision_cfg"],
+        }.items()
+    )
+    first_stage = instantiate_from_config(OmegaConf.load(MINI / "first_stage.yaml").model, torch.nn.Module)
+    save_file(first_stage.state_dict(), tmp_path / "first_stage.safetensors")
+    config.model.params.cond_stage_config.params.version = str(file)
+    tower = initial_model(config, str(tmp_path / "first_stage.safetensors")).cond_stage_model.transformer
+    out = tower(batch["image"])
+    torch.testing.assert_close(out.pooler_output, wanted)
+    assert out.last_hidden_state.shape == (3, tower.positions, 128)
+    assert tower(torch.rand(1, 3, 224, 224)).pooler_output.shape == (1, 128)
+
+    tensors = read_safetensors(file)
+    del tensors["visual.bn1.weight"]
+    save_file(tensors, file)
+    with pytest.raises(UserError, match="lacks 1 tensor"):
+        load_clip(file, "cpu", CLIP_CONFIG)
+    with pytest.raises(UserError, match="another config"):
+        mini_table.read_clip(CLIP_CONFIG, file)
+    with pytest.raises(UserError, match="it lacks 1 tensor"):
+        initial_model(config, str(tmp_path / "first_stage.safetensors"))
+    (tmp_path / "clip.json").write_text("{")
+    for call in (lambda: load_clip(file, "cpu", str(tmp_path / "clip.json")), lambda: clip_of(tmp_path / "clip.json")):
+        with pytest.raises(UserError, match="format"):
+            call()
+
+
+def test_places_weighted_by_attention_are_the_picture(world):
+    """What pools is an average of the places' features: with equal weights it is theirs."""
+    _, batch = clip_and_batch(world, 2)
+    resnet = OmegaConf.to_container(OmegaConf.load(MINI_CONFIG).model.params.cond_stage_config.params.resnet)
+    tower = ResNetTower(**resnet).eval()
+    pool = tower.visual.attnpool
+    with torch.no_grad():
+        pool.q_proj.weight.zero_()
+        pool.q_proj.bias.zero_()
+        pool.positional_embedding.zero_()
+        out = tower(batch["image"])
+    places = out.last_hidden_state[:, 1:]  # beside these, attention sees their mean
+    torch.testing.assert_close(out.pooler_output, places.mean(dim=1), rtol=1e-4, atol=1e-5)
+    assert torch.equal(out.last_hidden_state[:, 0], out.pooler_output)
 
 
 def test_colour_error():
@@ -229,33 +291,6 @@ def test_colour_error():
     wanted = torch.stack([red, blue])[None]
     assert colour_error(wanted.flip(1), wanted) == 0
     torch.testing.assert_close(colour_error(torch.stack([red, grey])[None], wanted), torch.tensor([50 * 2**0.5]))
-
-
-def test_a_clip_folder_has_to_fit_exactly(world, tmp_path):
-    """For the scores, and for the weights that training starts from."""
-    model, batch = clip_of(world, 2)
-    model.export(tmp_path)
-    folder = tmp_path / "clip"
-    inputs = [image.numpy() for image in batch["image"]]
-    features = load_clip(None, "cpu", str(folder))(inputs)
-    with torch.no_grad():
-        tower = model.clip.vision_model(pixel_values=batch["image"]).pooler_output
-        torch.testing.assert_close(features, model.clip.visual_projection(tower))
-    tensors = read_safetensors(folder / "model.safetensors")
-    del tensors["vision_model.post_layernorm.weight"]
-    save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(UserError, match="lacks 1 tensor"):
-        load_clip(None, "cpu", str(folder))
-    config = load_config(OmegaConf.merge(OmegaConf.load(MINI_CONFIG), OmegaConf.load(MINI / "prior.yaml")))
-    first_stage = instantiate_from_config(OmegaConf.load(MINI / "first_stage.yaml").model, torch.nn.Module)
-    save_file(first_stage.state_dict(), tmp_path / "first_stage.safetensors")
-    for version, words in ((str(folder), "1 are missing"), (str(tmp_path / "none"), "there is no such folder")):
-        config.model.params.cond_stage_config.params.version = version
-        with pytest.raises(UserError, match=words):
-            initial_model(config, str(tmp_path / "first_stage.safetensors"))
-    (folder / "config.json").write_text("{")
-    with pytest.raises(UserError, match="is no CLIP"):
-        load_clip(None, "cpu", str(folder))
 
 
 def test_identity_scores():
@@ -365,18 +400,17 @@ def test_the_whole_chain(world, main, script, tmp_path, monkeypatch):
             run_script(script, commands.pop(0), "modify_checkpoints")
         out = main("--project", f"logs/mini/{name}", "--base", *(ROOT / each for each in configs.split()), *short)
         assert "trained to step 2" in out
-    assert (tmp_path / "logs/mini/clip/clip/config.json").exists()
     for name, columns in (("first_stage", 2), ("prior", 4), ("paint_by_example", 5)):
         assert Image.open(tmp_path / f"logs/mini/{name}/images/step00000001.png").width == columns * 258 - 2
 
-    clip = read_safetensors(tmp_path / "logs/mini/clip/clip/model.safetensors")
+    clip = read_safetensors(tmp_path / "logs/mini/clip/clip.safetensors")
     prior, last = (read_checkpoint(f"logs/mini/{name}/checkpoints/last.ckpt") for name in ("prior", "paint_by_example"))
     first_stage = read_checkpoint("logs/mini/first_stage/checkpoints/last.ckpt")
     wide = read_checkpoint("logs/mini/prior-9channel.safetensors")
     assert all(
         torch.equal(prior[name], tensor) and torch.equal(last[name], tensor) for name, tensor in first_stage.items()
     )
-    for name in ("vision_model.pre_layrnorm.weight", "vision_model.encoder.layers.5.mlp.fc2.weight"):
+    for name in ("visual.conv1.weight", "visual.bn1.running_var", "visual.attnpool.c_proj.bias"):
         assert torch.equal(last[f"cond_stage_model.transformer.{name}"], clip[name])
     assert wide[FIRST_CONV].shape[1] == 9 and not wide[FIRST_CONV][:, 4:].any()
     assert last[FIRST_CONV][:, 4:].any()  # which training fills

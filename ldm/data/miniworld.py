@@ -30,6 +30,7 @@ REACH = 1.25
 BEVEL = 0.35  # width of the rounded edge, of an object of radius 1
 LEAST_CONTRAST = 0.45  # between an object's two colours, of 1 from black to white
 SHOWN = 0.6  # share of an object that has to be seen for it to be annotated
+MOST_TURNED = np.radians(40)  # of an object, either way
 
 
 @dataclass(frozen=True)
@@ -359,7 +360,7 @@ def scene(
         else:
             continue
         centres.append(centre)
-        identity, angle = draw_identity(rng, held_out), rng.uniform(0, 2 * np.pi)
+        identity, angle = draw_identity(rng, held_out), rng.uniform(-MOST_TURNED, MOST_TURNED)
         drawn = _drawn(identity, _pose(rng, centre, radius, angle), size, light)
         if drawn is None:
             continue

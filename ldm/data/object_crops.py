@@ -92,18 +92,29 @@ class _Crops(Dataset):
 
 
 class ReferenceCrops(_Crops):
-    """`image` (3,224,224), CLIP-normalised: references as training and editing see them; `caption` (3,CAPTION_LENGTH):
-    the tokens of all that is to say, without the colours, and of the shape alone.
+    """`image` (3,image_size,image_size), CLIP-normalised: references as training and editing see them. `caption`
+    (3,CAPTION_LENGTH): the tokens of all there is to say, of that without the colours, and of the shape alone.
 
-    augment: a margin around the object, a quarter turn, and the recipe's own augmentation."""
+    augment: a margin around the object, and the recipe's own augmentation."""
+
+    def __init__(
+        self,
+        state: str,
+        dataset_dir: str = "dataset/miniworld",
+        augment: bool = False,
+        image_size: int = 224,
+        seed: int = 0,
+    ):
+        super().__init__(state, dataset_dir, augment, seed)
+        self.image_size = image_size
 
     def entry(self, picture: np.ndarray, box: Box, rng: np.random.Generator) -> dict[str, Tensor]:
         size = picture.shape[1::-1]
         region = reference_region(_moved(box, size, rng, 0.1, 0.3) if self.augment else box, size)
         pixels = resize_reference(_cut(picture, region))
         if self.augment:
-            pixels = augment_reference(np.ascontiguousarray(np.rot90(pixels, rng.integers(4))), rng)
-        return {"image": reference_to_tensor(Image.fromarray(pixels))}
+            pixels = augment_reference(pixels, rng)
+        return {"image": reference_to_tensor(Image.fromarray(pixels), self.image_size)}
 
 
 class RegionCrops(_Crops):

@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ldm.conventions import pixels_to_tensor, reference_to_tensor
+from ldm.conventions import pixels_to_tensor
 from ldm.data.object_crops import region_to_tensor
 from ldm.modules.oracle import Oracle
 from ldm.util import UserError, listing, sha256_of
@@ -152,14 +152,18 @@ def _extractor(
 
 def load_clip(file: str | Path | None = None, device: torch.device | str = "cpu", model: str = CLIP) -> Extractor:
     """CLIP's image features, (B,512) for ViT-B/32, not normalised. file: OpenAI's ViT-B-32.pt, or open_clip's weights;
-    of these only the image tower is used. model: open_clip's name of the architecture, or a folder in transformers'
-    layout of CLIP. Raises UserError: unknown model, weights of another one or not to be had."""
-    if Path(model).is_dir():
-        if file is not None:
-            raise UserError(f"--clip_weights {file}: {model} has weights of its own; leave one of the two out")
-        return _clip_of_folder(Path(model), device)
+    of these only the image tower is used. model: open_clip's name of the architecture, or a config in its
+    format, a JSON file. Raises UserError: unknown model, weights of another one or not to be had."""
     import open_clip
 
+    if model.endswith(".json"):
+        try:
+            open_clip.add_model_config(model)
+        except Exception as error:  # JSON's and the file system's
+            raise UserError(
+                f"--clip_model {model}: cannot be read ({error}); name a config in open_clip's format"
+            ) from error
+        model = Path(model).stem
     if model not in open_clip.list_models():
         raise UserError(f"--clip_model {model}: open_clip has no model of that name; for the paper's take {CLIP}")
 
@@ -189,34 +193,6 @@ def load_clip(file: str | Path | None = None, device: torch.device | str = "cpu"
         return transform(picture).numpy()
 
     return _extractor(tower, model, path, device, size, prepare)
-
-
-def read_clip(folder: Path) -> Any:
-    """A folder with config.json and model.safetensors -> transformers' CLIPModel, float32. Raises UserError."""
-    from transformers import CLIPConfig, CLIPModel
-
-    path = folder / "model.safetensors"
-    try:
-        clip = CLIPModel(CLIPConfig.from_pretrained(folder, local_files_only=True))
-    except Exception as error:  # transformers has one for everything that may be wrong with a folder
-        reason = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
-        raise UserError(f"CLIP {folder}: is no CLIP in transformers' layout ({reason}); name another folder") from error
-    _fill(clip, {name: tensor.float() for name, tensor in read_file(path).items()}, "clip", path)
-    return clip.eval().requires_grad_(False)
-
-
-def _clip_of_folder(folder: Path, device: torch.device | str) -> Extractor:
-    """Pictures are squashed, so that nothing of a region is cut off. Raises UserError."""
-    clip = read_clip(folder).to(device)
-    size = clip.config.vision_config.image_size
-
-    def prepare(picture: Image.Image) -> np.ndarray:
-        return reference_to_tensor(picture, size).numpy()
-
-    def result(out: Any) -> Tensor:
-        return clip.visual_projection(out.pooler_output)
-
-    return _extractor(clip.vision_model, "CLIP", folder / "model.safetensors", device, size, prepare, result)
 
 
 def load_inception(file: str | Path | None = None, device: torch.device | str = "cpu") -> Extractor:

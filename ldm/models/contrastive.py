@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel
 
 from ldm.models.trained import ByLosses
+from ldm.modules.encoders.clip import clip_of
 
 
 class Contrastive(ByLosses):
@@ -19,31 +20,30 @@ class Contrastive(ByLosses):
     Where captions are the same, each of their images fits each of them. An image may have several captions, of which
     some say less: each is compared with its like, so that what few captions need to be told apart is learned too.
 
-    vision_config, text_config: mappings for transformers' CLIPVisionConfig and CLIPTextConfig. projection_dim: of the
-    common space. Batches: `image` (B,3,S,S), CLIP-normalised; `caption` (B,K,L), tokens, the last is the largest."""
+    config: open_clip's, a JSON file. Batches: `image` (B,3,S,S), CLIP-normalised; `caption` (B,K,L), tokens, of which
+    the last is the largest."""
 
     def __init__(
         self,
-        vision_config: Mapping[str, Any],
-        text_config: Mapping[str, Any],
-        projection_dim: int = 512,
+        config: str,
         monitor: str | None = "val/loss",
         scheduler_config: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         self.monitor, self.scheduler_config = monitor, scheduler_config
-        config = {"vision_config": dict(vision_config), "text_config": dict(text_config)}
-        self.clip = CLIPModel(CLIPConfig(**config, projection_dim=projection_dim))
+        self.clip = clip_of(config)
 
     def losses_of(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         captions = batch["caption"].unbind(dim=1)
-        out = self.clip(input_ids=torch.cat(captions), pixel_values=batch["image"])
-        logits = out.logits_per_image.float().chunk(len(captions), dim=1)
+        image, text, factor = self.clip(batch["image"], torch.cat(captions))[:3]
+        logits = (factor * image.float() @ text.float().T).chunk(len(captions), dim=1)
         return {"loss": sum(map(_loss, logits, captions)) / len(captions)}
 
     def export(self, folder: Path) -> None:
-        """clip/config.json and clip/model.safetensors, transformers' layout of CLIP."""
-        self.clip.save_pretrained(folder / "clip")
+        """clip.safetensors, under open_clip's names."""
+        save_file(
+            {name: tensor.contiguous() for name, tensor in self.clip.state_dict().items()}, folder / "clip.safetensors"
+        )
 
 
 def _loss(logits: Tensor, captions: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ logs/<date>_<name>/config.yaml        the resolved config
                    checkpoints/       last.ckpt, which -r goes on from; step*.ckpt, the best by validation; with
                                       model.lora also lora.safetensors and step*-lora.safetensors, for inference
                    images/step*.png   grids of samples
-                   clip/              where CLIP is what was trained, it, in transformers' layout
+                   clip.safetensors   where CLIP is what was trained, it, under open_clip's names
                    csv/, tensorboard/ losses, learning rate, samples per second
 """
 

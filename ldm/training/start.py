@@ -8,11 +8,11 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ldm.checkpoint import FIRST_CONV, load_weights, read_checkpoint, widen
-from ldm.diffusers_folder import CLIP, MAPPER, UNET, VAE
+from ldm.diffusers_folder import CLIP, MAPPER, TOWER, UNET, VAE
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.encoders.modules import CLIP_VERSION
 from ldm.util import UserError, instantiate_from_config, listing
-from ldm.weight_files import StateDict
+from ldm.weight_files import StateDict, read_file
 
 STABLE_DIFFUSION = Path("pretrained_models/sd-v1-4-modified-9channel.ckpt")
 
@@ -51,7 +51,9 @@ def initial_model(config: DictConfig, pretrained: str | None = None) -> nn.Modul
     if FIRST_CONV in given and given[FIRST_CONV].ndim == 4 and given[FIRST_CONV].shape[1] < channels:
         given = widen(given, channels)
     if "learnable_vector" not in given:
-        given = _part(given, UNET, VAE) | _rest(own, UNET, VAE) | _clip(section)
+        clip = _clip(section)
+        known = (UNET, VAE, TOWER) if clip else (UNET, VAE)  # what these lack is missed, not made up
+        given = _rest(own, *known) | _part(given, UNET, VAE) | clip
     if not hasattr(model.cond_stage_model, "mapper"):  # without the bottleneck there is none
         given = {name: tensor for name, tensor in given.items() if not name.startswith(MAPPER)}
     if not section.get("prior", True):
@@ -69,15 +71,18 @@ def _rest(tensors: StateDict, *prefixes: str) -> StateDict:
 
 
 def _clip(section: DictConfig) -> StateDict:
-    """CLIP's image tower from a folder, the hub or its cache, under the published names; nothing where the config gives
-    its size and does not name one."""
+    """CLIP's image tower under the published names: from a file of open_clip's weights, a folder, the hub or its cache;
+    nothing where the config gives its size and does not name one. Raises UserError."""
+    params = section["params"]["cond_stage_config"].get("params") or {}
+    if (params.get("vision_config") or params.get("resnet")) and "version" not in params:
+        return {}
+    version = params.get("version", CLIP_VERSION)
+    if params.get("resnet"):
+        visual = {name: tensor for name, tensor in read_file(Path(version)).items() if name.startswith("visual.")}
+        return {TOWER + name: t for name, t in visual.items() if not name.endswith("num_batches_tracked")}
     from transformers import CLIPVisionModel
     from transformers.utils import logging
 
-    params = section["params"]["cond_stage_config"].get("params") or {}
-    if params.get("vision_config") and "version" not in params:
-        return {}
-    version = params.get("version", CLIP_VERSION)
     if version.count("/") != 1 and not Path(version).is_dir():
         raise UserError(f"CLIP {version}: there is no such folder; train it, or correct the config's `version`")
     level = logging.get_verbosity()

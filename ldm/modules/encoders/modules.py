@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from ldm.modules.encoders.clip import ResNetTower
 from ldm.modules.encoders.xf import Transformer
 
 # The published model's tower, so that building it needs no download: its weights come with the checkpoint.
@@ -37,6 +38,7 @@ class VisionTower(nn.Module):
         tower = CLIPVisionModel(config)
         self.vision_model = getattr(tower, "vision_model", tower)
         self.config = config
+        self.positions = self.vision_model.embeddings.num_positions
         embeddings = self.vision_model.embeddings
         # from numpy: a constant has to exist even where the model is built on the meta device
         positions = torch.from_numpy(np.arange(embeddings.num_positions)).view(1, -1)
@@ -52,8 +54,10 @@ class FrozenCLIPImageEmbedder(nn.Module):
     Yang et al. 2022, section 3.2), or without the bottleneck (B,M,width): class and patch tokens -> LayerNorm.
 
     Parameters:
-        version: name of the CLIP model; its widths are known or asked from the hub
-        vision_config: a mapping for transformers' CLIPVisionConfig, instead of `version`: no download
+        version: name of the CLIP model; its widths are known or asked from the hub. With one of the next two, which
+            need no download: a folder, or a file of open_clip's weights, that training takes CLIP's from
+        vision_config: a mapping for transformers' CLIPVisionConfig
+        resnet: embed_dim and vision_cfg of open_clip's config of a CLIP whose image tower is a residual network
         mapper_layers, mapper_heads: blocks of the mapper, attention heads in each
         bottleneck: false for all of CLIP's tokens and no mapper, as in the paper's ablation (257 at full size)"""
 
@@ -64,11 +68,16 @@ class FrozenCLIPImageEmbedder(nn.Module):
         mapper_layers: int = 5,
         mapper_heads: int = 1,
         bottleneck: bool = True,
+        resnet: Mapping[str, Any] | None = None,
     ):
         super().__init__()
-        vision_config = vision_config or VISION_CONFIGS.get(version)
-        config = CLIPVisionConfig(**vision_config) if vision_config else CLIPVisionConfig.from_pretrained(version)
-        self.transformer = VisionTower(config)
+        if resnet:
+            self.transformer = ResNetTower(**resnet)
+        else:
+            vision_config = vision_config or VISION_CONFIGS.get(version)
+            config = CLIPVisionConfig(**vision_config) if vision_config else CLIPVisionConfig.from_pretrained(version)
+            self.transformer = VisionTower(config)
+        config = self.transformer.config
         self.width = config.hidden_size
         self.image_size = config.image_size  # S, pixels
         self.bottleneck = bottleneck
@@ -79,7 +88,7 @@ class FrozenCLIPImageEmbedder(nn.Module):
     @property
     def tokens(self) -> int:
         """M, how many tokens the condition has."""
-        return 1 if self.bottleneck else self.transformer.vision_model.embeddings.num_positions
+        return 1 if self.bottleneck else self.transformer.positions
 
     def forward(self, image: Tensor) -> Tensor:
         with torch.no_grad():  # CLIP is frozen
