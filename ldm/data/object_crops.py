@@ -121,7 +121,7 @@ class RegionCrops(_Crops):
     """`image` (3,SIDE,SIDE) in [0,1]: an object in its box, as an edited region is cut out for the oracle.
 
     least: pixels of the longer side; the scene is reduced by chance down to that, since edits are small. augment: the
-    box a little off, mirrored, turned by quarters, too."""
+    box a little off, and mirrored, too."""
 
     def __init__(
         self,
@@ -143,7 +143,6 @@ class RegionCrops(_Crops):
         side = tuple(max(8, round(length * scale)) for length in pixels.shape[1::-1])
         pixels = cv2.resize(pixels, side, interpolation=cv2.INTER_LINEAR)
         if self.augment:
-            pixels = np.rot90(pixels, rng.integers(4))
             pixels = pixels[:, ::-1] if rng.random() < 0.5 else pixels
         return {"image": region_to_tensor(np.ascontiguousarray(pixels))}
 
