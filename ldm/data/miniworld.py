@@ -1,9 +1,9 @@
 """A small world to learn the method in: pictures of painted shapes on a table, drawn by formula, each from its seed.
 
 An object's identity is its shape, its pattern and two colours. A scene has a lit and textured ground and several
-objects on it, turned by up to 40 degrees, in any size and slight perspective, with rounded edges that the light shades, with cast
-shadows, and partly behind one another. One in six pairs of shape and pattern is held out: training never shows it, the
-benchmark shows nothing else.
+objects on it, turned by up to 40 degrees, of any size, in slight perspective, with rounded edges that the light shades,
+with cast shadows, and partly behind one another. One in six pairs of shape and pattern is held out: training never
+shows it, the benchmark shows nothing else.
 """
 
 from __future__ import annotations
