@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ldm.conventions import image_to_tensor, reference_to_tensor
 from ldm.data.masks import REFERENCE_PADDING
-from ldm.data.miniworld import PATTERNS, SHAPES, caption_tokens, short_caption
+from ldm.data.miniworld import PATTERNS, SHAPES, caption_tokens, pattern_caption, shape_caption
 from ldm.data.object_crops import ATTRIBUTES, bench_identities
 from ldm.data.test_bench_dataset import COCOImageDataset, case_path, result_path
 from ldm.edit_bench import agree, edit_cases
@@ -83,10 +83,12 @@ def reconstruction_psnr(model: Any, bench: COCOImageDataset) -> float:
 
 @torch.no_grad()
 def class_features(clip: Any) -> tuple[Tensor, Tensor]:
-    """Features of each shape (12,D) and of each pattern (6,D): the mean of its captions', over the other attribute."""
-    tokens = torch.from_numpy(np.array([[caption_tokens(short_caption(s, p)) for p in PATTERNS] for s in SHAPES]))
-    told = clip.encode_text(tokens.flatten(0, 1), normalize=True).unflatten(0, tokens.shape[:2])
-    return told.mean(dim=1), told.mean(dim=0)
+    """Features of the captions of each shape (12,D) and of each pattern (6,D)."""
+
+    def told(texts: list[str]) -> Tensor:
+        return clip.encode_text(torch.from_numpy(np.stack([caption_tokens(text) for text in texts])), normalize=True)
+
+    return told([shape_caption(shape) for shape in SHAPES]), told([pattern_caption(pattern) for pattern in PATTERNS])
 
 
 @torch.no_grad()

@@ -95,9 +95,14 @@ def colour_name(colour: Colour) -> str:
     return min(COLOURS, key=lambda name: contrast(COLOURS[name], colour))
 
 
-def short_caption(shape: str, pattern: str) -> str:
-    """ "a solid star", "a striped star"."""
-    return f"a {ADJECTIVES.get(pattern, pattern)} {shape}"
+def shape_caption(shape: str) -> str:
+    """ "a star"."""
+    return f"a {shape}"
+
+
+def pattern_caption(pattern: str) -> str:
+    """ "a solid thing", "a striped thing"."""
+    return f"a {ADJECTIVES.get(pattern, pattern)} thing"
 
 
 def caption(identity: Identity) -> str:
@@ -108,7 +113,7 @@ def caption(identity: Identity) -> str:
     return f"a {first} and {second} {ADJECTIVES[identity.pattern]} {identity.shape}"
 
 
-_OPEN = ("a", "and", "solid")
+_OPEN = ("a", "and", "solid", "thing")
 WORDS = tuple(sorted({*_OPEN, *" ".join(COLOURS).split(), *ADJECTIVES.values(), *SHAPES}))
 END = len(WORDS) + 1  # the token after a caption's last word; 0 fills up
 CAPTION_LENGTH = 10  # tokens

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from ldm.conventions import pixels_to_tensor, reference_to_tensor
 from ldm.data.masks import Box, reference_region
-from ldm.data.miniworld import PATTERNS, SHAPES, caption_tokens, short_caption
+from ldm.data.miniworld import PATTERNS, SHAPES, caption_tokens, pattern_caption, shape_caption
 from ldm.data.reference import augment_reference, resize_reference
 from ldm.images import PictureFile
 from ldm.util import UserError
@@ -84,7 +84,7 @@ class _Crops(Dataset):
         thing = self.objects[i]
         picture = PictureFile(self.path(i)).pixels(1)
         entry = self.entry(picture, tuple(thing["box"]), np.random.default_rng((self.seed, epoch, i)))
-        texts = (thing["caption"], short_caption(thing["shape"], thing["pattern"]), f"a {thing['shape']}")
+        texts = (thing["caption"], shape_caption(thing["shape"]), pattern_caption(thing["pattern"]))
         return {**entry, "caption": np.stack([caption_tokens(text) for text in texts]), **identity_numbers(thing)}
 
     def entry(self, picture: np.ndarray, box: Box, rng: np.random.Generator) -> dict[str, Tensor]:
@@ -93,7 +93,7 @@ class _Crops(Dataset):
 
 class ReferenceCrops(_Crops):
     """`image` (3,image_size,image_size), CLIP-normalised: references as training and editing see them. `caption`
-    (3,CAPTION_LENGTH): the tokens of all there is to say, of that without the colours, and of the shape alone.
+    (3,CAPTION_LENGTH): the tokens of all there is to say, of the shape alone, and of the pattern alone.
 
     augment: a margin around the object, and the recipe's own augmentation."""
 
