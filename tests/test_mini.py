@@ -1,6 +1,7 @@
 """The method in miniature: the small world's CLIP, oracle and prior, what judges edits, and the chain of it all."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -372,8 +373,10 @@ def main(monkeypatch, capfd):
 
     def run(*args):
         monkeypatch.setattr("sys.argv", ["main.py", *map(str, args)])
-        monkeypatch.delenv("PAINT_BY_EXAMPLE_RUN", raising=False)
-        runpy.run_path(str(ROOT / "main.py"), run_name="__main__")
+        try:
+            runpy.run_path(str(ROOT / "main.py"), run_name="__main__")
+        finally:
+            os.environ.pop("PAINT_BY_EXAMPLE_RUN", None)  # it would be the folder of all later runs
         return capfd.readouterr().out
 
     yield run

@@ -179,7 +179,7 @@ def test_the_autoencoder_is_trained_by_main(photos, tmp_path, first_stage_config
     assert all(name.startswith("first_stage_model.") for name in tensors)
     again = initial_model(first_stage_config, str(tmp_path / "run/checkpoints/last.ckpt")).state_dict()
     assert again.keys() == tensors.keys() and all(torch.equal(t, tensors[name]) for name, t in again.items())
-    with pytest.raises(UserError, match=r"has not this autoencoder's \d+ tensors"):
+    with pytest.raises(UserError, match=r"has not this model's \d+ tensors"):
         initial_model(first_stage_config, str(GOLDEN / "model.safetensors"))
 
 
