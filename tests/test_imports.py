@@ -30,7 +30,8 @@ SEPARATE = {  # see these and themselves, never models
     "ldm.data": {"ldm.util", "ldm.conventions", "ldm.images"},
     "ldm.evaluation": {
         *("ldm.util", "ldm.conventions", "ldm.images", "ldm.weight_files"),
-        *("ldm.data.test_bench_dataset", "ldm.data.object_crops", "ldm.data.miniworld", "ldm.modules.oracle"),
+        *("ldm.data.test_bench_dataset", "ldm.data.object_crops", "ldm.data.miniworld"),
+        *("ldm.modules.oracle", "ldm.modules.encoders.clip"),
     },
 }
 

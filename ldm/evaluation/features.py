@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from ldm.conventions import pixels_to_tensor
 from ldm.data.object_crops import region_to_tensor
+from ldm.modules.encoders.clip import clip_of
 from ldm.modules.oracle import Oracle
 from ldm.util import UserError, listing, sha256_of
 from ldm.weight_files import StateDict, read_file
@@ -156,15 +157,8 @@ def load_clip(file: str | Path | None = None, device: torch.device | str = "cpu"
     format, a JSON file. Raises UserError: unknown model, weights of another one or not to be had."""
     import open_clip
 
-    if model.endswith(".json"):
-        try:
-            open_clip.add_model_config(model)
-        except Exception as error:  # JSON's and the file system's
-            raise UserError(
-                f"--clip_model {model}: cannot be read ({error}); name a config in open_clip's format"
-            ) from error
-        model = Path(model).stem
-    if model not in open_clip.list_models():
+    own = model.endswith(".json")
+    if not own and model not in open_clip.list_models():
         raise UserError(f"--clip_model {model}: open_clip has no model of that name; for the paper's take {CLIP}")
 
     def fetch() -> Path:
@@ -181,7 +175,7 @@ def load_clip(file: str | Path | None = None, device: torch.device | str = "cpu"
     level = root.level
     root.setLevel(logging.ERROR)  # it warns of weights that are not loaded
     try:
-        tower = open_clip.create_model(model).visual
+        tower = (clip_of(model) if own else open_clip.create_model(model)).visual
     finally:
         root.setLevel(level)
     _fill(tower, tensors, "clip", path)
@@ -192,7 +186,7 @@ def load_clip(file: str | Path | None = None, device: torch.device | str = "cpu"
     def prepare(picture: Image.Image) -> np.ndarray:
         return transform(picture).numpy()
 
-    return _extractor(tower, model, path, device, size, prepare)
+    return _extractor(tower, Path(model).stem if own else model, path, device, size, prepare)
 
 
 def load_inception(file: str | Path | None = None, device: torch.device | str = "cpu") -> Extractor:
