@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -76,7 +75,7 @@ def reconstruction_psnr(model: Any, bench: COCOImageDataset) -> float:
     values = []
     for i in range(len(bench)):
         image = image_to_tensor(bench.pictures(i)[0])[None].to(model.device)
-        again = model.first_stage_model.decode(model.encode_first_stage(image).mode()).clamp(-1, 1)
+        again = model.first_stage_model.reconstruct(image).clamp(-1, 1)
         values.append(-10 * torch.log10((again - image).square().mean() / 4).item())
     return float(np.mean(values))
 
@@ -198,7 +197,7 @@ def fid_interval(features: np.ndarray, real: Statistics, value: float, seed: int
 def real_pictures(bench: Path, clip: Extractor) -> tuple[Statistics, Mixture]:
     """Statistics of the benchmark's real pictures, and the mixture for QS, made where it is not there."""
     real = real_statistics(bench / "test2017_square", clip, 50)
-    path = bench / f"quality_gmm-{hashlib.sha256(clip.identity.encode()).hexdigest()[:12]}.npz"
+    path = bench / f"quality_gmm-{clip.tag}.npz"
     if real.n < COMPONENTS:
         raise UserError(
             f"{bench / 'test2017_square'}: {real.n} pictures are too few for {COMPONENTS} Gaussians; add some"

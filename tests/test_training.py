@@ -161,7 +161,7 @@ def test_the_autoencoders_loss(first_stage_config):
     torch.testing.assert_close(loss, absolute + 0.5 * kl.sum() / 2 / (3 * 32 * 32), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(squared.mean(), torch.nn.functional.mse_loss(image, batch["GT"]))
     _, first, _ = model.loss_of(batch, None)
-    torch.testing.assert_close(first, (model.reconstruct(batch["GT"]) - batch["GT"]).abs().mean())
+    torch.testing.assert_close(first, (model.first_stage_model.reconstruct(batch["GT"]) - batch["GT"]).abs().mean())
 
 
 def test_the_autoencoder_is_trained_by_main(photos, tmp_path, first_stage_config):

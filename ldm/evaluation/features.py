@@ -13,6 +13,7 @@ A file is the user's, or fetched once and kept. Reading it runs no code of it, a
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import sys
@@ -70,6 +71,11 @@ class Extractor:
     @property
     def identity(self) -> str:
         return f"{self.model} {self.sha256}"
+
+    @property
+    def tag(self) -> str:
+        """What the names of kept files carry of `identity`."""
+        return hashlib.sha256(self.identity.encode()).hexdigest()[:12]
 
     def record(self) -> dict[str, str]:
         return {"model": self.model, "file": self.file, "sha256": self.sha256}

@@ -76,7 +76,7 @@ def real_statistics(place: Path, extractor: Extractor, batch_size: int = 32) -> 
 
     Raises UserError: no folder, fewer than two pictures, a damaged one."""
     folder = place.resolve()  # it may be "."
-    kept = folder.with_name(f"{folder.name}-{hashlib.sha256(extractor.identity.encode()).hexdigest()[:12]}.npz")
+    kept = folder.with_name(f"{folder.name}-{extractor.tag}.npz")
     if not place.is_dir():
         if kept.exists():
             return Statistics.read(kept)

@@ -43,3 +43,7 @@ class AutoencoderKL(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """(B,4,h,w) -> (B,3,h*f,w*f), about [-1,1]."""
         return self.decoder(self.post_quant_conv(z))
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """(B,3,H,W) in [-1,1] -> the same through the posterior's mean."""
+        return self.decode(self.encode(x).mode())

@@ -55,20 +55,10 @@ class FirstStage(Trained):
         )
         return loss
 
-    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        self._evaluate(batch, "val")
-
-    def test_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        self._evaluate(batch, "test")
-
-    def _evaluate(self, batch: Mapping[str, Tensor], name: str) -> None:
+    def _evaluate(self, batch: Mapping[str, Tensor], batch_idx: int, name: str) -> None:
         """Logs rec_loss, and psnr in dB, the mean over pictures, of what goes through the posterior's mean."""
         _, absolute, squared = self.loss_of(batch, None)
         psnr = (-10 * torch.log10(squared / 4)).mean()  # the range of pixels is 2
         self.log_dict(
             {f"{name}/rec_loss": absolute, f"{name}/psnr": psnr}, on_epoch=True, sync_dist=True, batch_size=len(squared)
         )
-
-    def reconstruct(self, image: Tensor) -> Tensor:
-        """(B,3,H,W) in [-1,1] -> the same through the posterior's mean."""
-        return self.first_stage_model.decode(self.first_stage_model.encode(image).mode())

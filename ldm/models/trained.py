@@ -45,6 +45,16 @@ class Trained(pl.LightningModule):
     def export(self, folder: Path) -> None:
         """Called at the end of training: writes to `folder` what others read of the model beside its checkpoint."""
 
+    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, batch_idx, "val")
+
+    def test_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, batch_idx, "test")
+
+    def _evaluate(self, batch: Mapping[str, Tensor], batch_idx: int, name: str) -> None:
+        """Logs what the batch shows, each value under `name`/."""
+        raise NotImplementedError
+
     def batch_number(self) -> int:
         """Of the training batch under way, counted over all epochs, from 0."""
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.ready - 1
@@ -65,12 +75,6 @@ class ByLosses(Trained):
         self.log("train/loss", loss.detach(), on_step=True, prog_bar=True, sync_dist=True, batch_size=size)
         return loss
 
-    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        self._evaluate(batch, "val")
-
-    def test_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        self._evaluate(batch, "test")
-
-    def _evaluate(self, batch: Mapping[str, Tensor], name: str) -> None:
+    def _evaluate(self, batch: Mapping[str, Tensor], batch_idx: int, name: str) -> None:
         found = {f"{name}/{key}": value for key, value in self.losses_of(batch).items()}
         self.log_dict(found, on_epoch=True, sync_dist=True, batch_size=len(next(iter(batch.values()))))

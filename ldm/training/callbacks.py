@@ -146,5 +146,6 @@ class Pictures(Callback):
     def reconstructions(self, model: FirstStage, batch: dict[str, Tensor]) -> list[list[Image.Image]]:
         images = batch["GT"]
         return [
-            [tensor_to_image(image) for image in each] for each in (images, model.reconstruct(images.to(model.device)))
+            [tensor_to_image(image) for image in each]
+            for each in (images, model.first_stage_model.reconstruct(images.to(model.device)))
         ]

@@ -228,17 +228,12 @@ class LatentDiffusion(Trained):
         self.log_dict(parts, on_step=True, sync_dist=True, batch_size=len(seeds))
         return loss
 
-    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx * self.trainer.val_dataloaders.batch_size, "val")
-
-    def test_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx * self.trainer.test_dataloaders.batch_size, "test")
-
-    def _evaluate(self, batch: Mapping[str, Tensor], first: int, name: str) -> None:
+    def _evaluate(self, batch: Mapping[str, Tensor], batch_idx: int, name: str) -> None:
         """The same samples, times and noise every time, and no condition dropped, so that checkpoints compare.
 
         Logs loss_simple, and loss_simple_ema of the averaged weights: the same where none are kept."""
         places = self.places(len(batch["GT"]))
+        first = batch_idx * getattr(self.trainer, f"{name}_dataloaders").batch_size
         draws = self.draws(batch, [(0, VALIDATION, first * self.trainer.world_size + place) for place in places])
         _, parts = self.loss_of(batch, draws, 0.0)
         averaged = parts
