@@ -17,6 +17,8 @@ import pytorch_lightning as lightning
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from ldm.checkpoint import load_model, read_checkpoint, write_checkpoint
 from ldm.models.diffusion.conditioning import reference_token, unconditional_token
@@ -127,6 +129,38 @@ def test_training_starts_from_what_is_given(tiny_config, tiny, tmp_path):
     assert torch.equal(
         own["first_stage_model.decoder.conv_in.weight"], given["first_stage_model.decoder.conv_in.weight"]
     )
+
+
+def test_clip_is_taken_from_a_folder(tiny_config, tiny, tmp_path):
+    """The weights are transformers' own there; a folder that is absent or lacks some is not made up for."""
+    sizes = tiny_config.model.params.cond_stage_config.params.vision_config
+    torch.manual_seed(1)
+    clip = CLIPVisionModel(CLIPVisionConfig(**sizes))
+    clip.save_pretrained(tmp_path / "clip")
+    given = {
+        name: t for name, t in read_checkpoint(tiny).items() if name.startswith(("model.diff", "first_stage_model."))
+    }
+    write_checkpoint(given, tmp_path / "sd.ckpt")
+    config = OmegaConf.merge(
+        tiny_config, {"model": {"params": {"cond_stage_config": {"params": {"version": str(tmp_path / "clip")}}}}}
+    )
+    own = initial_model(config, str(tmp_path / "sd.ckpt"))
+    pictures = torch.rand(2, 3, 224, 224)
+    with torch.no_grad():
+        tokens = clip.eval()(pictures).last_hidden_state
+        ours = own.cond_stage_model.transformer.eval()(pictures).last_hidden_state
+    torch.testing.assert_close(ours, tokens)
+
+    weights = load_file(tmp_path / "clip/model.safetensors")
+    weights.pop(next(name for name in weights if name.endswith("layers.3.mlp.fc1.weight")))
+    save_file(weights, tmp_path / "clip/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        UserError, match=r"clip: could not be fetched.*has not all weights of its config, 1 are missing"
+    ):
+        initial_model(config, str(tmp_path / "sd.ckpt"))
+    shutil.rmtree(tmp_path / "clip")
+    with pytest.raises(UserError, match=r"clip: there is no such folder"):
+        initial_model(config, str(tmp_path / "sd.ckpt"))
 
 
 def test_training_does_not_start_from_nothing_unasked(monkeypatch, tmp_path):
