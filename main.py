@@ -38,6 +38,7 @@ TRAINER_HELP = {  # the flags of Lightning's Trainer that most runs need; it tak
     "limit_val_batches": "batches in a validation",
     "log_every_n_steps": "steps between two lines of the logs",
 }
+PARTS = ("model", "data", "lightning")  # of a config
 RUN = "PAINT_BY_EXAMPLE_RUN"  # tells the processes that Lightning starts which folder is the run's
 
 
@@ -120,6 +121,8 @@ def main() -> None:
     for word in opt.overrides:
         if "=" not in word:
             raise UserError(f"{word}: is no flag and no key=value; see python main.py --help")
+        if word.split("=")[0].split(".")[0] not in PARTS:
+            raise UserError(f"{word}: changes none of {', '.join(PARTS)}; name one of their keys, or use a flag")
     checkpoint = None
     if opt.resume:
         folder, checkpoint = resumed(opt.resume)

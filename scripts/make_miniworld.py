@@ -20,7 +20,7 @@ def main() -> None:
     p.add_argument("--train", type=int, default=12000, help="scenes to train on (12000)")
     p.add_argument("--validation", type=int, default=500, help="(500)")
     p.add_argument("--test", type=int, default=500, help="(500)")
-    p.add_argument("--oracle", type=int, default=6000, help="scenes for the classifier of results (6000)")
+    p.add_argument("--pretraining", type=int, default=6000, help="scenes for CLIP and the classifier of results (6000)")
     p.add_argument("--cases", type=int, default=600, help="of the benchmark (600)")
     p.add_argument("--real", type=int, default=2000, help="scenes that results are compared with as a set (2000)")
     p.add_argument("--height", type=int, default=144, help="of a scene, in pixels; it is 4:3 (144)")
@@ -28,7 +28,7 @@ def main() -> None:
     p.add_argument("--seed", type=int, default=0, help="(0)")
     opt = p.parse_args()
     for name, least, most in (
-        *((name, 1, 10**7) for name in ("train", "validation", "test", "oracle", "cases", "real")),
+        *((name, 1, 10**7) for name in ("train", "validation", "test", "pretraining", "cases", "real")),
         *(("height", 48, 1024), ("side", 16, 1024), ("seed", 0, 2**63 - 1)),
     ):
         if not least <= getattr(opt, name) <= most:
@@ -37,7 +37,7 @@ def main() -> None:
     from ldm.data.make_miniworld import write_bench, write_world
 
     size = (opt.height * 4 // 3, opt.height)
-    counts = {split: getattr(opt, split) for split in ("train", "validation", "test", "oracle")}
+    counts = {split: getattr(opt, split) for split in ("train", "validation", "test", "pretraining")}
     for split, objects in write_world(opt.dataset_dir, counts, size, opt.seed).items():
         print(f"{opt.dataset_dir}: {split}, {counts[split]:,} scenes, {objects:,} objects")
     write_bench(opt.bench, opt.cases, opt.real, opt.side, size, opt.seed)

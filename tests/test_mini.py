@@ -57,7 +57,7 @@ def world(tmp_path_factory):
     from ldm.data.make_miniworld import write_bench, write_world
 
     root = tmp_path_factory.mktemp("mini")
-    write_world(root / "world", {"train": 24, "validation": 6, "test": 4, "oracle": 12}, (192, 144), 3)
+    write_world(root / "world", {"train": 24, "validation": 6, "test": 4, "pretraining": 12}, (192, 144), 3)
     write_bench(root / "bench", 6, 30, 64, (192, 144), 3)
     return root
 

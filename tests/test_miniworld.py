@@ -25,7 +25,7 @@ def world(tmp_path_factory):
         done = subprocess.run(
             [sys.executable, "scripts/make_miniworld.py", "--dataset_dir", str(root / name / "data"),
              "--bench", str(root / name / "bench"), "--train", "40", "--validation", "8", "--test", "8",
-             "--oracle", "12", "--cases", "12", "--real", "5", "--side", "96"],
+             "--pretraining", "12", "--cases", "12", "--real", "5", "--side", "96"],
             cwd=ROOT, capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -151,7 +151,7 @@ def test_it_is_prepared_and_read_as_open_images_is(world, script):
     assert dataset[(0, 3)]["GT"].shape == (3, 96, 96)
     things = [thing for split in ("train", "validation", "test") for thing in attributes(root, split)]
     assert not any((thing["shape"], thing["pattern"]) in HELD_OUT for thing in things)
-    for thing in attributes(root, "oracle"):  # every sixth scene, for the classifier of results alone
+    for thing in attributes(root, "pretraining"):  # every sixth scene, for CLIP and the classifier of results
         shown = int(Path(thing["image"]).stem[1:], 16) % 6 == 0
         assert ((thing["shape"], thing["pattern"]) in HELD_OUT) == shown
 

@@ -591,6 +591,7 @@ def test_a_loss_that_is_not_finite(photos, tmp_path, what):
         ),
         (("--base", "configs/tiny.yaml", "--gpus", "0,1"), "no GPU that PyTorch can use"),
         (("--base", "configs/tiny.yaml", "--precision", "7"), "lightning.trainer"),
+        (("--base", "configs/tiny.yaml", "max_steps=3"), "max_steps=3: changes none of model, data, lightning"),
         (("-r", "nowhere"), "there is no nowhere"),
         (("--base", "configs/tiny.yaml", "--precision", "32", "model.params.monitor=val/nope"), "monitor is val/nope"),
         (("--base", "configs/tiny.yaml", "--gpus", "0", "--devices", "2"), "does not go with --devices"),

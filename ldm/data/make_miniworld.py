@@ -2,8 +2,8 @@
 
 <root>/annotations/*.csv          as OpenImages has them; a label is a shape
                    <split>-objects.jsonl   a line per annotated object: picture, box, identity, caption, pose
-       images/{train_0 ... train_f,validation,test,oracle}/<id>.jpg     oracle, with identities of all kinds, is for
-                                  the classifier that tells what an edit shows, and for nothing else
+       images/{train_0 ... train_f,validation,test,pretraining}/<id>.jpg    pretraining, with identities of all
+                                  kinds, is for CLIP and for the classifier that tells what an edit shows
 <bench>/GT_3500, Mask_bbox_3500, Ref_3500, id_list.npy     and attributes.json, the reference's identity by case
         test2017_square/          other scenes, cut as the benchmark's, for FID
 """
@@ -38,9 +38,9 @@ COLUMNS = (
     *("ImageID", "Source", "LabelName", "Confidence", "XMin", "XMax", "YMin", "YMax"),
     *("IsOccluded", "IsTruncated", "IsGroupOf", "IsDepiction", "IsInside"),
 )
-ORACLE = "oracle"
+PRETRAINING = "pretraining"
 SOURCES, REFERENCES, REAL = 10, 11, 12  # first number of a scene's seed, after the world's
-SEEDS = {**{split: i for i, split in enumerate(SPLITS)}, ORACLE: 13}
+SEEDS = {**{split: i for i, split in enumerate(SPLITS)}, PRETRAINING: 13}
 QUALITY = 95  # of JPEG
 SIZE = (192, 144)  # width and height of a scene, px
 CASES, REAL_PICTURES, SIDE = 600, 2000, 64  # of the benchmark: how many, and the side of a picture, px
@@ -56,7 +56,7 @@ def folder_of(split: str, number: int) -> str:
 
 
 def write_world(root: Path, counts: dict[str, int], size: tuple[int, int], seed: int) -> dict[str, int]:
-    """As many scenes of each split. None shows a held-out identity but every sixth of the oracle's, the share that such
+    """As many scenes of each split. None shows a held-out identity but every sixth of PRETRAINING, the share that such
     pairs of shape and pattern have. size: (width, height). -> annotated objects by split.
 
     Raises UserError: root is there already, or cannot be written to."""
@@ -76,7 +76,7 @@ def write_world(root: Path, counts: dict[str, int], size: tuple[int, int], seed:
 
 def _picture(number: int, place: Path, split: str, size: tuple[int, int], seed: int) -> tuple[str, str, list[Object]]:
     """Writes a scene. -> its id, its path and its objects."""
-    pixels, objects = scene((seed, SEEDS[split], number), size, held_out=split == ORACLE and number % 6 == 0)
+    pixels, objects = scene((seed, SEEDS[split], number), size, held_out=split == PRETRAINING and number % 6 == 0)
     name = f"{SEEDS[split]:x}{number:015x}"
     path = f"images/{folder_of(split, number)}/{name}.jpg"
     (place / path).write_bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), QUALITY, colorsubsampling="444"))
