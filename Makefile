@@ -4,8 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RELEASED := checkpoints/model.ckpt
-MINIATURE := pretrained_models/mini.safetensors
-TINY := results/demo/tiny-random.safetensors
 
 .PHONY: demo test test-slow lint mini mini-table3 clean
 
@@ -15,26 +13,17 @@ $(READY): setup.py pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[test]'
 	@touch $@
 
-# With the released model in checkpoints/ the demo is a real edit. Without it, it is a toy model of random weights, or, once
-# it is at hand, the miniature model in its own world.
+# With the released model in checkpoints/ the demo edits a photograph, without it pictures of the miniature model's world.
 demo: $(READY)
 ifneq ($(wildcard $(RELEASED)),)
 	$(BIN)/python scripts/inference.py --image_path examples/image/example_1.jpg --mask_path examples/mask/example_1.png \
 	  --reference_path examples/reference/example_1.jpg --scale 5 --outdir results/demo
 	@echo 'Look at results/demo/grid/grid-example_1_321.png: photo, region, reference, edit.'
-else ifneq ($(wildcard $(MINIATURE)),)
+else
 	$(BIN)/python scripts/inference_test_bench.py --config configs/mini/paint_by_example.yaml \
-	  --ckpt $(MINIATURE) --bench examples/mini --outdir results/demo --batch_size 12 --grid 12
+	  --ckpt pretrained_models/mini.safetensors --bench examples/mini --outdir results/demo --batch_size 12 --grid 12
 	@echo 'Look at results/demo/grid.png: photo, region, reference, edit, in a small world of painted shapes.'
 	@echo 'For edits of photographs put the released model at $(RELEASED) (README.md, "The model") and run make demo again.'
-else
-	$(BIN)/python scripts/random_checkpoint.py configs/tiny.yaml $(TINY)
-	$(BIN)/python scripts/inference.py --image_path examples/image/example_1.jpg --mask_path examples/mask/example_1.png \
-	  --reference_path examples/reference/example_1.jpg --scale 5 --outdir results/demo \
-	  --config configs/tiny.yaml --ckpt $(TINY) --H 256 --W 256
-	@echo 'Look at results/demo/grid/grid-example_1_321.png: photo, region, reference, edit.'
-	@echo 'There is no $(RELEASED) here, so a toy model of random weights ran: every part works, but all it makes is noise.'
-	@echo 'For real edits put the released model there (README.md, "The model") and run make demo again.'
 endif
 
 lint: $(READY)

@@ -170,15 +170,15 @@ def scored(
     extractors: dict[str, Extractor],
     real: Statistics,
     mixture: Mixture,
-) -> dict[str, dict[str, float]]:
-    """Metric -> value, low, high, of a folder of results."""
+) -> tuple[dict[str, dict[str, float]], list[int]]:
+    """Of a folder of results: metric -> value, low, high; and the cases in which the oracle sees another shape."""
     metrics = chosen(SKIPPED, world=True)
     summary = evaluate(results, bench, extractors, {"clip": real}, mixture, metrics)
     rows = {row["key"]: {key: row[key] for key in ("value", "low", "high")} for row in summary["metrics"]}
     paths = [result_path(results, name) for name in bench.ids]
     features = np.concatenate(list(features_of(paths, extractors["clip"], 50, "features")))
     rows["fid_clip"]["low"], rows["fid_clip"]["high"] = fid_interval(features, real, rows["fid_clip"]["value"])
-    return rows
+    return rows, [i for i, case in enumerate(summary["per_case"]) if not case["shape"]]
 
 
 def fid_interval(features: np.ndarray, real: Statistics, value: float, seed: int = 0) -> tuple[float, float]:

@@ -4,8 +4,9 @@
     python scripts/mini_table.py --scales 1 2 3 5 7.5 10           # guidance
 
 Draws the benchmark if it is not there (test_bench_mini), edits its 600 cases at each scale (0: the learned vector
-instead of the reference, the floor), and prints the table; writes <outdir>/<name>.json, <name>.png and the edits. What
-is there already is not made again."""
+instead of the reference, the floor), and prints the table; writes <outdir>/<name>.json, <name>.png, the edits, and
+<name>-failures.png, of the last scale: edits in which the oracle sees another shape than the reference's. What is there
+already is not made again."""
 
 import argparse
 from pathlib import Path
@@ -27,11 +28,12 @@ def main() -> None:
     p.add_argument("--outdir", type=Path, default=Path("results/mini"), help="(%(default)s)")
     p.add_argument("--name", default="mini", help="of the model's rows (%(default)s)")
     p.add_argument("--scales", type=float, nargs="+", default=[0.0, 5.0], help="of guidance (0 5)")
-    p.add_argument("--steps", type=int, default=50, help="of PLMS (50)")
+    p.add_argument("--steps", type=int, default=25, help="of PLMS (25)")
     p.add_argument("--seed", type=int, default=321, help="(321)")
     p.add_argument("--batch_size", type=int, default=50, help="pictures at once (50)")
     p.add_argument("--show", type=Path, nargs="+", metavar="JSON", help="print rows that were written before, and end")
     p.add_argument("--bare", action="store_true", help="the model's rows alone, not those it is compared with")
+    p.add_argument("--precision", choices=("full", "autocast"), help="(default: autocast on CUDA, else full)")
     p.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the fastest there is)")
     opt = p.parse_args()
     if not 1 <= opt.batch_size <= 1000:
@@ -54,7 +56,7 @@ def main() -> None:
         check_request(scale, opt.steps, "plms", 0.0, [opt.seed])
     config = load_config(opt.config)
     clip = mini_table.read_clip(opt.clip_config, opt.clip)
-    edit = PaintByExample.load(config, opt.ckpt, opt.device)
+    edit = PaintByExample.load(config, opt.ckpt, opt.device, opt.precision)
     extractors = {
         "clip": load_clip(opt.clip, edit.device, str(opt.clip_config)),
         "oracle": load_oracle(opt.oracle, edit.device),
@@ -65,7 +67,7 @@ def main() -> None:
     mini_table.require_identities(bench)
     real, mixture = mini_table.real_pictures(opt.bench, extractors["clip"])
 
-    rows, folders = {}, []
+    rows, folders, failures = {}, [], []
     if not opt.bare:
         shape, pattern = mini_table.zero_shot_accuracy(clip, bench)
         ceiling = mini_table.oracle_on_real(extractors["oracle"], bench)
@@ -76,20 +78,22 @@ def main() -> None:
         for name, make in (("photo, unedited", mini_table.unedited), ("reference, pasted", mini_table.pasted)):
             folder = opt.outdir / name.replace(", ", "-")
             make(bench, folder)
-            rows[name] = mini_table.scored(folder, bench, extractors, real, mixture)
+            rows[name], _ = mini_table.scored(folder, bench, extractors, real, mixture)
     for scale in opt.scales:
         outdir = opt.outdir / f"{opt.name}-scale-{scale:g}"
         sampling = {"scale": scale, "steps": opt.steps, "sampler": "plms", "eta": 0.0}
         settings = settings_of(config, opt.ckpt, bench, edit.precision, opt.seed, **sampling)
         mini_table.edited(edit, bench, outdir, settings, opt.batch_size)
         label = f"{opt.name}, v for c" if scale == 0 else f"{opt.name}, scale {scale:g}"
-        rows[label] = mini_table.scored(outdir / "results", bench, extractors, real, mixture)
+        rows[label], failures = mini_table.scored(outdir / "results", bench, extractors, real, mixture)
         folders.append(outdir / "results")
     mini_table.write_rows(opt.outdir / f"{opt.name}.json", rows)
     with staging(opt.outdir) as temporary:
         sheet(bench, folders, range(min(12, len(bench)))).save(temporary / f"{opt.name}.png")
+        if failures:
+            sheet(bench, folders[-1:], failures[:12]).save(temporary / f"{opt.name}-failures.png")
     print(mini_table.table(rows))
-    print(f"wrote {opt.outdir / f'{opt.name}.json'} and {opt.outdir / f'{opt.name}.png'}")
+    print(f"wrote {opt.outdir / f'{opt.name}.json'}, pictures beside it")
 
 
 if __name__ == "__main__":

@@ -147,9 +147,12 @@ DATA_COMMANDS = [
 EVALUATION_COMMANDS = [  # run in tests/test_evaluation.py
     c for c in COMMANDS if re.search(r"scripts/(create_square|fit_quality|inference_test_bench|eval_fid)", c)
 ]
+MINI_COMMANDS = [c for c in COMMANDS if "scripts/mini_table.py" in c]  # run in tests/test_mini.py
 GPU_COMMANDS = [c for c in COMMANDS if "--gpus" in c]
 MODEL_COMMANDS = [
-    c for c in COMMANDS if c.startswith("python ") and c not in DATA_COMMANDS + GPU_COMMANDS + EVALUATION_COMMANDS
+    c
+    for c in COMMANDS
+    if c.startswith("python ") and c not in DATA_COMMANDS + GPU_COMMANDS + EVALUATION_COMMANDS + MINI_COMMANDS
 ]
 
 

@@ -36,8 +36,8 @@ from ldm.data.miniworld import (
 from ldm.data.object_crops import ReferenceCrops, RegionCrops, bench_identities, identity_numbers, lab, read_objects
 from ldm.data.test_bench_dataset import COCOImageDataset, result_path
 from ldm.evaluation.benchmark import identity_scores
-from ldm.evaluation.clip_score import copy_paste
-from ldm.evaluation.features import load_clip
+from ldm.evaluation.clip_score import bounding_box, copy_paste
+from ldm.evaluation.features import load_clip, load_oracle
 from ldm.evaluation.fid import Statistics
 from ldm.models.contrastive import Contrastive
 from ldm.models.diffusion.conditioning import unconditional_token
@@ -47,6 +47,7 @@ from ldm.modules.oracle import colour_error
 from ldm.training.start import initial_model
 from ldm.util import UserError, instantiate_from_config, load_config
 from tests.conftest import ROOT
+from tests.test_configs import MINI_COMMANDS
 
 MINI = ROOT / "configs/mini"
 
@@ -467,3 +468,47 @@ def test_rows_to_compare_with(world, tmp_path):
         pasted = np.asarray(Image.open(result_path(tmp_path / "pasted", name)))
         assert np.array_equal(pasted[mask < 128], photo[mask < 128])
         assert abs(pasted[mask >= 128].mean() - reference.mean()) < 6
+
+
+# ------------------------------------------------------------------------------------- the model that ships
+
+SHIPPED = ROOT / "pretrained_models"
+
+
+def test_the_model_that_ships(script, tmp_path):
+    """make demo: the objects of its twelve references, of pairs never trained on, appear where they are to; without the
+    references they do not."""
+    assert sum(path.stat().st_size for path in SHIPPED.glob("mini*")) < 40e6
+    demo = (ROOT / "Makefile").read_text().split("\ndemo:")[1].split("else\n")[1].split("endif")[0]
+    words = demo.replace("\\\n", " ").splitlines()[0].split()
+    bench, oracle = (
+        COCOImageDataset(str(ROOT / "examples/mini")),
+        load_oracle(SHIPPED / "mini_oracle.safetensors", "cpu"),
+    )
+    identities, scores = mini_table.require_identities(bench), {}
+    words = words[:2] + [str(ROOT / word) if (ROOT / word).exists() else word for word in words[2:]]
+    for scale in (0, 5):
+        outdir = tmp_path / str(scale)
+        words += ["--outdir", str(outdir), "--ddim_steps", "10", "--scale", str(scale), "--device", "cpu"]
+        run_script(script, words, "inference_test_bench")
+        assert Image.open(outdir / "grid.png").width == 4 * 130 - 2
+        regions = []
+        for i, name in enumerate(bench.ids):
+            r0, r1, c0, c1 = bounding_box(np.asarray(bench.pictures(i)[1]))
+            regions.append(oracle.prepare(Image.open(result_path(outdir / "results", name)).crop((c0, r0, c1, r1))))
+        found = identity_scores(oracle(regions), [identities[name] for name in bench.ids])
+        scores[scale] = {name: value.mean().item() for name, value in found.items()}
+    assert scores[5]["colour_error"] < 0.6 * scores[0]["colour_error"], scores
+    assert scores[5]["pattern"] > max(0.4, scores[0]["pattern"]), scores
+    assert scores[5]["shape"] > max(0.3, scores[0]["shape"]), scores
+
+
+@pytest.mark.parametrize("command", MINI_COMMANDS, ids=lambda command: command[:60])
+def test_the_readmes_tables(command, script, world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(world / "bench", tmp_path / "test_bench_mini")
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    words = command.split("#")[0].split()
+    short = [] if "--show" in words else ["--steps", 2, "--device", "cpu"]
+    code, out, err = script("mini_table", *words[2:], *short)
+    assert code == 0 and "| shape |" in out, err
