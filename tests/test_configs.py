@@ -192,7 +192,7 @@ def test_own_pictures_to_own_model_as_the_readme_says(tmp_path):
     small = {
         "scripts/benchmark_data.py": "--pictures=32 --rows=3000 --samples=2 --entries=100 --folder=.",
         "scripts/benchmark_training.py": "--steps=1",
-        "scripts/make_miniworld.py": "--train=8 --validation=2 --test=2 --oracle=2 --cases=2 --real=2",
+        "scripts/make_miniworld.py": "--train=8 --validation=2 --test=2 --pretraining=2 --cases=2 --real=2",
         "scripts/inference.py": "--ddim_steps=2 --H=64 --W=64 --device=cpu",
         "main.py": "data.params.num_workers=0 data.params.batch_size=2 lightning.images.steps=1 --max_steps=2",
     }
