@@ -76,5 +76,6 @@ mini-table3: $(READY)
 	$(call row,bottleneck,24,1)
 	$(call row,classifier_free,23,5)
 	$(call row,classifier_free,24,5)
-	$(BIN)/python scripts/mini_table.py --show $(foreach name,baseline-23 prior-23 augmentation-23 bottleneck-23 \
-	  bottleneck-24 classifier_free-23 classifier_free-24,logs/mini/table/$(name).json)
+	$(BIN)/python scripts/mini_table.py --name table3 --outdir logs/mini/table --show \
+	  $(foreach name,baseline-23 prior-23 augmentation-23 bottleneck-23 bottleneck-24 classifier_free-23 \
+	  classifier_free-24,logs/mini/table/$(name).json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from ldm.data.miniworld import PATTERNS, SHAPES, caption_tokens, pattern_caption
 from ldm.data.object_crops import ATTRIBUTES, bench_identities
 from ldm.data.test_bench_dataset import COCOImageDataset, case_path, result_path
 from ldm.edit_bench import agree, edit_cases
-from ldm.evaluation.benchmark import LEVEL, chosen, evaluate, identity_scores
+from ldm.evaluation.benchmark import LEVEL, chosen, evaluate, identity_scores, mean_interval
 from ldm.evaluation.clip_score import bounding_box
 from ldm.evaluation.features import Extractor
 from ldm.evaluation.fid import Statistics, frechet_distance
@@ -30,14 +31,14 @@ from ldm.pipeline import PaintByExample
 from ldm.util import UserError, staging
 from ldm.weight_files import read_file
 
-SKIPPED = ("fid_inception", "kid", "dino", "lpips", "psnr", "ssim")
+SKIPPED = ("fid_inception", "kid", "dino", "lpips", "psnr", "ssim", "qs")
 COLUMNS = {  # metric -> head of its column
     "shape": "shape",
     "pattern": "pattern",
     "colour_error": "colour error",
     "clip_score": "CLIP score",
     "fid_clip": "FID",
-    "qs": "QS",
+    "log_likelihood": "log p",  # what QS is made of; its published scale is of 512 features
     "copy_paste": "copy-paste",
     "seam": "seam",
 }
@@ -172,12 +173,14 @@ def scored(
     mixture: Mixture,
 ) -> tuple[dict[str, dict[str, float]], list[int]]:
     """Of a folder of results: metric -> value, low, high; and the cases in which the oracle sees another shape."""
-    metrics = chosen(SKIPPED, world=True)
-    summary = evaluate(results, bench, extractors, {"clip": real}, mixture, metrics)
+    summary = evaluate(results, bench, extractors, {"clip": real}, None, chosen(SKIPPED, world=True))
     rows = {row["key"]: {key: row[key] for key in ("value", "low", "high")} for row in summary["metrics"]}
     paths = [result_path(results, name) for name in bench.ids]
     features = np.concatenate(list(features_of(paths, extractors["clip"], 50, "features")))
     rows["fid_clip"]["low"], rows["fid_clip"]["high"] = fid_interval(features, real, rows["fid_clip"]["value"])
+    likelihood = mixture.log_likelihood(features)
+    low, high = mean_interval(likelihood)
+    rows["log_likelihood"] = {"value": float(likelihood.mean()), "low": low, "high": high}
     return rows, [i for i, case in enumerate(summary["per_case"]) if not case["shape"]]
 
 
@@ -223,22 +226,25 @@ def _lines(rows: dict[str, dict[str, dict[str, float]]]) -> Iterator[str]:
 
 
 def _cell(key: str, score: dict[str, float]) -> str:
-    digits = 1 if key in ("colour_error", "clip_score", "qs") else 2
+    digits = 1 if key in ("colour_error", "clip_score", "log_likelihood") else 2
     half = (score["high"] - score["low"]) / 2
     return f"{score['value']:.{digits}f} ± {half:.{digits}f}"
 
 
 def read_rows(path: Path) -> dict[str, Any]:
-    """What write_rows wrote. Raises UserError."""
+    """What write_rows wrote, folders of results as paths. Raises UserError."""
     try:
         rows = json.loads(path.read_text())
         table(rows)
+        for row in rows.values():
+            row["results"] = path.parent / row["results"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: holds no rows of the table ({error!r}); name one that mini_table.py wrote") from error
     return rows
 
 
 def write_rows(path: Path, rows: dict[str, Any]) -> None:
-    """As JSON."""
+    """As JSON. rows: label -> scores by metric, and "results", the folder of the edits, kept relative to the file."""
+    relative = {label: row | {"results": os.path.relpath(row["results"], path.parent)} for label, row in rows.items()}
     with staging(path.parent) as temporary:
-        (temporary / path.name).write_text(json.dumps(rows, indent=1) + "\n")
+        (temporary / path.name).write_text(json.dumps(relative, indent=1) + "\n")

@@ -6,7 +6,11 @@
 Draws the benchmark if it is not there (test_bench_mini), edits its 600 cases at each scale (0: the learned vector
 instead of the reference, the floor), and prints the table; writes <outdir>/<name>.json, <name>.png, the edits, and
 <name>-failures.png, of the last scale: edits in which the oracle sees another shape than the reference's. What is there
-already is not made again."""
+already is not made again.
+
+    python scripts/mini_table.py --show A.json B.json --name both  # rows of several such files
+
+prints them, and of more than one file writes both.json and, where the edits still lie beside the files, both.png."""
 
 import argparse
 from pathlib import Path
@@ -31,7 +35,7 @@ def main() -> None:
     p.add_argument("--steps", type=int, default=25, help="of PLMS (25)")
     p.add_argument("--seed", type=int, default=321, help="(321)")
     p.add_argument("--batch_size", type=int, default=50, help="pictures at once (50)")
-    p.add_argument("--show", type=Path, nargs="+", metavar="JSON", help="print rows that were written before, and end")
+    p.add_argument("--show", type=Path, nargs="+", metavar="JSON", help="rows that were written before, and end")
     p.add_argument("--bare", action="store_true", help="the model's rows alone, not those it is compared with")
     p.add_argument("--precision", choices=("full", "autocast"), help="(default: autocast on CUDA, else full)")
     p.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the fastest there is)")
@@ -39,9 +43,7 @@ def main() -> None:
     if not 1 <= opt.batch_size <= 1000:
         raise UserError(f"--batch_size {opt.batch_size} is out of range; use 1 to 1000")
     if opt.show:
-        from ldm.mini_table import read_rows, table
-
-        print(table({name: row for path in opt.show for name, row in read_rows(path).items()}))
+        show(opt.show, opt.bench, opt.outdir, opt.name)
         return
 
     from ldm import mini_table
@@ -79,6 +81,7 @@ def main() -> None:
             folder = opt.outdir / name.replace(", ", "-")
             make(bench, folder)
             rows[name], _ = mini_table.scored(folder, bench, extractors, real, mixture)
+            rows[name]["results"] = folder
     for scale in opt.scales:
         outdir = opt.outdir / f"{opt.name}-scale-{scale:g}"
         sampling = {"scale": scale, "steps": opt.steps, "sampler": "plms", "eta": 0.0}
@@ -86,6 +89,7 @@ def main() -> None:
         mini_table.edited(edit, bench, outdir, settings, opt.batch_size)
         label = f"{opt.name}, v for c" if scale == 0 else f"{opt.name}, scale {scale:g}"
         rows[label], failures = mini_table.scored(outdir / "results", bench, extractors, real, mixture)
+        rows[label]["results"] = outdir / "results"
         folders.append(outdir / "results")
     mini_table.write_rows(opt.outdir / f"{opt.name}.json", rows)
     with staging(opt.outdir) as temporary:
@@ -94,6 +98,23 @@ def main() -> None:
             sheet(bench, folders[-1:], failures[:12]).save(temporary / f"{opt.name}-failures.png")
     print(mini_table.table(rows))
     print(f"wrote {opt.outdir / f'{opt.name}.json'}, pictures beside it")
+
+
+def show(files: list[Path], bench: Path, outdir: Path, name: str) -> None:
+    """Prints the rows of files; of more than one, writes them together, and their edits side by side."""
+    from ldm.data.test_bench_dataset import COCOImageDataset
+    from ldm.edit_bench import sheet
+    from ldm.mini_table import read_rows, table, write_rows
+
+    rows = {label: row for path in files for label, row in read_rows(path).items()}
+    print(table(rows))
+    if len(files) > 1:
+        write_rows(outdir / f"{name}.json", rows)
+        folders = [row["results"] for row in rows.values()]
+        if bench.is_dir() and all(folder.is_dir() for folder in folders):
+            cases = COCOImageDataset(bench)
+            with staging(outdir) as temporary:
+                sheet(cases, folders, range(min(12, len(cases)))).save(temporary / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -428,6 +428,12 @@ def test_the_whole_chain(world, main, script, tmp_path, monkeypatch):
     assert all(f"| {name} |" in out for name in rows)
     code, shown, err = script("mini_table", "--show", "logs/mini/table/mini.json")
     assert code == 0 and shown.strip() in out, err
+    words = ["logs/mini/table/mini.json"] * 2 + ["--bench", "bench", "--name", "both", "--outdir", "logs/mini/both"]
+    code, again, err = script("mini_table", "--show", *words)
+    assert code == 0 and again == shown, err
+    assert Image.open("logs/mini/both/both.png").width == 7 * 130 - 2  # four rows' edits beside what they are of
+    both = mini_table.read_rows(tmp_path / "logs/mini/both/both.json")
+    assert both["mini, scale 5"]["results"].samefile("logs/mini/table/mini-scale-5/results")
     load_model(MINI_CONFIG, "logs/mini/mini.safetensors")
 
 
@@ -507,6 +513,7 @@ def test_the_model_that_ships(script, tmp_path):
 def test_the_readmes_tables(command, script, world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(world / "bench", tmp_path / "test_bench_mini")
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
     words = command.split("#")[0].split()
     code, out, err = script("mini_table", *words[2:], "--steps", 2, "--device", "cpu")
     assert code == 0 and "| shape |" in out, err
