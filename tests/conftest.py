@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -56,20 +58,27 @@ def _seed():
 
 @pytest.fixture
 def script(monkeypatch, capfd):
-    """`script("inference", "--seed", 1)` runs scripts/inference.py in this process -> (exit code, stdout, stderr)."""
+    """`script("inference", "--seed", 1)` runs scripts/inference.py, `script("main", ...)` main.py, in this process ->
+    (exit code, stdout, stderr). The signal handlers that they install are put back."""
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
 
     def run(name: str, *args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", [f"{name}.py", *map(str, args)])
+        path = ROOT / "main.py" if name == "main" else ROOT / "scripts" / f"{name}.py"
+        monkeypatch.setattr("sys.argv", [path.name, *map(str, args)])
         capfd.readouterr()
         code = 0
         try:
-            runpy.run_path(str(ROOT / "scripts" / f"{name}.py"), run_name="__main__")
+            runpy.run_path(str(path), run_name="__main__")
         except SystemExit as stop:
             code = stop.code or 0
+        finally:
+            os.environ.pop("PAINT_BY_EXAMPLE_RUN", None)  # it would be the folder of all later runs
         out, err = capfd.readouterr()
         return code, out, err
 
-    return run
+    yield run
+    for number, handler in before:
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,9 @@
 import importlib.metadata
 import json
 import re
-import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -157,7 +157,7 @@ MODEL_COMMANDS = [
 
 
 @pytest.mark.parametrize("command", MODEL_COMMANDS, ids=lambda c: c[:60])
-def test_every_python_command_of_the_readme_runs(command, tiny, tmp_path):
+def test_every_python_command_of_the_readme_runs(command, tiny, script, tmp_path, monkeypatch):
     """As printed, in a copy of the folders it names, with the tiny model in the place of the real files."""
     for folder in ("ldm", "scripts", "configs", "examples"):
         (tmp_path / folder).symlink_to(ROOT / folder)
@@ -174,14 +174,16 @@ def test_every_python_command_of_the_readme_runs(command, tiny, tmp_path):
         stand_in(tmp_path / name, tiny)
     if words[1] == "scripts/inference.py" and "--ckpt" not in words:
         words += ["--ckpt", str(tiny)]
-    done = subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    code, _, err = script(Path(words[1]).stem, *words[2:])
+    assert code == 0, err
 
 
-def test_own_pictures_to_own_model_as_the_readme_says(tmp_path):
+def test_own_pictures_to_own_model_as_the_readme_says(script, tmp_path, monkeypatch):
     """Its commands in its order, on six pictures where the photos are, with few steps and small numbers."""
     for name in ("ldm", "scripts", "configs", "examples", "main.py"):
         (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     images = [{"id": i, "file_name": f"{i}.jpg", "width": 90, "height": 60} for i in range(6)]
     for image in images:
@@ -201,10 +203,8 @@ def test_own_pictures_to_own_model_as_the_readme_says(tmp_path):
         words = command.split("#")[0].split()
         if "--memory" in words:  # the estimate of the full size takes a minute
             words = ["configs/tiny.yaml" if word == "configs/v1.yaml" else word for word in words]
-        done = subprocess.run(
-            [sys.executable, *words[1:], *small.get(words[1], "").split()], cwd=tmp_path, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
+        code, _, err = script(Path(words[1]).stem, *words[2:], *small.get(words[1], "").split())
+        assert code == 0, err
         seen.add(words[1])
     assert seen >= {*small, "scripts/read_bbox.py", "scripts/show_samples.py", "scripts/convert_checkpoint.py"}
     assert Image.open(tmp_path / "results/samples.png").size == (5 * 258 - 2, 8 * 274 - 2)
@@ -215,10 +215,11 @@ def test_own_pictures_to_own_model_as_the_readme_says(tmp_path):
 
 
 @pytest.mark.parametrize("command", GPU_COMMANDS, ids=lambda c: c[-30:])
-def test_the_gpu_commands_of_the_readme_are_understood(command, tmp_path):
+def test_the_gpu_commands_of_the_readme_are_understood(command, script, monkeypatch):
     """Where there is no GPU they end in the sentence that says so."""
-    done = subprocess.run([sys.executable, *command.split()[1:]], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and "no GPU that PyTorch can use" in done.stderr
+    monkeypatch.chdir(ROOT)
+    code, _, err = script(Path(command.split()[1]).stem, *command.split()[2:])
+    assert code == 2 and "no GPU that PyTorch can use" in err
 
 
 def stand_in(place, tiny):

@@ -1,7 +1,6 @@
 """The method in miniature: the small world's CLIP, oracle and prior, what judges edits, and the chain of it all."""
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -360,28 +359,7 @@ def test_the_prior_learns_from_pictures_alone():
 # ------------------------------------------------------------------------------------------------ the chain
 
 
-@pytest.fixture
-def main(monkeypatch, capfd):
-    """main.py in this process -> stdout. A run of it installs signal handlers: they are put back."""
-    import runpy
-    import signal
-
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-
-    def run(*args):
-        monkeypatch.setattr("sys.argv", ["main.py", *map(str, args)])
-        try:
-            runpy.run_path(str(ROOT / "main.py"), run_name="__main__")
-        finally:
-            os.environ.pop("PAINT_BY_EXAMPLE_RUN", None)  # it would be the folder of all later runs
-        return capfd.readouterr().out
-
-    yield run
-    for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
-        signal.signal(number, handler)
-
-
-def test_the_whole_chain(world, main, script, tmp_path, monkeypatch):
+def test_the_whole_chain(world, script, tmp_path, monkeypatch):
     """What `make mini` does, in its order, two steps of each training: world, autoencoder, CLIP, oracle, prior, widened
     UNet, Paint by Example, edits, table."""
     monkeypatch.chdir(tmp_path)
@@ -399,8 +377,9 @@ def test_the_whole_chain(world, main, script, tmp_path, monkeypatch):
     for name, configs in calls:
         if name == "paint_by_example":
             run_script(script, commands.pop(0), "modify_checkpoints")
-        out = main("--project", f"logs/mini/{name}", "--base", *(ROOT / each for each in configs.split()), *short)
-        assert "trained to step 2" in out
+        bases = [ROOT / each for each in configs.split()]
+        code, out, err = script("main", "--project", f"logs/mini/{name}", "--base", *bases, *short)
+        assert code == 0 and "trained to step 2" in out, err
     for name, columns in (("first_stage", 2), ("prior", 4), ("paint_by_example", 5)):
         assert Image.open(tmp_path / f"logs/mini/{name}/images/step00000001.png").width == columns * 258 - 2
 

@@ -600,23 +600,24 @@ def test_a_loss_that_is_not_finite(photos, tmp_path, what):
         (("--base", "configs/v1.yaml", "--accelerator", "cpu"), "has no boxes for train"),
     ],
 )
-def test_mistakes(words, message, photos, tmp_path):
+def test_mistakes(words, message, photos, tmp_path, script, monkeypatch):
+    monkeypatch.chdir(ROOT)
     words = list(words)
     if "--precision" in words or "--gpus" in words:
         words.append(f"data.params.dataset_dir={photos}")
-    done = run([sys.executable, "main.py", *words, *(("--logdir", str(tmp_path)) if "-r" not in words else ())])
-    assert done.returncode == 2 and message in done.stderr.splitlines()[-1], done.stderr
-    assert "Traceback" not in done.stderr
+    code, _, err = script("main", *words, *(("--logdir", tmp_path) if "-r" not in words else ()))
+    assert code == 2 and message in err.splitlines()[-1], err
+    assert "Traceback" not in err
 
 
-def test_a_folder_that_holds_a_run_is_not_overwritten(whole, photos, tmp_path):
-    done = run(command(photos, tmp_path, "--project", whole))
-    assert done.returncode == 2 and "holds a run already" in done.stderr
+def test_a_folder_that_holds_a_run_is_not_overwritten(whole, photos, tmp_path, script):
+    code, _, err = script("main", *command(photos, tmp_path, "--project", whole)[2:])
+    assert code == 2 and "holds a run already" in err
 
 
-def test_help_is_readable():
-    done = run([sys.executable, "main.py", "--help"])
-    assert done.returncode == 0 and len(done.stdout.splitlines()) < 70
+def test_help_is_readable(script):
+    code, out, _ = script("main", "--help")
+    assert code == 0 and len(out.splitlines()) < 70
     for flag in (
         "--base",
         "--resume",
@@ -627,5 +628,5 @@ def test_help_is_readable():
         "--strategy",
         "--max_steps",
     ):
-        assert flag in done.stdout
-    assert "--detect_anomaly" not in done.stdout
+        assert flag in out
+    assert "--detect_anomaly" not in out
