@@ -20,12 +20,11 @@ from ldm.data.miniworld import PATTERNS, SHAPES, caption_tokens, pattern_caption
 from ldm.data.object_crops import ATTRIBUTES, bench_identities
 from ldm.data.test_bench_dataset import COCOImageDataset, case_path, result_path
 from ldm.edit_bench import agree, edit_cases
-from ldm.evaluation.benchmark import LEVEL, chosen, evaluate, identity_scores, mean_interval
+from ldm.evaluation.benchmark import LEVEL, chosen, evaluate, identity_scores
 from ldm.evaluation.clip_score import bounding_box
 from ldm.evaluation.features import Extractor
 from ldm.evaluation.fid import Statistics, frechet_distance
-from ldm.evaluation.folder import features_of, real_statistics
-from ldm.evaluation.quality import COMPONENTS, Mixture
+from ldm.evaluation.folder import features_of
 from ldm.modules.encoders.clip import clip_of
 from ldm.pipeline import PaintByExample
 from ldm.util import UserError, staging
@@ -38,7 +37,6 @@ COLUMNS = {  # metric -> head of its column
     "colour_error": "colour error",
     "clip_score": "CLIP score",
     "fid_clip": "FID",
-    "log_likelihood": "log p",  # what QS is made of; its published scale is of 512 features
     "copy_paste": "copy-paste",
     "seam": "seam",
 }
@@ -170,7 +168,6 @@ def scored(
     bench: COCOImageDataset,
     extractors: dict[str, Extractor],
     real: Statistics,
-    mixture: Mixture,
 ) -> tuple[dict[str, dict[str, float]], list[int]]:
     """Of a folder of results: metric -> value, low, high; and the cases in which the oracle sees another shape."""
     summary = evaluate(results, bench, extractors, {"clip": real}, None, chosen(SKIPPED, world=True))
@@ -178,9 +175,6 @@ def scored(
     paths = [result_path(results, name) for name in bench.ids]
     features = np.concatenate(list(features_of(paths, extractors["clip"], 50, "features")))
     rows["fid_clip"]["low"], rows["fid_clip"]["high"] = fid_interval(features, real, rows["fid_clip"]["value"])
-    likelihood = mixture.log_likelihood(features)
-    low, high = mean_interval(likelihood)
-    rows["log_likelihood"] = {"value": float(likelihood.mean()), "low": low, "high": high}
     return rows, [i for i, case in enumerate(summary["per_case"]) if not case["shape"]]
 
 
@@ -195,19 +189,6 @@ def fid_interval(features: np.ndarray, real: Statistics, value: float, seed: int
         values.append(frechet_distance(some.mean, some.covariance, real.mean, real.covariance))
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - np.mean(values) + value
     return float(low), float(high)
-
-
-def real_pictures(bench: Path, clip: Extractor) -> tuple[Statistics, Mixture]:
-    """Statistics of the benchmark's real pictures, and the mixture for QS, made where it is not there."""
-    real = real_statistics(bench / "test2017_square", clip, 50)
-    path = bench / f"quality_gmm-{clip.tag}.npz"
-    if real.n < COMPONENTS:
-        raise UserError(
-            f"{bench / 'test2017_square'}: {real.n} pictures are too few for {COMPONENTS} Gaussians; add some"
-        )
-    if not path.exists():
-        Mixture.fit(np.array(real.rows), name=clip.identity).write(path)
-    return real, Mixture.read(path)
 
 
 # ------------------------------------------------------------------------------------------ table
@@ -226,7 +207,7 @@ def _lines(rows: dict[str, dict[str, dict[str, float]]]) -> Iterator[str]:
 
 
 def _cell(key: str, score: dict[str, float]) -> str:
-    digits = 1 if key in ("colour_error", "clip_score", "log_likelihood") else 2
+    digits = 1 if key in ("colour_error", "clip_score") else 2
     half = (score["high"] - score["low"]) / 2
     return f"{score['value']:.{digits}f} ± {half:.{digits}f}"
 

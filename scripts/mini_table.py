@@ -51,6 +51,7 @@ def main() -> None:
     from ldm.data.test_bench_dataset import COCOImageDataset
     from ldm.edit_bench import settings_of, sheet
     from ldm.evaluation.features import load_clip, load_oracle
+    from ldm.evaluation.folder import real_statistics
     from ldm.pipeline import PaintByExample, check_request
     from ldm.util import load_config
 
@@ -67,7 +68,7 @@ def main() -> None:
         write_bench(opt.bench)
     bench = COCOImageDataset(opt.bench)
     mini_table.require_identities(bench)
-    real, mixture = mini_table.real_pictures(opt.bench, extractors["clip"])
+    real = real_statistics(opt.bench / "test2017_square", extractors["clip"], 50)
 
     rows, folders, failures = {}, [], []
     if not opt.bare:
@@ -80,7 +81,7 @@ def main() -> None:
         for name, make in (("photo, unedited", mini_table.unedited), ("reference, pasted", mini_table.pasted)):
             folder = opt.outdir / name.replace(", ", "-")
             make(bench, folder)
-            rows[name], _ = mini_table.scored(folder, bench, extractors, real, mixture)
+            rows[name], _ = mini_table.scored(folder, bench, extractors, real)
             rows[name]["results"] = folder
     for scale in opt.scales:
         outdir = opt.outdir / f"{opt.name}-scale-{scale:g}"
@@ -88,7 +89,7 @@ def main() -> None:
         settings = settings_of(config, opt.ckpt, bench, edit.precision, opt.seed, **sampling)
         mini_table.edited(edit, bench, outdir, settings, opt.batch_size)
         label = f"{opt.name}, v for c" if scale == 0 else f"{opt.name}, scale {scale:g}"
-        rows[label], failures = mini_table.scored(outdir / "results", bench, extractors, real, mixture)
+        rows[label], failures = mini_table.scored(outdir / "results", bench, extractors, real)
         rows[label]["results"] = outdir / "results"
         folders.append(outdir / "results")
     mini_table.write_rows(opt.outdir / f"{opt.name}.json", rows)
