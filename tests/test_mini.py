@@ -474,7 +474,7 @@ def test_the_model_that_ships(script, tmp_path):
     words = words[:2] + [str(ROOT / word) if (ROOT / word).exists() else word for word in words[2:]]
     for scale in (0, 5):
         outdir = tmp_path / str(scale)
-        words += ["--outdir", str(outdir), "--ddim_steps", "10", "--scale", str(scale), "--device", "cpu"]
+        words += ["--outdir", str(outdir), "--ddim_steps", "25", "--scale", str(scale), "--device", "cpu"]
         run_script(script, words, "inference_test_bench")
         assert Image.open(outdir / "grid.png").width == 4 * 130 - 2
         regions = []
