@@ -59,8 +59,9 @@ def _seed():
 @pytest.fixture
 def script(monkeypatch, capfd):
     """`script("inference", "--seed", 1)` runs scripts/inference.py, `script("main", ...)` main.py, in this process ->
-    (exit code, stdout, stderr). The signal handlers that they install are put back."""
+    (exit code, stdout, stderr). Signal handlers and the number of threads, which they set, are put back."""
     before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
+    threads = torch.get_num_threads()
 
     def run(name: str, *args: object) -> tuple[int, str, str]:
         path = ROOT / "main.py" if name == "main" else ROOT / "scripts" / f"{name}.py"
@@ -77,6 +78,7 @@ def script(monkeypatch, capfd):
         return code, out, err
 
     yield run
+    torch.set_num_threads(threads)
     for number, handler in before:
         signal.signal(number, handler)
 
