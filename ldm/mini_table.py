@@ -168,14 +168,17 @@ def scored(
     bench: COCOImageDataset,
     extractors: dict[str, Extractor],
     real: Statistics,
-) -> tuple[dict[str, dict[str, float]], list[int]]:
-    """Of a folder of results: metric -> value, low, high; and the cases in which the oracle sees another shape."""
+) -> tuple[dict[str, Any], list[int]]:
+    """Of a folder of results: metric -> value, low, high, and "results", the folder; and the cases in which the oracle
+    sees another shape."""
     summary = evaluate(results, bench, extractors, {"clip": real}, None, chosen(SKIPPED, world=True))
-    rows = {row["key"]: {key: row[key] for key in ("value", "low", "high")} for row in summary["metrics"]}
+    row: dict[str, Any] = {
+        each["key"]: {key: each[key] for key in ("value", "low", "high")} for each in summary["metrics"]
+    }
     paths = [result_path(results, name) for name in bench.ids]
     features = np.concatenate(list(features_of(paths, extractors["clip"], 50, "features")))
-    rows["fid_clip"]["low"], rows["fid_clip"]["high"] = fid_interval(features, real, rows["fid_clip"]["value"])
-    return rows, [i for i, case in enumerate(summary["per_case"]) if not case["shape"]]
+    row["fid_clip"]["low"], row["fid_clip"]["high"] = fid_interval(features, real, row["fid_clip"]["value"])
+    return row | {"results": results}, [i for i, case in enumerate(summary["per_case"]) if not case["shape"]]
 
 
 def fid_interval(features: np.ndarray, real: Statistics, value: float, seed: int = 0) -> tuple[float, float]:

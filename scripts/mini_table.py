@@ -82,7 +82,6 @@ def main() -> None:
             folder = opt.outdir / name.replace(", ", "-")
             make(bench, folder)
             rows[name], _ = mini_table.scored(folder, bench, extractors, real)
-            rows[name]["results"] = folder
     for scale in opt.scales:
         outdir = opt.outdir / f"{opt.name}-scale-{scale:g}"
         sampling = {"scale": scale, "steps": opt.steps, "sampler": "plms", "eta": 0.0}
@@ -90,7 +89,6 @@ def main() -> None:
         mini_table.edited(edit, bench, outdir, settings, opt.batch_size)
         label = f"{opt.name}, v for c" if scale == 0 else f"{opt.name}, scale {scale:g}"
         rows[label], failures = mini_table.scored(outdir / "results", bench, extractors, real)
-        rows[label]["results"] = outdir / "results"
         folders.append(outdir / "results")
     mini_table.write_rows(opt.outdir / f"{opt.name}.json", rows)
     with staging(opt.outdir) as temporary:
