@@ -61,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--gpus", help="the GPUs of all nodes together: 0,1,2,3 or 0,1,...,63")
     p.add_argument("--scale_lr", action="store_true", help="learning rate x devices x batch size x accumulation")
     p.add_argument("--nonfinite", choices=["stop", "skip"], help="what a loss that is not finite does (stop)")
+    p.add_argument("--compile", action="store_true", help="compile the networks: minutes at first, then faster steps")
     p.add_argument("--wandb", action="store_true", help="log to Weights & Biases too, if it is installed")
     group = p.add_argument_group("Lightning's Trainer, among others")
     for name in inspect.signature(lightning.Trainer).parameters:
@@ -93,8 +94,9 @@ def merged(opt: argparse.Namespace, base: list[Path]) -> DictConfig:
         config["lightning"]["trainer"].update(flags)
         if opt.nonfinite:
             config["lightning"]["nonfinite"] = opt.nonfinite
-        if opt.scale_lr:
-            config["lightning"]["scale_lr"] = True
+        for name in ("scale_lr", "compile"):
+            if getattr(opt, name):
+                config["lightning"][name] = True
         OmegaConf.resolve(config)
         return config
     except (OSError, yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, TypeError, ValueError) as error:

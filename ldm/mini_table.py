@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -158,9 +158,17 @@ def edited(
     agree(outdir / "settings.json", settings)
     results = outdir / "results"
     todo = [i for i, name in enumerate(bench.ids) if not result_path(results, name).exists()]
-    sampling = {key: settings[key] for key in ("scale", "steps", "sampler", "eta")}
+    sampling = {key: settings[key] for key in ("scale", "steps", "sampler", "eta", "interval")}
     if problems := edit_cases(edit, bench, todo, results, settings["seed"], batch_size, **sampling):
         raise UserError(f"{len(problems)} cases cannot be edited ({problems[0]}); mend them")
+
+
+class Scored(NamedTuple):
+    """row: metric -> value, low, high, and "results", the folder; cases: scores of each; fids: of resampled_fids."""
+
+    row: dict[str, Any]
+    cases: list[dict[str, Any]]
+    fids: np.ndarray
 
 
 def scored(
@@ -168,29 +176,34 @@ def scored(
     bench: COCOImageDataset,
     extractors: dict[str, Extractor],
     real: Statistics,
-) -> tuple[dict[str, Any], list[int]]:
-    """Of a folder of results: metric -> value, low, high, and "results", the folder; and the cases in which the oracle
-    sees another shape."""
+) -> Scored:
+    """Scores a folder of results."""
     summary = evaluate(results, bench, extractors, {"clip": real}, None, chosen(SKIPPED, world=True))
     row: dict[str, Any] = {
         each["key"]: {key: each[key] for key in ("value", "low", "high")} for each in summary["metrics"]
     }
     paths = [result_path(results, name) for name in bench.ids]
     features = np.concatenate(list(features_of(paths, extractors["clip"], 50, "features")))
-    row["fid_clip"]["low"], row["fid_clip"]["high"] = fid_interval(features, real, row["fid_clip"]["value"])
-    return row | {"results": results}, [i for i, case in enumerate(summary["per_case"]) if not case["shape"]]
+    fids = resampled_fids(features, real)
+    row["fid_clip"]["low"], row["fid_clip"]["high"] = interval_around(row["fid_clip"]["value"], fids)
+    return Scored(row | {"results": results}, summary["per_case"], fids)
 
 
-def fid_interval(features: np.ndarray, real: Statistics, value: float, seed: int = 0) -> tuple[float, float]:
-    """95% bootstrap interval of a FID, moved so that its mean is the value: drawing anew from few pictures makes every
-    FID larger by about the same."""
+def resampled_fids(features: np.ndarray, real: Statistics, seed: int = 0) -> np.ndarray:
+    """(FID_RESAMPLES,): FIDs of n pictures drawn anew from those of features (n,D), by the same draws for any."""
     rng = np.random.default_rng(seed)
     values = []
     for _ in range(FID_RESAMPLES):
         some = Statistics()
         some.add(features[rng.integers(len(features), size=len(features))])
         values.append(frechet_distance(some.mean, some.covariance, real.mean, real.covariance))
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - np.mean(values) + value
+    return np.array(values)
+
+
+def interval_around(value: float, resampled: np.ndarray) -> tuple[float, float]:
+    """95% bootstrap interval of a FID, moved so that its mean is the value: drawing anew from few pictures makes every
+    FID larger by about the same."""
+    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - resampled.mean() + value
     return float(low), float(high)
 
 

@@ -13,32 +13,35 @@ import time
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.data import default_collate
+from torch.utils.data import DataLoader, default_collate
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
 from ldm.checkpoint import empty_model
 from ldm.data.open_images import OpenImageDataset
 from ldm.models.diffusion.conditioning import reference_token
-from ldm.pipeline import pick_device
+from ldm.request import pick_device
+from ldm.speed import peak_flops
 from ldm.util import UserError, command, instantiate_from_config, load_config
 
 PRECISIONS = {"32": None, "bf16": torch.bfloat16}
+WARM_UP = 2  # steps that are not counted
 
 
 def made_up_pictures(folder: Path, count: int) -> None:
-    """JPEGs of 1024 x 768 with a box, and their index."""
+    """JPEGs of 1024 x 768 with a box each, in the published layout."""
     rng = np.random.default_rng(0)
+    images, boxes = folder / "images/train", folder / "bbox/train"
+    images.mkdir(parents=True)
+    boxes.mkdir(parents=True)
     for i in range(count):
         small = Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
-        small.resize((1024, 768), Image.Resampling.BICUBIC).save(folder / f"{i}.jpg", quality=90)
-    (folder / "bbox").mkdir()
-    index = {"path": [f"{i}.jpg" for i in range(count)], "boxes": [[[300.0, 200.0, 700.0, 600.0]]] * count}
-    pl.DataFrame(index).write_parquet(folder / "bbox/train.parquet")
+        small.resize((1024, 768), Image.Resampling.BICUBIC).save(images / f"{i}.jpg", quality=90)
+        (boxes / f"{i}.txt").write_text("300 200 700 600\n")
 
 
 class Clock:
@@ -63,27 +66,24 @@ class Clock:
         self.seconds.setdefault(self.part, []).append(self.now() - self.start)
 
 
-def peak_flops(device: torch.device, dtype: torch.dtype | None) -> float:
-    """Of a large matrix product: operations per second."""
-    size = 8192 if device.type == "cuda" else 2048
-    a = torch.randn(size, size, device=device, dtype=dtype or torch.float32)
-    clock = Clock(device)
-    for _ in range(6):
-        with clock("product"):
-            a @ a
-    return 2 * size**3 / min(clock.seconds["product"])
-
-
-def measure(config: DictConfig, batch_size: int, steps: int, device: torch.device, precision: str) -> None:
-    dtype = PRECISIONS[precision]
+def measure(config: DictConfig, batch_size: int, steps: int, device: torch.device, opt: argparse.Namespace) -> None:
+    dtype = PRECISIONS[opt.precision]
+    size = config["data"]["params"]["train"]["params"]["image_size"]
+    unet = {"use_checkpoint": opt.checkpointing}
+    section = OmegaConf.merge(config["model"], {"params": {"unet_config": {"params": unet}}})
     torch.manual_seed(0)
-    model = instantiate_from_config(config["model"], torch.nn.Module).to(device).train()
+    with device:
+        model = instantiate_from_config(section, torch.nn.Module)
+    model = model.to(device).train()
     model.learning_rate = 1e-5
     model.setup("fit")
+    model.on_fit_start()
+    if opt.compile:
+        model.compile_networks()
     configured = model.configure_optimizers()
     optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
-    size = config["data"]["params"]["train"]["params"]["image_size"]
     clock = Clock(device)
+    torch.backends.cudnn.benchmark = True  # as main.py has it
 
     def autocast() -> torch.autocast:
         return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
@@ -91,38 +91,65 @@ def measure(config: DictConfig, batch_size: int, steps: int, device: torch.devic
     with tempfile.TemporaryDirectory() as folder:
         made_up_pictures(Path(folder), 8)
         dataset = OpenImageDataset("train", folder, image_size=size)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        for step in range(steps + 1):
-            with clock("data (one process)"):
-                batch = default_collate([dataset[step, i % 8] for i in range(batch_size)])
-            batch = {name: tensor.to(device) for name, tensor in batch.items()}
-            draws = model.draws(batch, [(step, i) for i in range(batch_size)])
-            with autocast():
-                with clock("VAE encode, twice"):
-                    x_start = model.get_input(batch, noise=draws.noise_gt, noise_inpaint=draws.noise_inpaint)
-                with clock("CLIP and mapper"):
-                    context = reference_token(model, batch["ref_imgs"])
-                with clock("UNet forward"):
-                    loss, _ = model.p_losses(x_start, context, draws.t, draws.noise)
-            with clock("UNet backward"):
-                loss.backward()
-            with clock("optimizer"):
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-    parts = {part: statistics.median(seconds[1:]) for part, seconds in clock.seconds.items()}
-    step_seconds = sum(seconds for part, seconds in parts.items() if not part.startswith("data"))
+        keys = [(0, i % 8) for i in range(batch_size)]
+        with clock("one batch of data, by one process"):
+            batch = default_collate([dataset[key] for key in keys])
+        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        if opt.workers:
+            loading = rate_of_loader(dataset, batch_size, opt.workers, device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    for step in tqdm(range(steps + WARM_UP), desc="parts of a step", unit="step"):
+        draws = model.draws(batch, [(step, i) for i in range(batch_size)])
+        with autocast():
+            with clock("VAE encodes, both at once"):
+                x_start = model.get_input(batch, noise=draws.noise_gt, noise_inpaint=draws.noise_inpaint)
+            with clock("CLIP and mapper"):
+                context = reference_token(model, batch["ref_imgs"])
+            with clock("UNet forward"):
+                loss, _ = model.p_losses(x_start, context, draws.t, draws.noise)
+        with clock("UNet backward"):
+            loss.backward()
+        with clock("optimizer"):
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    data = clock.seconds.pop("one batch of data, by one process")[0]
+    parts = {part: statistics.median(seconds[WARM_UP:]) for part, seconds in clock.seconds.items()}
+    start = clock.now()
+    for step in tqdm(range(steps), desc="whole steps", unit="step"):
+        draws = model.draws(batch, [(step, i) for i in range(batch_size)])
+        with autocast():
+            loss, _ = model.loss_of(batch, draws, 0.2)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    whole = (clock.now() - start) / steps
     for part, seconds in parts.items():
-        share = "" if part.startswith("data") else f"{seconds / step_seconds:6.1%}"
-        print(f"{part:20s} {seconds * 1e3:10.1f} ms {share}")
+        print(f"{part:26s} {seconds * 1e3:10.1f} ms {seconds / sum(parts.values()):6.1%}")
     flops = model_flops(model, size) * batch_size
-    peak = peak_flops(device, dtype)
-    rate = batch_size / step_seconds
-    print(f"{'step without data':20s} {step_seconds * 1e3:10.1f} ms  {rate:.2f} samples/s")
-    print(f"model FLOPs          {flops / batch_size / 1e12:.3f} T per sample")
-    print(f"utilisation          {flops / step_seconds / peak:.1%} of {peak / 1e12:.2f} TFLOP/s, a matrix product's")
-    what = f"{device}, batch {batch_size}, {size} px, {precision}"
-    print(f"peak memory          {peak_memory(device) / 1e9:.2f} GB ({what})")
+    peak = peak_flops(device, dtype or torch.float32)
+    print(f"{'a whole step':26s} {whole * 1e3:10.1f} ms, {batch_size / whole:.2f} samples/s")
+    print(f"{'model FLOPs':26s} {flops / batch_size / 1e12:10.3f} T per sample")
+    print(f"{'utilisation':26s} {flops / whole / peak:10.1%} of {peak / 1e12:.2f} TFLOP/s, a matrix product's")
+    print(f"{'data, one process':26s} {batch_size / data:10.1f} samples/s")
+    if opt.workers:
+        print(f"{'data, loader to device':26s} {loading:10.1f} samples/s with {opt.workers} workers")
+    what = f"{device}, batch {batch_size}, {size} px, {opt.precision}{', compiled' if opt.compile else ''}"
+    print(f"{'peak memory':26s} {peak_memory(device) / 1e9:10.2f} GB ({what})")
+
+
+def rate_of_loader(dataset: OpenImageDataset, batch_size: int, workers: int, device: torch.device) -> float:
+    """Samples per second that reach the device, without training beside it."""
+    count = 12 * batch_size
+    sampler = [(0, i % len(dataset)) for i in range(count)]
+    pinned = device.type == "cuda"
+    loader = DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers, pin_memory=pinned)
+    starts = []
+    for batch in tqdm(loader, desc="loader", unit="batch"):
+        for tensor in batch.values():
+            tensor.to(device, non_blocking=True)
+        starts.append(time.perf_counter())
+    return batch_size * 8 / (starts[-1] - starts[3])
 
 
 def peak_memory(device: torch.device) -> int:
@@ -209,8 +236,11 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--config", default="configs/v1.yaml")
     p.add_argument("--batch_size", type=int, nargs="+", default=[4], help="of a process; several for --memory")
-    p.add_argument("--steps", type=int, default=5, help="measured, after one that is not (5)")
+    p.add_argument("--steps", type=int, default=5, help="measured, after two that are not (5)")
     p.add_argument("--precision", choices=PRECISIONS, default="bf16", help="of the networks (bf16, by autocast)")
+    p.add_argument("--compile", action="store_true", help="compile the networks, as main.py --compile does")
+    p.add_argument("--checkpointing", action="store_true", help="with gradient checkpointing")
+    p.add_argument("--workers", type=int, default=0, help="measure a loader of so many processes, too (0: do not)")
     p.add_argument("--device", help="cpu, cuda, mps (the best there is)")
     p.add_argument("--memory", action="store_true", help="the table of memory, estimated, instead of a measurement")
     opt = p.parse_args()
@@ -220,7 +250,7 @@ def main() -> None:
     if opt.memory:
         estimate(config, opt.batch_size)
     else:
-        measure(config, opt.batch_size[0], opt.steps, torch.device(pick_device(opt.device)), opt.precision)
+        measure(config, opt.batch_size[0], opt.steps, pick_device(opt.device), opt)
 
 
 if __name__ == "__main__":

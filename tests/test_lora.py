@@ -19,6 +19,7 @@ from ldm.diffusers_folder import UNET
 from ldm.lora import Adapter, FactorsOnly, adapter_of, inject, merge, merge_into, read_adapter, write_adapter
 from ldm.modules.ema import LitEma
 from ldm.pipeline import PaintByExample
+from ldm.settings import read_settings
 from ldm.training.checkpoints import AtomicCheckpointIO, adapter_beside
 from ldm.util import UserError
 from tests.conftest import GOLDEN, ROOT
@@ -274,8 +275,8 @@ def test_inference_takes_it(script, tiny, adapter_file, tmp_path):
         assert code == 0, err
     assert np.array_equal(picture(tmp_path / "plain"), picture(tmp_path / "zero"))
     assert np.abs(picture(tmp_path / "plain") - picture(tmp_path / "lora")).max() > 0
-    text = Image.open(tmp_path / "lora/results/example_2_321.png").text["paint-by-example"]
-    assert text.endswith("checkpoint tiny.safetensors, lora lora.safetensors, lora_scale 1.0")
+    kept = read_settings(tmp_path / "lora/results/example_2_321.png")
+    assert (kept["checkpoint"], kept["lora"], kept["lora_scale"]) == ("tiny.safetensors", str(adapter_file), 1.0)
     for flags, words in ((["--lora", tmp_path / "no"], "cannot be read"), (["--lora", tiny], "has no rank and alpha")):
         code, out, err = edit_with(script, tmp_path / "bad", tiny, *flags)
         assert code == 2 and words in err and not out and "Traceback" not in err

@@ -18,7 +18,7 @@ from safetensors.torch import load_file as read_safetensors
 from safetensors.torch import save_file
 from torch.utils.data import default_collate
 
-from ldm import checkpoint, mini_table
+from ldm import checkpoint, mini_presets, mini_table
 from ldm.checkpoint import FIRST_CONV, MINI_CONFIG, load_model, read_checkpoint, widen, write_checkpoint
 from ldm.conventions import reference_to_tensor
 from ldm.data.miniworld import (
@@ -41,8 +41,10 @@ from ldm.evaluation.fid import Statistics
 from ldm.models.contrastive import Contrastive
 from ldm.models.diffusion.conditioning import unconditional_token
 from ldm.models.diffusion.draws import Draws
+from ldm.models.diffusion.presets import Preset
 from ldm.modules.encoders.clip import ResNetTower, clip_of
 from ldm.modules.oracle import colour_error
+from ldm.pipeline import PaintByExample
 from ldm.training.start import initial_model
 from ldm.util import UserError, instantiate_from_config, load_config
 from tests.conftest import ROOT
@@ -327,7 +329,7 @@ def test_the_interval_of_a_fid():
         some = Statistics()
         some.add(drawn)
         values.append(mini_table.frechet_distance(some.mean, some.covariance, real.mean, real.covariance))
-    low, high = mini_table.fid_interval(drawn, real, values[-1])
+    low, high = mini_table.interval_around(values[-1], mini_table.resampled_fids(drawn, real))
     assert low < values[-1] < high
     assert 0.6 < (high - low) / (np.quantile(values, 0.975) - np.quantile(values, 0.025)) < 1.6
 
@@ -488,11 +490,25 @@ def test_the_model_that_ships(script, tmp_path):
     assert scores[5]["shape"] > max(0.3, scores[0]["shape"]), scores
 
 
+def test_its_reference_encoder_in_half_precision():
+    """A residual network with BatchNorm, whose statistics are no parameters."""
+    reference = reference_to_tensor(Image.open(ROOT / "examples/mini/Ref_3500/000000000001_ref.png"))[None]
+    full, half = (
+        PaintByExample.load(MINI_CONFIG, SHIPPED / "mini.safetensors", "cpu", each).networks
+        for each in ("full", "bf16")
+    )
+    with torch.no_grad():
+        exact, near = (each.get_learned_conditioning(reference).float() for each in (full, half))
+    assert (near - exact).norm() < 0.05 * exact.norm()
+
+
 @pytest.mark.parametrize("command", MINI_COMMANDS, ids=lambda command: command[:60])
 def test_the_readmes_tables(command, script, world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(world / "bench", tmp_path / "test_bench_mini")
     (tmp_path / "docs").symlink_to(ROOT / "docs")
+    few = {"plms 50": Preset("plms", 2), "fast": Preset("dpm++", 2, (500, 999))}
+    monkeypatch.setattr(mini_presets, "CANDIDATES", few)
     words = command.split("#")[0].split()
     code, out, err = script("mini_table", *words[2:], "--steps", 2, "--device", "cpu")
     assert code == 0 and "| shape |" in out, err

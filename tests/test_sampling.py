@@ -7,10 +7,12 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, PNDMScheduler
 
+from ldm.models.diffusion.denoiser import blended_eps
 from ldm.models.diffusion.sampling import (
     SAMPLERS,
     check_sampler,
     ddim_timesteps,
+    diffusers_scheduler,
     sample,
     sample_ddim,
     sample_plms,
@@ -24,9 +26,8 @@ MEAN, STD = 0.7, 0.4
 
 def gaussian_eps(x, t):
     """The exact eps of data N(MEAN, STD^2): -sqrt(1 - abar) times the score of q(x_t)."""
-    abar = torch.from_numpy(SCHEDULE.alphas_cumprod)[t].view(-1, 1, 1, 1).to(x.dtype)
-    variance = abar * STD**2 + 1 - abar
-    return (1 - abar).sqrt() * (x - abar.sqrt() * MEAN) / variance
+    abar = float(SCHEDULE.alphas_cumprod[t])
+    return (1 - abar) ** 0.5 * (x - abar**0.5 * MEAN) / (abar * STD**2 + 1 - abar)
 
 
 def gaussian_flow(x, t_from, abar_to):
@@ -46,13 +47,30 @@ def flow_error(name, steps):
     return ((x - expected).abs().max() / expected.abs().max()).item()
 
 
-# the error is that of the order: one for DDIM, and for the last step, to no noise at all, of diffusers' solvers
-@pytest.mark.parametrize(
-    ("name", "at_50", "ratio"), [("ddim", 0.05, 1.6), ("plms", 0.005, 3.5), ("dpm++", 0.05, 1.6), ("unipc", 0.05, 1.6)]
-)
-def test_every_sampler_follows_the_exact_flow_of_a_gaussian(name, at_50, ratio):
+@pytest.mark.parametrize(("name", "at_50", "ratio"), [("ddim", 0.05, 1.6), ("plms", 0.005, 3.5)])
+def test_the_published_samplers_follow_the_exact_flow_of_a_gaussian(name, at_50, ratio):
+    """With an error of their order."""
     assert flow_error(name, 50) < at_50
     assert flow_error(name, 100) < flow_error(name, 50) / ratio
+
+
+@pytest.mark.parametrize("name", ["dpm++", "unipc"])
+def test_the_others_follow_it_as_closely_with_fewer_steps(name):
+    """Down to what rounding the timesteps to whole numbers leaves."""
+    errors = {steps: flow_error(name, steps) for steps in (12, 20, 100)}
+    assert errors[12] < 0.05 and errors[20] < 0.01 and errors[100] < 0.003, errors
+
+
+@pytest.mark.parametrize("name", ["dpm++", "unipc"])
+def test_their_steps_are_even_in_the_seventh_root_of_sigma(name):
+    """Karras et al. 2022, equation 5; each timestep is the nearest to its sigma in log sigma. Few are even in t."""
+    assert diffusers_scheduler(name, SCHEDULE, 5).timesteps.tolist() == [999, 799, 599, 399, 199]
+    scheduler = diffusers_scheduler(name, SCHEDULE, 12)
+    table = np.sqrt(1 / SCHEDULE.alphas_cumprod - 1)
+    roots = np.linspace(table[-1] ** (1 / 7), table[0] ** (1 / 7), 12)
+    np.testing.assert_allclose(scheduler.sigmas.numpy(), [*roots**7, 0], rtol=1e-4)
+    nearest = np.abs(np.log(table)[:, None] - np.log(roots**7)).argmin(axis=0)
+    assert np.abs(scheduler.timesteps.numpy() - nearest).max() <= 1
 
 
 def test_ddim_at_eta_1_samples_the_distribution():
@@ -77,14 +95,57 @@ def test_equal_to_diffusers_schedulers(ours, steps):
         scheduler = PNDMScheduler(**options, skip_prk_steps=True)
 
     def eps(x, t):
-        return torch.sin(3 * x) + 0.1 * x + (t / 1000).view(-1, 1, 1, 1)
+        return torch.sin(3 * x) + 0.1 * x + t / 1000
 
     x_T = torch.randn(1, 4, 4, 4)
     theirs = x_T
     scheduler.set_timesteps(steps)
     for t in scheduler.timesteps:
-        theirs = scheduler.step(eps(theirs, t[None]), t, theirs).prev_sample
+        theirs = scheduler.step(eps(theirs, int(t)), t, theirs).prev_sample
     assert (ours(eps, x_T, SCHEDULE, ddim_timesteps(steps)) - theirs).abs().max() < 1e-4 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_strength_starts_from_the_noised_source(name):
+    """The last steps alone, and from there the probability flow of the Gaussian."""
+    noise, source = torch.randn(2, 2, 4, 8, 8, dtype=torch.float64)
+    for strength in (0.5, 0.303, 0.02):
+        seen = []
+        x = sample(name, gaussian_eps, noise, SCHEDULE, 200, callback=seen.append, source=source, strength=strength)
+        assert len(seen) == seen[0].total and 0 < 1000 * strength - seen[0].t <= 12
+        abar = SCHEDULE.alphas_cumprod[seen[0].t]
+        start = abar**0.5 * source + (1 - abar) ** 0.5 * noise
+        abar_end = SCHEDULE.alphas_cumprod[0] if name in ("ddim", "plms") else 1.0
+        assert (x - gaussian_flow(start, seen[0].t, abar_end)).abs().max() < 0.03 * start.abs().max()
+    assert torch.equal(sample(name, gaussian_eps, noise, SCHEDULE, 10, source=source, strength=0.0), source)
+    full = [sample(name, gaussian_eps, noise, SCHEDULE, 10, source=each) for each in (source, None)]
+    assert torch.equal(*full)  # at 1 the source has no part
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_blended_latents_keep_the_source_and_paint_the_rest_as_ever(name, strength):
+    x_T, source = torch.randn(2, 2, 4, 8, 8, dtype=torch.float64)
+    keep = torch.zeros(2, 1, 8, 8)
+    keep[..., :4] = 1
+    keep[..., 4] = 0.5  # partly to be painted
+    seen = []
+    eps = blended_eps(gaussian_eps, source, keep, SCHEDULE)
+    options = {"source": source, "strength": strength}
+    x = sample(name, eps, x_T, SCHEDULE, 20, callback=seen.append, **options)
+    assert torch.equal(x[..., 4:], sample(name, gaussian_eps, x_T, SCHEDULE, 20, **options)[..., 4:])
+    noise = x_T
+    if strength == 1:
+        abar = SCHEDULE.alphas_cumprod[seen[0].t]
+        noise = (x_T - abar**0.5 * source) / (1 - abar) ** 0.5
+    for before, after in pairwise(seen):  # q(x_t | source), with one and the same noise
+        abar = SCHEDULE.alphas_cumprod[after.t]
+        wanted = abar**0.5 * source + (1 - abar) ** 0.5 * noise
+        torch.testing.assert_close(before.x[..., :4], wanted[..., :4], rtol=0, atol=1e-2)  # where t is rounded
+        torch.testing.assert_close(after.pred_x0[..., :4], source[..., :4], rtol=0, atol=1e-2)
+    abar = SCHEDULE.alphas_cumprod[0] if name in ("ddim", "plms") else 1.0
+    wanted = abar**0.5 * source + (1 - abar) ** 0.5 * noise
+    torch.testing.assert_close(x[..., :4], wanted[..., :4], rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

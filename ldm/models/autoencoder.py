@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ldm.modules.diffusionmodules.model import Decoder, Encoder
 from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.util import UserError
+
+TILE, OVERLAP = (
+    128,
+    32,
+)  # of a large latent, latent pixels: four times the published model's own area
 
 
 class AutoencoderKL(nn.Module):
@@ -38,7 +44,11 @@ class AutoencoderKL(nn.Module):
 
     def encode(self, x: Tensor) -> DiagonalGaussianDistribution:
         """(B,3,H,W) in [-1,1] -> posterior over (B,4,H/f,W/f)."""
-        return DiagonalGaussianDistribution(self.quant_conv(self.encoder(x)))
+        return DiagonalGaussianDistribution(self.moments(x))
+
+    def moments(self, x: Tensor) -> Tensor:
+        """(B,3,H,W) in [-1,1] -> mean ++ log variance, (B,8,H/f,W/f)."""
+        return self.quant_conv(self.encoder(x))
 
     def decode(self, z: Tensor) -> Tensor:
         """(B,4,h,w) -> (B,3,h*f,w*f), about [-1,1]."""
@@ -47,3 +57,42 @@ class AutoencoderKL(nn.Module):
     def reconstruct(self, x: Tensor) -> Tensor:
         """(B,3,H,W) in [-1,1] -> the same through the posterior's mean."""
         return self.decode(self.encode(x).mode())
+
+
+def in_tiles(function: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int, scale: float) -> Tensor:
+    """function, from (B,C,h,w) to (B,C',scale*h,scale*w), of tiles that overlap, blended linearly where they do: memory
+    for one tile at a time. tile, overlap: of x, pixels; x no larger than a tile is one call."""
+    sides = x.shape[-2:]
+    if max(sides) <= tile:
+        return function(x)
+    starts = [[*range(0, max(n - tile, 0), tile - overlap), max(n - tile, 0)] for n in sides]
+
+    def ramp(n: int) -> Tensor:
+        i = torch.arange(1, n + 1, device=x.device, dtype=torch.float32)
+        return torch.minimum(i, i.flip(0)).clamp(max=overlap * scale)
+
+    total = weight = None
+    for top in starts[0]:
+        for left in starts[1]:
+            part = function(x[..., top : top + tile, left : left + tile])
+            height, width = part.shape[-2:]
+            if total is None:
+                total = part.new_zeros(*part.shape[:2], *(round(scale * n) for n in sides))
+                weight = total.new_zeros(total.shape[-2:])
+            share = ramp(height)[:, None] * ramp(width)
+            at = (..., slice(round(scale * top), round(scale * top) + height))
+            at = (*at, slice(round(scale * left), round(scale * left) + width))
+            total[at] += share * part
+            weight[at] += share
+    return total / weight
+
+
+def encode_in_tiles(first_stage: AutoencoderKL, x: Tensor) -> DiagonalGaussianDistribution:
+    """first_stage.encode for pictures of any size."""
+    f = first_stage.factor
+    return DiagonalGaussianDistribution(in_tiles(first_stage.moments, x, TILE * f, OVERLAP * f, 1 / f))
+
+
+def decode_in_tiles(first_stage: AutoencoderKL, z: Tensor) -> Tensor:
+    """first_stage.decode for latents of any size."""
+    return in_tiles(first_stage.decode, z, TILE, OVERLAP, first_stage.factor)

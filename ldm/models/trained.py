@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ldm.lr_scheduler import LambdaLinearScheduler
-from ldm.util import instantiate_from_config
+from ldm.util import UserError, instantiate_from_config
 
 
 class Trained(pl.LightningModule):
@@ -26,7 +26,10 @@ class Trained(pl.LightningModule):
     use_ema: bool = False
 
     def configure_optimizers(self) -> dict[str, Any] | torch.optim.Optimizer:
-        optimizer = torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=self.learning_rate)
+        # Lightning clips no gradients of an optimizer that, fused, could unscale them itself
+        fused = self.device.type == "cuda" and not (self._trainer and self.trainer.gradient_clip_val)
+        trainable = [p for p in self.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trainable, lr=self.learning_rate, fused=fused or None)
         if self.scheduler_config is None:
             return optimizer
         factor = instantiate_from_config(self.scheduler_config, LambdaLinearScheduler)
@@ -41,6 +44,10 @@ class Trained(pl.LightningModule):
             for group, factor in zip(scheduler.optimizer.param_groups, scheduler.lr_lambdas, strict=True):
                 group["initial_lr"] = self.learning_rate
                 group["lr"] = self.learning_rate * factor(scheduler.last_epoch)
+
+    def compile_networks(self) -> None:
+        """torch.compile of what a training step spends its time in; shapes have to stay the same."""
+        raise UserError("--compile: there is nothing to compile in this config's model; leave it out")
 
     def export(self, folder: Path) -> None:
         """Called at the end of training: writes to `folder` what others read of the model beside its checkpoint."""

@@ -102,4 +102,4 @@ class SpatialTransformer(nn.Module):
         for block in self.transformer_blocks:
             h = block(h, context)
         h = self.proj_out(rearrange(h, "b (h w) c -> b c h w", h=height, w=width))
-        return h + tile_batch(x, h.shape[0])
+        return tile_batch(x, h.shape[0]) + h  # in the memory layout of x, the first: h lies channels last

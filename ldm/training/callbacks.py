@@ -17,12 +17,14 @@ from torch import Tensor
 
 from ldm.conventions import reference_to_image, tensor_to_image
 from ldm.images import grid
+from ldm.inputs import Inputs
 from ldm.models.diffusion.conditioning import unconditional_token
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.denoiser import denoiser_of
 from ldm.models.diffusion.prior import Prior
 from ldm.models.diffusion.sampling import sample
 from ldm.models.first_stage import FirstStage
-from ldm.pipeline import Inputs, PaintByExample
+from ldm.pipeline import PaintByExample
 from ldm.training.checkpoints import Last
 from ldm.util import UserError, staging
 
@@ -123,7 +125,7 @@ class Pictures(Callback):
             [reference_to_image(image) for image in batch["ref_imgs"]],
         ]
         with model.ema_scope():
-            pipeline = PaintByExample(model, "full")
+            pipeline = PaintByExample(model, "full", fast=False)
             for scale in self.scales:
                 edits = pipeline.sample(inputs, seeds, scale, self.steps, progress=False)
                 columns.append([tensor_to_image(image) for image in edits])
@@ -138,7 +140,9 @@ class Pictures(Callback):
             for column in range(4):
                 seeds = [torch.Generator().manual_seed(column * len(context) + row) for row in range(len(context))]
                 x_T = torch.stack([torch.randn(shape, generator=seed) for seed in seeds]).to(model.device)
-                z = sample("plms", lambda x, t: model.apply_model(x, t, context), x_T, model.schedule, self.steps)
+                no_channels = x_T[:, :0]  # a prior sees the noisy latent alone
+                eps = denoiser_of(model.apply_model)(no_channels, context)
+                z = sample("plms", eps, x_T, model.schedule, self.steps)
                 columns.append([tensor_to_image(image) for image in model.decode_first_stage(z)])
         return columns
 

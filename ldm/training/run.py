@@ -44,6 +44,7 @@ DEFAULTS = {  # of a config's `lightning` section
     "nonfinite": "stop",
     "seed": 23,
     "scale_lr": False,
+    "compile": False,
 }
 
 
@@ -132,6 +133,8 @@ def train(
     if lora:
         inject(model, lora)
     model.seed = seed
+    if settings["compile"]:
+        model.compile_networks()
     last = Last(folder / "checkpoints", settings["checkpoint"]["every_n_steps"])
     callbacks = [
         Throughput(),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.conventions import INPAINT, NOISY_LATENT
+from ldm.conventions import INPAINT, NOISY_LATENT, resize_tensor
 from ldm.models.diffusion import conditioning
 from ldm.models.diffusion.draws import TRAINING, VALIDATION, Draws
 from ldm.models.diffusion.schedule import NoiseSchedule
@@ -175,10 +175,14 @@ class LatentDiffusion(Trained):
     ) -> Tensor:
         """Batch of a data set -> (B,9,h,w): latent of GT ++ latent of inpaint_image ++ resized inpaint_mask.
 
-        noise, noise_inpaint: standard normals (B,4,h,w) of the two posterior samples, drawn in this order if absent."""
-        z = conditioning.latent_of(self, batch["GT"], noise)
-        inpaint = conditioning.inpaint_channels(self, batch["inpaint_image"], batch["inpaint_mask"], noise_inpaint)
-        return torch.cat([z, inpaint], dim=1)
+        noise, noise_inpaint: standard normals (B,4,h,w) of the two posterior samples, drawn in this order if absent.
+        Both go through the autoencoder at once."""
+        images = torch.cat([batch["GT"], batch["inpaint_image"]])
+        count, factor = len(batch["GT"]), self.first_stage_model.factor
+        shape = (count, self.channels, *(side // factor for side in images.shape[-2:]))
+        draws = [torch.randn(shape, device=images.device) if n is None else n for n in (noise, noise_inpaint)]
+        z, inpaint = conditioning.latent_of(self, images, torch.cat(draws)).chunk(2)
+        return torch.cat([z, inpaint, resize_tensor(batch["inpaint_mask"], z.shape[-2:])], dim=1)
 
     def p_losses(
         self, x_start: Tensor, cond: Tensor, t: Tensor, noise: Tensor | None = None
@@ -190,7 +194,7 @@ class LatentDiffusion(Trained):
         z = x_start[:, NOISY_LATENT]
         noise = torch.randn_like(z) if noise is None else noise
         x = torch.cat([self.q_sample(z, t, noise), x_start[:, INPAINT]], dim=1)
-        error = (self.apply_model(x, t, cond) - noise).square().mean(dim=(1, 2, 3))
+        error = (self.apply_model(x, t, cond) - self.target(x, t, cond, noise)).square().mean(dim=(1, 2, 3))
         loss = error.mean()
         prefix = "train" if self.training else "val"
         return loss, {
@@ -198,6 +202,10 @@ class LatentDiffusion(Trained):
             f"{prefix}/loss_vlb": (self.lvlb_weights[t] * error).mean().detach(),
             f"{prefix}/loss": loss.detach(),
         }
+
+    def target(self, x: Tensor, t: Tensor, cond: Tensor, noise: Tensor) -> Tensor:
+        """What the UNet is to predict for x (B,9,h,w): the noise (B,4,h,w) that is in it."""
+        return noise
 
     # ------------------------------------------------------------------------------------------ training
 
@@ -263,6 +271,14 @@ class LatentDiffusion(Trained):
             self.cond_stage_model.requires_grad_(False)
         if self.u_cond_percent == 0:
             self.learnable_vector.requires_grad_(False)
+
+    def on_fit_start(self) -> None:
+        if self.device.type == "cuda":
+            self.to(memory_format=torch.channels_last)
+
+    def compile_networks(self) -> None:
+        for network in (self.model.diffusion_model, self.first_stage_model.encoder, self.cond_stage_model.transformer):
+            network.compile(dynamic=False)
 
     def train(self, mode: bool = True) -> LatentDiffusion:
         """The autoencoder and CLIP stay in eval mode."""

@@ -1,7 +1,8 @@
 """Samplers: functions of eps(x, t) and a NoiseSchedule that lead from x_T to x_0.
 
-`eps(x, t)` takes x (B,4,h,w) and t (B,) int64 and gives the predicted noise (B,4,h,w). After every step `callback` gets
-a Step; what it raises ends the sampling."""
+`eps(x, t)` takes x (B,4,h,w) and t, the timestep of all of them, and gives the predicted noise (B,4,h,w). t is a
+number, not a tensor: what depends on it is decided without waiting for a GPU. After every step `callback` gets a Step;
+what it raises ends the sampling."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.util import UserError
 
-Eps = Callable[[Tensor, Tensor], Tensor]
+Eps = Callable[[Tensor, int], Tensor]
 
 
 class Step(NamedTuple):
@@ -92,7 +93,7 @@ def sample_ddim(
     total = len(timesteps)
     for i, index in enumerate(reversed(range(total))):
         t = int(timesteps[index])
-        e = eps(x, torch.full((x.shape[0],), t, device=x.device))
+        e = eps(x, t)
         x, pred_x0 = ddim_step(x, e, float(alphas[index]), float(alphas_prev[index]), float(sigmas[index]))
         if eta > 0:
             x = x + float(sigmas[index]) * (torch.randn_like(x) if noise is None else noise())
@@ -118,11 +119,10 @@ def sample_plms(
     for i, index in enumerate(reversed(range(total))):
         alpha, alpha_prev = float(alphas[index]), float(alphas_prev[index])
         t = int(timesteps[index])
-        e = eps(x, torch.full((x.shape[0],), t, device=x.device))
+        e = eps(x, t)
         if len(old) == 0:
             ahead, _ = ddim_step(x, e, alpha, alpha_prev)
-            t_next = int(timesteps[max(index - 1, 0)])
-            e_prime = (e + eps(ahead, torch.full((x.shape[0],), t_next, device=x.device))) / 2
+            e_prime = (e + eps(ahead, int(timesteps[max(index - 1, 0)]))) / 2
         elif len(old) == 1:
             e_prime = (3 * e - old[0]) / 2
         elif len(old) == 2:
@@ -136,26 +136,36 @@ def sample_plms(
     return x
 
 
-def diffusers_scheduler(name: str, schedule: NoiseSchedule):
-    """diffusers' scheduler for "dpm++" (DPM-Solver++(2M), Lu et al. 2022) or "unipc" (Zhao et al. 2023)."""
+def diffusers_scheduler(name: str, schedule: NoiseSchedule, steps: int):
+    """diffusers' scheduler for "dpm++" (DPM-Solver++(2M), Lu et al. 2022) or "unipc" (Zhao et al. 2023), set.
+
+    From 10 on, the steps are even in sigma^(1/7), sigma = sqrt(1 / alpha-bar - 1) (Karras et al. 2022, equation 5); if
+    there are fewer, even in t ("trailing"). Each comes closer there to where many steps lead."""
     from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
     cls = {"dpm++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}[name]
-    return cls(
+    scheduler = cls(
         num_train_timesteps=schedule.num_timesteps,
         trained_betas=schedule.betas,
         solver_order=2,
         prediction_type="epsilon",
         timestep_spacing="trailing",
+        use_karras_sigmas=steps >= 10,
     )
+    scheduler.set_timesteps(steps)
+    return scheduler
 
 
-def sample_diffusers(eps: Eps, x: Tensor, scheduler, steps: int, callback: Callback | None = None) -> Tensor:
-    """Run one of diffusers' schedulers that predict x_0 inside (see diffusers_scheduler) from x = x_T (B,4,h,w)."""
-    scheduler.set_timesteps(steps, device=x.device)
-    total = len(scheduler.timesteps)
-    for i, t in enumerate(scheduler.timesteps.tolist()):
-        e = eps(x, torch.full((x.shape[0],), t, device=x.device))
+def sample_diffusers(
+    eps: Eps, x: Tensor, scheduler, timesteps: Sequence[int], callback: Callback | None = None
+) -> Tensor:
+    """Run one of diffusers' schedulers that predict x_0 inside (see diffusers_scheduler) from x = x_T (B,4,h,w).
+
+    timesteps: the last ones of those that the scheduler has been set to."""
+    total = len(timesteps)
+    scheduler.set_begin_index(len(scheduler.timesteps) - total)
+    for i, t in enumerate(timesteps):
+        e = eps(x, t)
         x = scheduler.step(e, t, x).prev_sample
         if callback:
             callback(Step(i, total, t, x, scheduler.model_outputs[-1]))
@@ -187,11 +197,27 @@ def sample(
     eta: float = 0.0,
     noise: Callable[[], Tensor] | None = None,
     callback: Callback | None = None,
+    source: Tensor | None = None,
+    strength: float = 1.0,
 ) -> Tensor:
-    """x_T (B,4,h,w) -> x_0 by one of SAMPLERS. Raises UserError as check_sampler does."""
+    """x_T (B,4,h,w) -> x_0 by one of SAMPLERS. Raises UserError as check_sampler does.
+
+    strength below 1: SDEdit (Meng et al. 2022), only the steps from timesteps below strength * T on, from the source's
+    x_0 (B,4,h,w) with x as its noise; at 0 it stays as it is."""
     timesteps = check_sampler(name, steps, eta, schedule.num_timesteps)
+    alphas_cumprod = schedule.alphas_cumprod[timesteps]
+    if name in ("dpm++", "unipc"):
+        scheduler = diffusers_scheduler(name, schedule, steps)
+        timesteps = scheduler.timesteps.flip(0).tolist()
+        alphas_cumprod = 1 / (1 + scheduler.sigmas[:-1].flip(0).double() ** 2)
+    if strength < 1:
+        timesteps = [t for t in timesteps if t < strength * schedule.num_timesteps]
+        if not timesteps:
+            return source
+        abar = float(alphas_cumprod[len(timesteps) - 1])
+        x = abar**0.5 * source + (1.0 - abar) ** 0.5 * x
     if name == "ddim":
         return sample_ddim(eps, x, schedule, timesteps, eta, noise, callback)
     if name == "plms":
         return sample_plms(eps, x, schedule, timesteps, callback)
-    return sample_diffusers(eps, x, diffusers_scheduler(name, schedule), steps, callback)
+    return sample_diffusers(eps, x, scheduler, timesteps[::-1], callback)

@@ -91,7 +91,17 @@ class Level(nn.Module):
         return x
 
 
-class Encoder(nn.Module):
+class Ending(nn.Module):
+    """What encoder and decoder end with: these layers may be of a higher precision than the others."""
+
+    norm_out: nn.GroupNorm
+    conv_out: nn.Conv2d
+
+    def last(self, x: Tensor) -> Tensor:
+        return self.conv_out(F.silu(self.norm_out(x.to(self.conv_out.weight.dtype))))
+
+
+class Encoder(Ending):
     """(B,in_channels,H,W) -> (B,2*z_channels,H/f,W/f), f = 2^(levels-1)."""
 
     def __init__(self, *, in_channels: int, ch: int, ch_mult: Sequence[int], num_res_blocks: int, z_channels: int):
@@ -109,13 +119,13 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(channels, 2 * z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
+        x = self.conv_in(x.to(self.conv_in.weight.dtype))
         for level in self.down:
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        return self.last(self.mid(x))
 
 
-class Decoder(nn.Module):
+class Decoder(Ending):
     """(B,z_channels,h,w) -> (B,out_ch,h*f,w*f). `up` is indexed by level and run from the last to the first."""
 
     def __init__(self, *, out_ch: int, ch: int, ch_mult: Sequence[int], num_res_blocks: int, z_channels: int):
@@ -133,7 +143,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(channels, out_ch, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        z = self.mid(self.conv_in(z))
+        z = self.mid(self.conv_in(z.to(self.conv_in.weight.dtype)))
         for level in reversed(self.up):
             z = level(z)
-        return self.conv_out(F.silu(self.norm_out(z)))
+        return self.last(z)

@@ -1,0 +1,50 @@
+"""The asymmetric VQGAN's decoder (Zhu et al. 2023), which sees the photo around the mask while it decodes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from torch import Tensor
+
+from ldm.util import UserError
+
+
+class AsymmetricDecoder:
+    """Latents of Stable Diffusion v1's autoencoder, and the photo with its mask -> pictures."""
+
+    def __init__(self, autoencoder):
+        self.autoencoder = autoencoder.eval().requires_grad_(False)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike, factor: int = 8, channels: int = 4) -> AsymmetricDecoder:
+        """folder: as published (cross-attention/asymmetric-autoencoder-kl-x-1-5 or -x-2), with safetensors, so that
+        nothing of it is run. factor, channels: of the latents that it will get.
+
+        Raises UserError: no such folder, no such decoder, one for other latents."""
+        from diffusers import AsymmetricAutoencoderKL
+
+        if not (Path(folder) / "config.json").is_file():
+            raise UserError(
+                f"decoder {folder}: has no config.json; name the folder of an asymmetric autoencoder, such as "
+                "cross-attention/asymmetric-autoencoder-kl-x-1-5 from the hub"
+            )
+        try:
+            autoencoder = AsymmetricAutoencoderKL.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+            )
+        except Exception as error:  # diffusers raises many kinds
+            reason = str(error).split("\n")[0]
+            raise UserError(f"decoder {folder}: cannot be loaded ({reason:.200}); download it again") from error
+        own = 2 ** (len(autoencoder.config.up_block_out_channels) - 1), autoencoder.config.latent_channels
+        if own != (factor, channels):
+            raise UserError(
+                f"decoder {folder}: is for latents of {own[1]} channels and factor {own[0]}, the model's have "
+                f"{channels} and {factor}; leave it out"
+            )
+        return cls(autoencoder)
+
+    def __call__(self, z: Tensor, image: Tensor, mask: Tensor) -> Tensor:
+        """z (B,4,h,w), not scaled; image (B,3,H,W) in [-1,1]; mask (B,1,H,W), 1 = keep -> (B,3,H,W), about [-1,1]."""
+        autoencoder = self.autoencoder.to(z.device)
+        return autoencoder.decode(z, image=image, mask=1 - mask).sample  # there, 1 = paint

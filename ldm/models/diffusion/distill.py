@@ -1,0 +1,38 @@
+"""Guidance in one evaluation of the UNet instead of two (Meng et al. 2023, arXiv 2210.03142, section 3.1)."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.models.diffusion.conditioning import unconditional_token
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.denoiser import guided
+
+
+class Distillation(LatentDiffusion):
+    """A LatentDiffusion whose UNet, the student, learns to predict with c alone what the UNet it starts from, the
+    teacher, predicts with guidance: E || eps_student(x, c, t) - guided eps_teacher(x, t) ||^2.
+
+    guidance_scale: s of the teacher; the student has it built in and is sampled at scale 1. params: LatentDiffusion's.
+    All but the student's UNet is frozen: c and v are the teacher's. A run's checkpoints hold the teacher beside the
+    student, for going on; read as models, they are the student."""
+
+    def __init__(self, guidance_scale: float = 5.0, **params: Any):
+        super().__init__(**params)
+        self.guidance_scale = guidance_scale
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit":
+            for frozen in (self.cond_stage_model, self.proj_out, self.learnable_vector):
+                frozen.requires_grad_(False)
+            self.teacher = copy.deepcopy(self.model).requires_grad_(False)
+
+    @torch.no_grad()
+    def target(self, x: Tensor, t: Tensor, cond: Tensor, noise: Tensor) -> Tensor:
+        """The teacher's guided eps."""
+        return guided(self.teacher(x, t, torch.cat([unconditional_token(self, len(cond)), cond])), self.guidance_scale)

@@ -1,0 +1,102 @@
+"""Distillation of guidance: against closed forms, and from main.py to an edit at scale 1."""
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from ldm.checkpoint import load_model, read_checkpoint
+from ldm.conventions import INPAINT, NOISY_LATENT
+from ldm.models.diffusion.conditioning import reference_token, unconditional_token
+from ldm.models.diffusion.draws import Draws
+from ldm.training.start import initial_model
+from tests.conftest import ROOT
+from tests.test_lora import edit_with, picture, prepared, training_batch  # noqa: F401  a fixture among them
+
+TINY = ROOT / "configs/tiny.yaml"
+CONFIG = OmegaConf.merge(OmegaConf.load(TINY), OmegaConf.load(ROOT / "configs/distill.yaml"))
+DRAWS = Draws.of([(0,), (1,)], (4, 16, 16), 1000, "cpu")
+
+
+@pytest.fixture
+def model(tiny):
+    model = initial_model(CONFIG, str(tiny)).train()
+    model.setup("fit")
+    return model
+
+
+class FromContext(torch.nn.Module):
+    """eps = the mean of what it is conditioned with, m, as guidance by `scale` over `v` makes it."""
+
+    def __init__(self, v=0.0, scale=1.0):
+        super().__init__()
+        self.v, self.scale = v, scale
+
+    def forward(self, x, t, context):
+        m = context.mean(dim=(1, 2)).view(-1, 1, 1, 1)
+        return (self.v + self.scale * (m - self.v)).expand(-1, 4, *x.shape[2:])
+
+
+@pytest.mark.parametrize(("scale", "right"), [(5.0, True), (4.0, False), (1.0, False)])
+def test_the_student_that_is_the_guided_teacher_has_no_loss(model, scale, right):
+    model.model, model.teacher = FromContext(float(model.learnable_vector.mean()), scale), FromContext()
+    loss, _ = model.loss_of(training_batch(), DRAWS, 0.0)
+    assert (loss < 1e-9) == right
+
+
+def test_it_starts_at_the_distance_that_guidance_makes(model):
+    """The student is the teacher at first: the loss is that of (s - 1) (eps(x, c) - eps(x, v))."""
+    batch = training_batch()
+    with torch.no_grad():
+        loss, _ = model.loss_of(batch, DRAWS, 0.0)
+        start = model.get_input(batch, noise=DRAWS.noise_gt, noise_inpaint=DRAWS.noise_inpaint)
+        noisy = model.q_sample(start[:, NOISY_LATENT], DRAWS.t, DRAWS.noise)
+        x = torch.cat([noisy, start[:, INPAINT]], dim=1)
+        c, v = reference_token(model, batch["ref_imgs"]), unconditional_token(model, 2)
+        gap = model.apply_model(x, DRAWS.t, c) - model.apply_model(x, DRAWS.t, v)
+    torch.testing.assert_close(loss, (4 * gap).square().mean(), rtol=1e-4, atol=0)
+    assert loss > 0
+
+
+def test_steps_lower_the_loss_and_leave_the_teacher_alone(model, tiny):
+    """Nor do the reference's encoder and v change, which are the teacher's too."""
+    batch, given = training_batch(), read_checkpoint(tiny)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    losses = []
+    for _ in range(6):
+        loss, _ = model.loss_of(batch, DRAWS, 0.0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0], losses
+    own = model.state_dict()
+    for name, tensor in given.items():
+        if name.startswith("model."):
+            assert torch.equal(own[name.replace("model.", "teacher.", 1)], tensor), name
+        elif name in own:
+            assert torch.equal(own[name], tensor), name
+    changed = [name for name in given if name.startswith("model.") and not torch.equal(own[name], given[name])]
+    assert len(changed) > 50
+
+
+def test_from_main_to_an_edit(script, tiny, prepared, tmp_path, monkeypatch):  # noqa: F811
+    """A run that is stopped goes on with the same teacher; its checkpoint is an ordinary one, for --scale 1."""
+    monkeypatch.chdir(tmp_path)
+    words = ["--pretrained_model", tiny, "--accelerator", "cpu", "--devices", 1, "--no-test", "--max_steps", 2]
+    words += [f"data.params.dataset_dir={prepared}", "data.params.batch_size=2", "data.params.num_workers=0"]
+    words += ["lightning.images.steps=1", "lightning.images.count=1", "--enable_progress_bar", False]
+    code, out, err = script("main", "--base", TINY, ROOT / "configs/distill.yaml", "--project", "run", *words)
+    assert code == 0 and "trained to step 2" in out, err
+    code, out, err = script("main", "-r", "run", "--max_steps", 3)
+    assert code == 0 and "trained to step 3" in out, err
+
+    given, last = read_checkpoint(tiny), torch.load("run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    teacher = {name: tensor for name, tensor in last.items() if name.startswith("teacher.")}
+    assert len(teacher) == sum(name.startswith("model.") for name in given)
+    assert all(torch.equal(tensor, given[name.replace("teacher.", "model.", 1)]) for name, tensor in teacher.items())
+    assert read_checkpoint("run/checkpoints/last.ckpt").keys() == given.keys()
+    student = load_model(TINY, "run/checkpoints/last.ckpt").state_dict()
+    assert all(torch.equal(tensor, last[name]) for name, tensor in student.items())
+    monkeypatch.chdir(ROOT)
+    code, _, err = edit_with(script, tmp_path / "out", tmp_path / "run/checkpoints/last.ckpt", "--scale", 1)
+    assert code == 0 and picture(tmp_path / "out").std() > 0, err

@@ -1,0 +1,204 @@
+"""What makes edits fast leaves them as they are: identities in float64, an edit's networks, tiles, the benchmark."""
+
+import copy
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from scipy.signal import correlate
+
+from ldm.models.autoencoder import in_tiles
+from ldm.models.diffusion.conditioning import latent_of
+from ldm.models.diffusion.networks import Networks
+from ldm.modules.diffusionmodules.fast import FastUNet, PhaseUpsample, converted
+from ldm.modules.diffusionmodules.openaimodel import UNetModel
+from ldm.modules.diffusionmodules.util import Upsample
+from ldm.util import UserError
+from tests.conftest import ROOT
+
+UNET = {
+    "in_channels": 9,
+    "out_channels": 4,
+    "model_channels": 32,
+    "num_res_blocks": 2,
+    "attention_resolutions": [1, 2],
+    "channel_mult": [1, 2, 2],
+    "num_heads": 4,
+    "context_dim": 40,
+    "transformer_depth": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def unet64():
+    torch.manual_seed(3)
+    unet = UNetModel(**UNET).double().eval()
+    for p in unet.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    return unet
+
+
+@pytest.mark.parametrize("transposed", [True, False])
+def test_phases_equal_upsampling_and_convolution(transposed):
+    """Against scipy's correlation of the picture repeated by hand, borders included."""
+    conv = torch.nn.Conv2d(3, 2, 3, padding=1).double()
+    x = torch.randn(1, 3, 5, 4, dtype=torch.float64)
+    large = x[0].repeat_interleave(2, dim=1).repeat_interleave(2, dim=2).numpy()
+    weight, bias = conv.weight.detach().numpy(), conv.bias.detach().numpy()
+    expected = [sum(correlate(large[i], weight[o, i], "same") for i in range(3)) + bias[o] for o in range(2)]
+    found = PhaseUpsample(conv, transposed)(x)
+    torch.testing.assert_close(found[0], torch.tensor(np.array(expected)), rtol=0, atol=1e-14)
+
+
+def test_sums_of_weights_are_rounded_once():
+    up = Upsample(8)
+    half = converted(PhaseUpsample(up.conv, True), torch.bfloat16).weight
+    torch.testing.assert_close(half, PhaseUpsample(up.conv, True).weight.bfloat16(), rtol=0, atol=0)
+    twice = PhaseUpsample(converted(up.conv, torch.bfloat16), True).weight
+    exact = PhaseUpsample(copy.deepcopy(up.conv).double(), True).weight
+    assert (half - exact).norm() < 0.8 * (twice - exact).norm()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("branches", [1, 2])
+def test_fast_unet_equals_unet(unet64, layout, branches):
+    batch, t = 3, 801
+    x, contexts = torch.randn(batch, 9, 8, 12).double(), torch.randn(branches * batch, 1, 40).double()
+    expected = unet64(x, torch.full((batch,), t), contexts)
+    fast = FastUNet(unet64, 1000, torch.float64, layout)
+    fixed, vectors = fast.prepare(x[:, 4:], contexts)
+    found = fast(x[:, :4], fast.table()[t : t + 1], fixed, vectors)
+    assert (found - expected).abs().max() < 1e-13 * expected.abs().max()
+
+
+def test_weights_that_need_no_change_are_shared(unet64):
+    conv = unet64.input_blocks[1][0].in_layers[2]
+    assert converted(conv, torch.float64).weight.data_ptr() == conv.weight.data_ptr()
+    half = converted(conv, torch.bfloat16, torch.channels_last)
+    assert half.weight.dtype == torch.bfloat16 and half.weight.is_contiguous(memory_format=torch.channels_last)
+    assert conv.weight.dtype == torch.float64 and conv.weight.requires_grad
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("precision", "fast", "most"),
+    [("full", True, 1e-5), ("bf16", True, 0.06), ("fp16", True, 0.01), ("bf16", False, 0.06)],
+)
+def test_networks_stand_in_for_the_model(model, precision, fast, most):
+    """Relative to the largest value of what the model itself gives, in float32."""
+    networks = Networks(model, precision, fast)
+    side = 8 * model.first_stage_model.factor
+    image, z, inpaint = torch.rand(1, 3, side, side) * 2 - 1, torch.randn(2, 4, 8, 8), torch.randn(2, 5, 8, 8)
+    contexts = torch.randn(4, 1, model.model.diffusion_model.context_dim)
+    noise = torch.randn(1, 4, 8, 8)
+    pairs = {
+        "latent": (latent_of(networks, image, noise), latent_of(model, image, noise)),
+        "picture": (networks.decode_first_stage(z), model.decode_first_stage(z)),
+        "eps": (
+            networks.denoiser(inpaint, contexts)(z, 7),
+            model.apply_model(torch.cat([z, inpaint], dim=1), torch.tensor([7, 7]), contexts),
+        ),
+        "several tokens": (
+            networks.denoiser(inpaint, contexts.repeat(1, 3, 1))(z, 7),
+            model.apply_model(torch.cat([z, inpaint], dim=1), torch.tensor([7, 7]), contexts.repeat(1, 3, 1)),
+        ),
+    }
+    for name, (found, expected) in pairs.items():
+        assert found.dtype == torch.float32
+        assert (found - expected).abs().max() <= most * expected.abs().max(), name
+
+
+def test_compiling_is_for_gpus(model):
+    with pytest.raises(UserError, match="--compile is for NVIDIA's GPUs"):
+        Networks(model, compiled=True)
+
+
+@pytest.mark.parametrize("scale", [2, 0.5])
+def test_tiles_of_a_local_function_are_seamless(scale):
+    """Where what a place gives does not depend on its tile, blending changes nothing; and the tiles are small."""
+    seen = []
+
+    def resize(x):
+        seen.append(x.shape[-2:])
+        return torch.nn.functional.interpolate(x, scale_factor=scale, mode="nearest")
+
+    x = torch.randn(1, 2, 40, 56)
+    torch.testing.assert_close(in_tiles(resize, x, 16, 4, scale), resize(x))
+    assert max(max(s) for s in seen[:-1]) == 16 and len(seen) > 10
+
+
+@torch.no_grad()
+def test_tiles_of_the_autoencoder_are_near_the_whole(model):
+    """On a picture all of one kind, whose statistics are the same in every tile."""
+    z = torch.randn(1, 4, 24, 24)
+    whole = model.first_stage_model.decode(z)
+    tiled = in_tiles(model.first_stage_model.decode, z, 16, 8, model.first_stage_model.factor)
+    assert (tiled - whole).abs().mean() < 0.2 * whole.std()
+
+
+KEEPING = """
+import resource, sys, torch
+from ldm.util import keep_memory
+if sys.argv[1] == "keep":
+    keep_memory()
+def work():
+    held = []
+    for megabytes in (3, 1, 5, 2, 8, 1, 4):
+        held = [*held[-2:], torch.ones(megabytes * 2**18)]
+for _ in range(6):
+    work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="keep_memory is for Linux")
+def test_kept_memory_is_not_asked_of_the_system_again():
+    """Page faults of a piece of work done before, in processes of their own, since keeping cannot be undone."""
+    run = [sys.executable, "-c", KEEPING]
+    keep, leave = (int(subprocess.check_output([*run, how], cwd=ROOT)) for how in ("keep", "leave"))
+    assert keep <= leave / 10
+
+
+def test_the_benchmark_measures_what_it_says(script, tmp_path):
+    common = ("--config", ROOT / "configs/tiny.yaml", "--size", 64, "--rounds", 1, "--device", "cpu")
+    code, _, err = script("benchmark", *common, "--json", tmp_path / "rows.json")
+    assert code == 0, err
+    rows = json.loads((tmp_path / "rows.json").read_text())["measured"]
+    by = {(row["part"], row["who"]): row for row in rows}
+    for part in ("reference", "VAE encode", "guided step", "VAE decode"):  # three implementations of one thing
+        for who in ("ours, full", "diffusers, full"):
+            assert by[part, who]["rms_difference"] < 1e-4
+        assert 1e-4 < by[part, "ours, bf16"]["rms_difference"] < 0.1
+    whole = by["edit, 50 steps, from its parts", "ours, full"]["seconds"]
+    assert whole > 51 * by["guided step", "ours, full"]["seconds"]
+    assert script("benchmark", "--size", 63, "--config", ROOT / "configs/tiny.yaml")[0] == 2
+
+
+@torch.no_grad()
+def test_the_profile_counts_operations_by_formula(edit, tmp_path):
+    """The residual blocks' by hand: two multiply-adds for each weight of a convolution and place, for two branches
+    from the second block of the first level on."""
+    from ldm.modules.diffusionmodules.fast import FastResBlock
+    from ldm.speed import profile_step
+
+    rows = {row["part"]: row for row in profile_step(edit, 64, str(tmp_path / "trace.json.gz"))}
+    parts = [row for part, row in rows.items() if part != "step"]
+    assert sum(row["flops"] for row in parts) == rows["step"]["flops"]
+    blocks = [m for m in edit.networks.unet.modules() if isinstance(m, FastResBlock)]
+    seen = []
+    for block in blocks:
+        block.register_forward_hook(lambda m, _, out: seen.append((m, out.shape[0] * out.shape[2] * out.shape[3])))
+    profile_step(edit, 64, str(tmp_path / "trace.json.gz"))
+    for block in blocks:
+        block._forward_hooks.clear()
+    expected = 0
+    for block, places in seen[: len(blocks)]:
+        convs = [m for m in block.modules() if isinstance(m, torch.nn.Conv2d)]
+        expected += sum(2 * conv.weight.numel() * places for conv in convs)
+    assert rows["residual blocks"]["flops"] == expected

@@ -1,0 +1,100 @@
+"""Fewer steps: what presets are, what they cost, and how the small world's table compares them."""
+
+import numpy as np
+import pytest
+
+from ldm import mini_presets
+from ldm.evaluation.benchmark import mean_interval
+from ldm.evaluation.fid import Statistics
+from ldm.mini_presets import differences, evaluations, worse
+from ldm.mini_table import Scored, resampled_fids
+from ldm.models.diffusion.presets import PRESETS, Preset, preset_of
+from ldm.models.diffusion.schedule import NoiseSchedule
+from ldm.util import UserError
+
+SCHEDULE = NoiseSchedule.linear()
+
+
+def test_what_is_chosen():
+    assert preset_of() == Preset("plms", 50, None)
+    assert preset_of(sampler="ddim", steps=7) == Preset("ddim", 7, None)
+    assert all(preset_of(name) == preset for name, preset in PRESETS.items())
+    for words in ({"steps": 50}, {"sampler": "plms"}):
+        with pytest.raises(UserError, match=r"preset fast and .* contradict each other"):
+            preset_of("fast", **words)
+    with pytest.raises(UserError, match="preset 'slow' is unknown; use one of fast, draft"):
+        preset_of("slow")
+
+
+def test_what_they_cost():
+    """PLMS evaluates its first step twice; guidance evaluates two branches."""
+    assert evaluations(Preset("plms", 50), 5.0, SCHEDULE) == 102
+    assert evaluations(Preset("plms", 50), 1.0, SCHEDULE) == 51
+    assert evaluations(Preset("dpm++", 12), 5.0, SCHEDULE) == 24
+    assert evaluations(Preset("ddim", 10, (101, 601)), 5.0, SCHEDULE) == 10 + 6  # 1, 101, ..., 901
+    assert evaluations(PRESETS["draft"], 5.0, SCHEDULE) < evaluations(PRESETS["fast"], 5.0, SCHEDULE) <= 102 / 4
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_its_sampler_steps_and_interval(edit, example, name):
+    preset = PRESETS[name]
+    words = {"height": 64, "width": 96, "progress": False}
+    named = edit(**example, preset=name, **words)
+    alike = edit(**example, sampler=preset.sampler, steps=preset.steps, **words)
+    assert (named.tobytes() == alike.tobytes()) == (preset.interval is None)
+
+
+def test_an_interval_has_a_beginning_and_an_end(edit, example):
+    inputs = edit.prepare(**example, height=64, width=96)
+    with pytest.raises(UserError, match=r"interval \(500, 200\)"):
+        edit.sample(inputs, [321], steps=2, interval=(500, 200))
+
+
+# ------------------------------------------------------------------------------------------- the comparison
+
+
+def scored(noise, shift=0.0, seed=0):
+    """Scores of 80 cases that differ much from case to case, with a little noise of their own."""
+    rng = np.random.default_rng(seed)
+    hard = np.random.default_rng(9).normal(0, 10, 80)
+    cases = {key: hard + shift + rng.normal(0, noise, 80) for key in mini_presets.METRICS}
+    real, features = Statistics(), np.random.default_rng(9).normal(size=(80, 8)) + rng.normal(0, noise, (80, 8))
+    real.add(np.random.default_rng(8).normal(size=(500, 8)))
+    row = {key: {"value": float(values.mean())} for key, values in cases.items()}
+    rows = [{key: float(values[i]) for key, values in cases.items()} for i in range(80)]
+    return Scored(row, rows, resampled_fids(features + shift, real))
+
+
+def test_a_difference_is_of_pairs():
+    """Of a row and itself it is nothing; of one that is a shift away, that shift; and its interval is the narrower, the
+    more the rows have in common."""
+    reference = scored(0.1)
+    for value in differences(reference, reference).values():
+        assert value == {"value": 0, "low": 0, "high": 0}
+    found = differences(scored(0.1, shift=0.5, seed=1), reference)
+    low, high = mean_interval(np.array([case["shape"] for case in reference.cases]))
+    for key, value in found.items():
+        assert value["low"] < value["value"] < value["high"], key
+        if key != "fid_clip":
+            assert value["value"] == pytest.approx(0.5, abs=0.05)
+            assert value["high"] - value["low"] < (high - low) / 10
+    apart = differences(scored(3.0, seed=1), reference)
+    assert all(apart[key]["high"] - apart[key]["low"] > found[key]["high"] - found[key]["low"] for key in found)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "low", "high", "wrong"),
+    [
+        ("shape", 0.5, -0.2, -0.1, True),
+        ("shape", 0.5, -0.2, 0.1, False),
+        ("shape", 0.5, 0.1, 0.2, False),
+        ("fid_clip", 20, 0.1, 2, True),
+        ("fid_clip", 20, -2, 0.1, False),
+        ("seam", 1.3, 0.1, 0.2, True),
+        ("seam", 1.3, -0.2, -0.1, False),
+        ("seam", 0.8, -0.2, -0.1, True),
+        ("seam", 0.8, 0.1, 0.2, False),
+    ],
+)
+def test_what_is_worse_by_more_than_chance(key, value, low, high, wrong):
+    assert worse(key, {"value": value}, {"value": (low + high) / 2, "low": low, "high": high}) == wrong
