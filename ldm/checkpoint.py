@@ -38,6 +38,7 @@ MINI_CKPT = ROOT / "pretrained_models" / "mini.safetensors"
 HUB_REPO, HUB_FILE = "Fantasy-Studio/Paint-by-Example", "model.ckpt"
 
 EMA = "model_ema."
+TEACHER = "teacher."  # what a run of distillation keeps beside its model
 FIRST_CONV = UNET + "input_blocks.0.0.weight"
 DERIVED = {*BUFFERS, CLIP + "embeddings.position_ids"}  # entries that follow from the config
 
@@ -46,7 +47,8 @@ def read_checkpoint(path: str | os.PathLike, ema: bool = False) -> StateDict:
     """A checkpoint of any format -> tensors under the published names, on the CPU, memory-mapped.
 
     Averaged weights that a file carries beside the trained ones (model_ema.*) are left out; with `ema` they take the
-    place of the trained ones. Raises UserError: missing, truncated, not a checkpoint, no averaged weights."""
+    place of the trained ones. A teacher's (teacher.*) are left out, too. Raises UserError: missing, truncated, not a
+    checkpoint, no averaged weights."""
     path = Path(path)
     try:
         tensors = read_diffusers(path) if path.is_dir() else read_file(path)
@@ -54,6 +56,7 @@ def read_checkpoint(path: str | os.PathLike, ema: bool = False) -> StateDict:
         raise UserError(f"checkpoint {path}: cannot be read ({error.strerror}); check the path") from error
     except (RuntimeError, TypeError, IndexError) as error:  # tensors of shapes that cannot be translated
         raise UserError(f"checkpoint {path}: is damaged ({str(error).splitlines()[0]}); download it again") from error
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(TEACHER)}
     averaged = {name: tensors.pop(name) for name in list(tensors) if name.startswith(EMA)}
     if ema:
         # the average of model.diffusion_model.a.b is kept as model_ema.diffusion_modelab

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from ldm.conventions import tensor_to_image
 from ldm.data.test_bench_dataset import COCOImageDataset, result_path
 from ldm.images import grid, open_picture, upright_rgb
-from ldm.pipeline import Inputs, PaintByExample, stack
+from ldm.inputs import Inputs, stack
+from ldm.pipeline import PaintByExample
 from ldm.util import UserError, sha256_of, staging
 
 
@@ -39,6 +40,7 @@ def share() -> tuple[int, int]:
 
 def agree(path: Path, settings: dict[str, Any]) -> None:
     """Writes the settings, or sees that the results already there were made with the same. Raises UserError."""
+    settings = json.loads(json.dumps(settings))  # as a file has them
     if not path.exists():
         with staging(path.parent) as temporary:
             (temporary / path.name).write_text(json.dumps(settings, indent=1) + "\n")
@@ -82,7 +84,7 @@ def edit_cases(
     **sampling: Any,
 ) -> list[str]:
     """Writes results/<id>.png, of the size of its photo, for the cases `todo`, a batch at a time, each whole or absent.
-    sampling: scale, steps, sampler, eta of PaintByExample.sample. -> what is wrong with the cases that could not be."""
+    sampling: of PaintByExample.sample, as sampling_of gives it. -> what is wrong with the cases that could not be."""
     problems: list[str] = []
     waiting: dict[tuple[int, ...], list[tuple[str, tuple[int, int], Inputs]]] = {}  # by size: a batch is of one
     with tqdm(desc="editing", total=len(todo), unit="picture", disable=not progress) as bar:

@@ -18,6 +18,7 @@ EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}  # of f
 ORIENTATION = 0x0112  # EXIF tag
 JPEG = b"\xff\xd8"
 HEAD = 16384  # bytes, in which a JPEG says its size
+Colour = str | tuple[int, int, int]  # a name, or RGB of 0..255
 
 
 @contextmanager
@@ -129,10 +130,14 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(array.round().clip(0, 255).astype(np.uint8))
 
 
-def _opaque(image: Image.Image, background: str) -> Image.Image:
+def _is_transparent(image: Image.Image) -> bool:
+    return "A" in image.getbands() or "transparency" in image.info
+
+
+def _opaque(image: Image.Image, background: Colour) -> Image.Image:
     """RGB; where the picture is transparent, the background shows."""
     image = _eight_bit(image)
-    if "A" in image.getbands() or "transparency" in image.info:
+    if _is_transparent(image):
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, background), image).convert("RGB")
     return image.convert("RGB")
@@ -156,9 +161,14 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """Any mode -> RGB, turned as its EXIF says, over white where it is transparent."""
-    return _opaque(_upright(image), "white")
+def upright_rgb(image: Image.Image, background: Colour = "white") -> Image.Image:
+    """Any mode -> RGB, turned as its EXIF says, over the background where it is transparent."""
+    return _opaque(_upright(image), background)
+
+
+def upright_alpha(image: Image.Image) -> Image.Image | None:
+    """How opaque the picture is, L, 255 = opaque, turned as its EXIF says; None where it has no transparency."""
+    return _upright(image).convert("RGBA").getchannel("A") if _is_transparent(image) else None
 
 
 def same_shape(a: Image.Image, b: Image.Image) -> bool:

@@ -2,16 +2,15 @@
 
 edit = PaintByExample.load("configs/v1.yaml", "checkpoints/model.ckpt")
 result = edit(image, mask, reference, scale=5, steps=50, seed=321)
+
+    image, mask, reference -> Placed: a window around the mask -> Inputs: tensors -> a picture -> pasted into the image
+                              window.py                 prepare              sample             window.py, background.py
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,82 +18,51 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from ldm.background import check_background
 from ldm.checkpoint import choose_model, load_model
-from ldm.conventions import image_to_tensor, mask_to_tensor, reference_to_tensor, resize_tensor, tensor_to_image
-from ldm.images import name_of, upright_mask, upright_rgb
+from ldm.conventions import tensor_to_image
+from ldm.images import upright_mask, upright_rgb
+from ldm.inputs import Inputs, Planned, inputs_of, size_for, stack
 from ldm.lora import merge_into, read_adapter
-from ldm.models.diffusion.conditioning import inpaint_channels, reference_token, unconditional_token
-from ldm.models.diffusion.denoiser import guided_eps
-from ldm.models.diffusion.sampling import Callback, Step, check_sampler, sample
+from ldm.models.asymmetric import AsymmetricDecoder
+from ldm.models.diffusion.conditioning import inpaint_channels, latent_of, reference_token, unconditional_token
+from ldm.models.diffusion.denoiser import blended_eps, guided_eps
+from ldm.models.diffusion.networks import Networks, check_networks, precision_on
+from ldm.models.diffusion.presets import preset_of
+from ldm.models.diffusion.sampling import Callback, Step, sample
+from ldm.references import fit_reference
+from ldm.request import check_request, out_of_memory_is_told, pick_device
+from ldm.safety import SafetyChecker
 from ldm.util import UserError
+from ldm.window import Context, Placed
 
-MAX_SCALE = 100.0
-
-
-def pick_device(name: str | None = None) -> torch.device:
-    """A device by name; None: CUDA, else Apple's MPS, else the CPU. Raises UserError where it is not available."""
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except Exception as error:  # each backend has its own way to say that it is not there
-        reason = str(error).split("\n")[0].split(". ")[0]
-        raise UserError(f"device {name!r} cannot be used here ({reason:.120}); use cuda, mps or cpu") from error
-    return device
-
-
-def check_request(
-    scale: float, steps: int, sampler: str, eta: float, seeds: Sequence[int], num_timesteps: int = 1000
-) -> None:
-    """Raises UserError for the first number that is out of range; the arguments of PaintByExample.sample."""
-    if not (math.isfinite(scale) and 0 <= scale <= MAX_SCALE):
-        raise UserError(f"scale {scale} is out of range; use 0 to {MAX_SCALE:.0f}, for instance 5")
-    for seed in seeds:
-        if not 0 <= seed < 2**63:
-            raise UserError(f"seed {seed} is out of range; use 0 to 2^63 - 1")
-    check_sampler(sampler, steps, eta, num_timesteps)
-
-
-def out_of_memory_is_told(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorates what fills a GPU: its out-of-memory error as a UserError."""
-
-    @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except torch.cuda.OutOfMemoryError as error:
-            raise UserError("the GPU's memory is full; make fewer pictures at once, or smaller ones") from error
-
-    return run
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What the model sees of B edits."""
-
-    image: Tensor  # (B,3,H,W) in [-1,1]
-    mask: Tensor  # (B,1,H,W), 1 = keep
-    reference: Tensor  # (B,3,S,S), CLIP-normalised
-
-    @property
-    def inpaint_image(self) -> Tensor:
-        """(B,3,H,W): the image, grey (0) where it is to be painted."""
-        return self.image * self.mask
+References = Image.Image | tuple[Image.Image, ...]  # of one object
 
 
 class PaintByExample:
-    """precision: "full" (float32) or "autocast" (half precision in the UNet and CLIP, float32 in the autoencoder and
-    the sampler's arithmetic); None: autocast on CUDA, else full."""
+    """precision: "full" (float32), "bf16", "fp16" (half precision in the networks, float32 in their last layers and the
+    sampler's arithmetic) or "autocast", the half precision that suits the device; None: autocast on CUDA, else full.
+    fast, compiled, offload: see Networks. The model's weights as they are now are what edits use.
 
-    def __init__(self, model, precision: str | None = None):
+    decoder (an AsymmetricDecoder) and safety_checker (a SafetyChecker), where set, have a part in every edit."""
+
+    def __init__(
+        self,
+        model,
+        precision: str | None = None,
+        fast: bool = True,
+        compiled: bool = False,
+        offload: torch.device | None = None,
+    ):
         self.model = model
-        self.device = next(model.parameters()).device
-        self.precision = precision or ("autocast" if self.device.type == "cuda" else "full")
-        if self.precision not in ("full", "autocast"):
-            raise UserError(f"precision {precision!r} is unknown; use full or autocast")
+        self.device = offload or next(model.parameters()).device
+        self.precision = precision_on(self.device, precision)
+        self.networks = Networks(model, self.precision, fast, compiled, offload)
+        self.decoder: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+        self.safety_checker: Callable[[Tensor], Tensor] | None = None
 
     @classmethod
+    @out_of_memory_is_told
     def load(
         cls,
         config: Any = None,
@@ -103,16 +71,34 @@ class PaintByExample:
         precision: str | None = None,
         lora: str | os.PathLike | None = None,
         lora_scale: float = 1.0,
+        fast: bool = True,
+        compiled: bool = False,
+        offload: bool = False,
+        decoder: str | os.PathLike | None = None,
+        safety_checker: str | os.PathLike | None = None,
     ) -> PaintByExample:
         """config: a path or an OmegaConf node; ckpt: a path of any format, or "hub"; for what None stands, see
         ldm.checkpoint.choose_model; device: see pick_device; lora: an adapter that fine-tuning wrote, added to the
-        weights lora_scale times (0 not at all, 1 as trained)."""
+        weights lora_scale times (0 not at all, 1 as trained); offload: keep the networks on the CPU, and on the device
+        only the one at work; decoder: see AsymmetricDecoder.load; safety_checker: see SafetyChecker.load."""
         where = pick_device(device)
+        if offload and compiled:
+            raise UserError("--offload and --compile do not go together; leave one of them out")
+        check_networks(
+            where, precision_on(where, precision), fast, compiled
+        )  # what can be told before gigabytes are read, is
         adapter = None if lora is None else read_adapter(lora)
-        model = load_model(*choose_model(config, ckpt, adapted=lora is not None), where)
+        checker = None
+        if safety_checker is not None:
+            checker = SafetyChecker.load(safety_checker, "cpu" if offload else where)
+        model = load_model(*choose_model(config, ckpt, adapted=lora is not None), "cpu" if offload else where)
         if adapter:
             merge_into(model, adapter, lora_scale)
-        return cls(model, precision)
+        edit = cls(model, precision, fast, compiled, where if offload else None)
+        edit.safety_checker = checker
+        if decoder is not None:
+            edit.decoder = AsymmetricDecoder.load(decoder, model.first_stage_model.factor, model.channels)
+        return edit
 
     @property
     def native_size(self) -> int:
@@ -120,54 +106,45 @@ class PaintByExample:
         return self.model.image_size * self.model.first_stage_model.factor
 
     def size_for(self, image: Image.Image, height: int | None = None, width: int | None = None) -> tuple[int, int]:
-        """(H,W) at which to edit an upright image: as asked, else nearest to the image's shape and the native area
-        among what the model can take. A square photo gives the native square, one of 4:3 384 x 512 at full size."""
-        multiple = self.model.size_multiple
-        for name, value in (("H", height), ("W", width)):
-            if value is not None and (value < multiple or value % multiple):
-                near = max(multiple, round(value / multiple) * multiple)
-                raise UserError(f"{name} = {value}: the model takes multiples of {multiple}; use {near}")
-            if value is not None and value > 8 * self.native_size:
-                raise UserError(f"{name} = {value}: is too large; use at most {8 * self.native_size}")
-        area, shape = self.native_size**2, image.width / image.height
-        sides = range(multiple, 8 * self.native_size, multiple)
-        sizes = [(h, w) for h in ([height] if height else sides) for w in ([width] if width else sides)]
-
-        def misfit(size: tuple[int, int]) -> float:
-            h, w = size
-            return abs(math.log(w / h / shape)) + 0.1 * abs(math.log(h * w / area))
-
-        return min(sizes, key=misfit)
+        """See ldm.inputs.size_for: a square photo gives the native square, one of 4:3 384 x 512 at full size."""
+        return size_for(image, self.native_size, self.model.size_multiple, height, width)
 
     def prepare(
         self,
         image: Image.Image,
         mask: Image.Image,
-        reference: Image.Image,
+        reference: References,
         height: int | None = None,
         width: int | None = None,
+        reference_fit: str = "squash",
     ) -> Inputs:
-        """Pictures of any size and mode -> Inputs with B = 1; H and W as in size_for. The mask follows the image.
+        """Pictures of any size and mode -> Inputs with B = 1, of the whole image; H and W as in size_for. The mask
+        follows the image; several references are of one object; reference_fit: see ldm.references.fit_reference.
 
         Raises UserError: a mask of another shape or with nothing to paint, H or W that the model cannot take."""
         white, picture = upright_mask(mask, image), upright_rgb(image)
-        size = self.size_for(picture, height, width)[::-1]
-        if picture.size != size:
-            picture = picture.resize(size, Image.Resampling.LANCZOS)
-        if white.size != size:
-            white = white.resize(size, Image.Resampling.BILINEAR)
-        keep = mask_to_tensor(white)[None]
-        factor = self.model.first_stage_model.factor
-        if resize_tensor(keep, (size[1] // factor, size[0] // factor)).min() == 1:
-            raise UserError(
-                f"{name_of(mask, 'mask')}: its region is less than {factor} pixels wide at {size[0]} x {size[1]}, too "
-                "small for the model to see; make it larger, or H and W"
-            )
-        return Inputs(
-            image_to_tensor(picture)[None],
-            keep,
-            reference_to_tensor(upright_rgb(reference), self.model.cond_stage_model.image_size)[None],
+        size = self.size_for(picture, height, width)
+        references = reference if isinstance(reference, tuple) else (reference,)
+        crops = [fit_reference(each, reference_fit) for each in references]
+        return inputs_of(
+            picture, white, crops, size, self.model.first_stage_model.factor, self.model.cond_stage_model.image_size
         )
+
+    def plan(
+        self,
+        image: Image.Image,
+        mask: Image.Image,
+        reference: References,
+        height: int | None = None,
+        width: int | None = None,
+        *,
+        context: Context = None,
+        reference_fit: str = "squash",
+    ) -> Planned:
+        """One edit, ready to be made: its window in the image, and the tensors of that; the arguments of __call__."""
+        aspect = width / height if height and width else 1.0
+        place = Placed.of(image, mask, self.native_size, context, aspect)
+        return Planned(place, self.prepare(place.source, place.region, reference, height, width, reference_fit))
 
     def start(self, seed: int, height: int, width: int) -> tuple[Tensor, Tensor, torch.Generator]:
         """All that is random in one picture, from its seed alone: noise of the masked image's posterior (4,h,w), then
@@ -190,11 +167,16 @@ class PaintByExample:
         x_T: Tensor | None = None,
         progress: bool = True,
         callback: Callback | None = None,
+        interval: tuple[int, int] | None = None,
+        *,
+        strength: float = 1.0,
+        blend_latents: bool = False,
     ) -> Tensor:
         """Inputs of B edits and a seed for each -> pictures (B,3,H,W), about [-1,1]; the arguments of __call__.
 
-        x_T (B,4,h,w): the start, instead of the seeds' own."""
-        check_request(scale, steps, sampler, eta, seeds, self.model.num_timesteps)
+        x_T (B,4,h,w): the start, instead of the seeds' own. interval: first and last timestep with guidance; None: all
+        have it."""
+        check_request(scale, steps, sampler, eta, seeds, self.model.num_timesteps, interval, strength)
         batch, _, height, width = inputs.image.shape
         assert len(seeds) == batch
         posterior_noise, start, generators = zip(*(self.start(seed, height, width) for seed in seeds), strict=True)
@@ -205,16 +187,15 @@ class PaintByExample:
 
         x_T = (torch.stack(start) if x_T is None else x_T).to(self.device)
         mask = inputs.mask.to(self.device)
-        inpaint = inpaint_channels(
-            self.model, inputs.inpaint_image.to(self.device), mask, torch.stack(posterior_noise).to(self.device)
-        )
-        with self._autocast():
-            context = reference_token(self.model, inputs.reference.to(self.device)).float()
-        uncond = unconditional_token(self.model, batch)
-
-        def apply_model(x: Tensor, t: Tensor, contexts: Tensor) -> Tensor:
-            with self._autocast():
-                return self.model.apply_model(x, t, contexts).float()
+        posterior_noise = torch.stack(posterior_noise).to(self.device)
+        inpaint = inpaint_channels(self.networks, inputs.inpaint_image.to(self.device), mask, posterior_noise)
+        tokens = reference_token(self.networks, inputs.reference.to(self.device))
+        context = torch.stack([each.mean(dim=0) for each in tokens.split(inputs.counts or [1] * batch)])
+        uncond = unconditional_token(self.networks, batch)
+        source = None
+        if strength < 1 or blend_latents:
+            posterior_mean = torch.zeros_like(x_T)
+            source = latent_of(self.networks, inputs.image.to(self.device), posterior_mean)
 
         with tqdm(desc=sampler, total=steps, unit="step", disable=not progress) as bar:
 
@@ -224,79 +205,123 @@ class PaintByExample:
                 if callback:
                     callback(step)
 
-            eps = guided_eps(apply_model, inpaint, context, uncond, scale)
-            z = sample(sampler, eps, x_T, self.model.schedule, steps, eta, noise, on_step)
-        pictures = self.model.decode_first_stage(z)
+            eps = guided_eps(self.networks.denoiser, inpaint, context, uncond, scale, interval)
+            if blend_latents:
+                eps = blended_eps(eps, source, inpaint[:, -1:], self.model.schedule)
+            with self.networks.unet_at_work():
+                z = sample(sampler, eps, x_T, self.model.schedule, steps, eta, noise, on_step, source, strength)
+        if self.decoder is None:
+            pictures = self.networks.decode_first_stage(z)
+        else:
+            pictures = self.decoder(z / self.model.scale_factor, inputs.image.to(self.device), mask)
         if not pictures.isfinite().all():
-            cure = "use --precision full" if self.precision == "autocast" else "the checkpoint may be damaged"
+            cure = "use --precision full" if self.precision != "full" else "the checkpoint may be damaged"
             raise UserError(f"the result is not finite in {self.precision} precision; {cure}")
-        return pictures
+        return self.safety_checker(pictures) if self.safety_checker else pictures
 
-    def _autocast(self) -> contextlib.AbstractContextManager:
-        if self.precision == "full":
-            return contextlib.nullcontext()
-        dtype = torch.bfloat16 if self.device.type == "cpu" else torch.float16
-        return torch.autocast(self.device.type, dtype)
+    def make(
+        self,
+        plans: Sequence[Planned],
+        seeds: Sequence[int],
+        batch_size: int = 4,
+        *,
+        background: str = "exact",
+        feather: float | None = None,
+        **sampling: Any,
+    ) -> list[Image.Image]:
+        """Planned edits and a seed for each -> whole pictures; sampling: further arguments of `sample`, the others are
+        those of __call__."""
+        check_background(background, feather)
+        results: list[Image.Image | None] = [None] * len(plans)
+        for size in dict.fromkeys(plan.inputs.image.shape for plan in plans):  # a batch is of one size
+            same = [i for i, plan in enumerate(plans) if plan.inputs.image.shape == size]
+            for start in range(0, len(same), batch_size):
+                rows = same[start : start + batch_size]
+                tensors = self.sample(stack([plans[i].inputs for i in rows]), [seeds[i] for i in rows], **sampling)
+                for i, tensor in zip(rows, tensors, strict=True):
+                    results[i] = plans[i].place.paste(tensor_to_image(tensor), background, feather)
+        return results
 
     def __call__(
         self,
         image: Image.Image | Sequence[Image.Image],
         mask: Image.Image | Sequence[Image.Image],
-        reference: Image.Image | Sequence[Image.Image],
+        reference: References | Sequence[References],
         scale: float = 5.0,
-        steps: int = 50,
-        seed: int = 321,
+        steps: int | None = None,
+        seed: int | Sequence[int] = 321,
         n_samples: int = 1,
-        sampler: str = "plms",
+        sampler: str | None = None,
         eta: float = 0.0,
         height: int | None = None,
         width: int | None = None,
         batch_size: int = 4,
         progress: bool = True,
         callback: Callback | None = None,
+        preset: str | None = None,
+        *,
+        background: str = "exact",
+        feather: float | None = None,
+        context: Context = None,
+        strength: float = 1.0,
+        reference_fit: str = "squash",
+        blend_latents: bool = False,
     ) -> Image.Image | list[Image.Image] | list[list[Image.Image]]:
         """Repaint the mask's white region of the image with the reference's object.
 
         image, mask, reference: PIL pictures of any size and mode, or lists of them, one edit per entry; a single
-            picture goes with every entry of the others
+            picture goes with every entry of the others. A tuple of references is several pictures of one object
         scale: guidance, 0 to 100; 1 follows the reference alone, 5 is usual
-        steps: of the sampler ("plms", "ddim", "dpm++" or "unipc"), 1 to 999; eta: noise of ddim, 0 to 1
-        seed: of the first sample of every edit; the others count up from it. A picture depends on its seed, not on how
-            many are made beside it
+        steps: of the sampler, 1 to 999 (50); sampler: "plms" (the default), "ddim", "dpm++" or "unipc"; eta: noise of
+            ddim, 0 to 1
+        preset: "fast" or "draft", instead of sampler and steps
+        seed: of the first sample of every edit, or a list, one per edit; the others count up from it. A picture depends
+            on its seed, not on how many are made beside it
         n_samples: pictures per edit
-        height, width: of the edit, pixels, multiples of 64 at full size; see size_for
+        height, width: at which the model paints, pixels, multiples of 64 at full size; see size_for
         batch_size: most pictures to make at once; more at once need more memory
         progress: show a bar; callback: called with a sampling.Step after every step
+        background: what stays of the image around the mask, "exact", "feather", "poisson" or "none"; feather: width of
+            the band over which the painted blends into it, pixels of the image; see ldm.background
+        context: how much of the image the model sees, see ldm.window.window_around; "photo" is all, as published
+        strength: 1 starts from noise; less, from the image's own region with less noise: its layout stays (SDEdit)
+        reference_fit: how a reference becomes square, "squash" (as published), "pad" or "crop"
+        blend_latents: keep the image around the mask in every step (Blended Latent Diffusion)
 
-        -> a picture; with n_samples > 1 a list of pictures; for lists of inputs, a list of those.
+        -> a picture of the image's size, RGB; with n_samples > 1 a list of them; for lists of inputs, a list of those.
         Raises UserError for what the pictures or numbers are wrong about."""
         for name, value in (("n_samples", n_samples), ("batch_size", batch_size)):
             if value < 1:
                 raise UserError(f"{name} {value} is out of range; use 1 or more")
-        groups = (image, mask, reference)
-        lengths = {len(group) for group in groups if not isinstance(group, Image.Image)}
+        check_background(background, feather)
+        how = preset_of(preset, sampler, steps)._asdict() | {"scale": scale, "eta": eta, "strength": strength}
+        groups = (image, mask, reference, seed)
+        single = (Image.Image, tuple, int)
+        lengths = {len(group) for group in groups if not isinstance(group, single)}
         if len(lengths) > 1:
             raise UserError(f"lists of {sorted(lengths)} pictures do not go together; give one mask and reference each")
         count = lengths.pop() if lengths else 1
-        columns = [[group] * count if isinstance(group, Image.Image) else group for group in groups]
-        if not all(isinstance(picture, Image.Image) for column in columns for picture in column):
+        images, masks, references, firsts = ([x] * count if isinstance(x, single) else x for x in groups)
+        flat = [each for group in references for each in (group if isinstance(group, tuple) else (group,))]
+        if not flat or not all(isinstance(picture, Image.Image) for picture in [*images, *masks, *flat]):
             raise TypeError("image, mask and reference are PIL pictures, or lists of them")
-        edits = [self.prepare(*row, height, width) for row in zip(*columns, strict=True)]
-        seeds = [seed + i for i in range(n_samples)]
-
-        results: list[list[Image.Image]] = [[] for _ in edits]
-        for size in dict.fromkeys(edit.image.shape for edit in edits):  # a batch is of one size
-            jobs = [(i, s) for i, edit in enumerate(edits) if edit.image.shape == size for s in seeds]
-            for start in range(0, len(jobs), batch_size):
-                rows, row_seeds = zip(*jobs[start : start + batch_size], strict=True)
-                batch = stack([edits[i] for i in rows])
-                pictures = self.sample(batch, row_seeds, scale, steps, sampler, eta, None, progress, callback)
-                for i, picture in zip(rows, pictures, strict=True):
-                    results[i].append(tensor_to_image(picture))
-        per_edit = [pictures[0] if n_samples == 1 else pictures for pictures in results]
-        return per_edit[0] if all(isinstance(group, Image.Image) for group in groups) else per_edit
-
-
-def stack(edits: Sequence[Inputs]) -> Inputs:
-    """Inputs of several edits of one size as one batch."""
-    return Inputs(*(torch.cat([getattr(e, field) for e in edits]) for field in ("image", "mask", "reference")))
+        seeds = [first + i for first in firsts for i in range(n_samples)]
+        check_request(seeds=seeds, num_timesteps=self.model.num_timesteps, **how)
+        plans = [
+            self.plan(*row, height, width, context=context, reference_fit=reference_fit)
+            for row in zip(images, masks, references, strict=True)
+        ]
+        pictures = self.make(
+            [plan for plan in plans for _ in range(n_samples)],
+            seeds,
+            batch_size,
+            background=background,
+            feather=feather,
+            progress=progress,
+            callback=callback,
+            blend_latents=blend_latents,
+            **how,
+        )
+        if n_samples > 1:
+            pictures = [pictures[i : i + n_samples] for i in range(0, len(pictures), n_samples)]
+        return pictures[0] if all(isinstance(group, single) for group in groups) else pictures

@@ -1,13 +1,20 @@
 """Edit a photo by example: repaint the mask's white region of a picture with the object of a reference picture.
 
     python scripts/inference.py --image_path photo.jpg --mask_path mask.png --reference_path object.jpg --scale 5
+    python scripts/inference.py --image_path photo.jpg --box 100,80,300,260 --reference_path object.jpg
+    python scripts/inference.py --from results/results/photo_321.png --seed 322
+
+Several regions, each with its reference, are painted one after the other: --mask_path a.png --reference_path a.jpg
+--box 100,80,300,260 --reference_path b.jpg front.jpg (the latter two are pictures of one object).
 
 Writes to --outdir, with <name> the photo's file name without its ending:
-    results/<name>_<seed>.png                         the edited picture, one per seed
-    source/<name>_<seed>_{GT,mask,inpaint,ref}.png    what the model was given: photo, mask, masked photo, reference
-    grid/grid-<name>_<seed>.png                       photo, masked photo, reference and edits side by side"""
+    results/<name>_<seed>.png                         the whole photo, edited, one per seed, with its settings inside
+    source/<name>_<seed>_{GT,mask,inpaint,ref}.png    what the model was given: the window of the photo, its mask, the
+                                                      window without the region, the reference; _2_GT ... of region 2
+    grid/grid-<name>_<seed>.png                       photo, masked photo, references and edits side by side"""
 
 import argparse
+import functools
 import os
 import statistics
 import sys
@@ -15,39 +22,18 @@ import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
-from ldm.arguments import add_model, add_sampling, sampler_of
-from ldm.util import UserError, command, staging
+from PIL import Image, ImageChops
 
-
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    files = p.add_argument_group("pictures")
-    files.add_argument("--image_path", required=True, help="the photo; any size and kind")
-    files.add_argument("--mask_path", required=True, help="white (255) where to paint; same proportions as the photo")
-    files.add_argument("--reference_path", required=True, help="a picture of the object; it is squashed to a square")
-    files.add_argument("--outdir", default="results", help="folder for the results (default: results)")
-    files.add_argument("--skip_grid", action="store_true", help="write no grid")
-    files.add_argument("--skip_save", action="store_true", help="write no single pictures, only the grid")
-    files.add_argument("--n_rows", type=int, default=0, help="rows of the grid (default: as many as rows of four need)")
-
-    how = add_sampling(p)
-    how.add_argument("--seed", type=int, default=321, help="of the first picture; the others count up from it (321)")
-    how.add_argument("--n_samples", type=int, default=1, help="pictures made in one batch (1)")
-    how.add_argument("--n_iter", type=int, default=1, help="batches (1)")
-    how.add_argument("--fixed_code", action="store_true", help="start every batch from the first one's noise")
-    how.add_argument("--H", type=int, help="height of the edit, pixels (default: the photo's shape at the model's size,"
-                     " 512 x 512 for a square photo)")  # fmt: skip
-    how.add_argument("--W", type=int, help="width of the edit, pixels")
-
-    which = add_model(p)
-    which.add_argument("--C", type=int, help="latent channels; must be the model's (4)")
-    which.add_argument("--f", type=int, help="downsampling factor; must be the model's (8)")
-    return p
+from ldm.arguments import loading_of
+from ldm.edit_arguments import arguments, read_references, sampling_asked, settings
+from ldm.regions import mask_of
+from ldm.util import UserError, command, keep_memory, staging
 
 
-def check_numbers(opt: argparse.Namespace) -> str:
-    """What can be said before anything is loaded. -> the sampler's name."""
+def check_numbers(opt: argparse.Namespace) -> dict[str, Any]:
+    """What can be said before anything is loaded. -> how to sample."""
     for name in ("n_samples", "n_iter"):
         if not 1 <= getattr(opt, name) <= 1000:
             raise UserError(f"--{name} {getattr(opt, name)} is out of range; use 1 to 1000")
@@ -55,7 +41,7 @@ def check_numbers(opt: argparse.Namespace) -> str:
         raise UserError(f"--n_rows {opt.n_rows} is out of range; use 1 or more")
     if opt.skip_save and opt.skip_grid:
         raise UserError("--skip_save and --skip_grid together would write nothing; give one of them")
-    return sampler_of(opt)
+    return sampling_asked(opt)
 
 
 def check_outdir(outdir: Path) -> None:
@@ -85,43 +71,42 @@ def peak_memory() -> str:
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.1f} GB"
 
 
-def settings(opt: argparse.Namespace, sampler: str, seed: int):
-    """What made a picture, as PNG text."""
-    from PIL.PngImagePlugin import PngInfo
-
-    info = PngInfo()
-    ckpt = Path(opt.ckpt).name if opt.ckpt else "released model"
-    values = {"seed": seed, "scale": opt.scale, "sampler": sampler, "steps": opt.ddim_steps, "eta": opt.ddim_eta}
-    values["checkpoint"] = ckpt
-    if opt.lora:
-        values |= {"lora": Path(opt.lora).name, "lora_scale": opt.lora_scale}
-    text = ", ".join(f"{key} {value}" for key, value in values.items())
-    info.add_itxt("paint-by-example", text)
-    return info
-
-
 @command
 def main() -> None:
-    opt = parser().parse_args()
-    sampler = check_numbers(opt)
+    opt = arguments(sys.argv[1:], __doc__)
+    sampling = check_numbers(opt)
     outdir = Path(opt.outdir)
     check_outdir(outdir)
+    keep_memory()
 
-    from ldm.images import grid, open_picture, upright_mask
+    from ldm.background import check_background
+    from ldm.images import grid, open_picture, upright_rgb
+    from ldm.references import check_fit
+    from ldm.settings import save_with_settings
+    from ldm.watermark import check_watermark, embed
+    from ldm.window import check_context
 
-    image = open_picture(opt.image_path, "image")
-    mask = open_picture(opt.mask_path, "mask")
-    reference = open_picture(opt.reference_path, "reference")
-    upright_mask(mask, image)  # what can be told before gigabytes are read, is
+    check_background(opt.background, opt.feather)
+    check_context(opt.context)
+    check_fit(opt.reference_fit)
+    if opt.watermark:
+        check_watermark()
+    image = open_picture(opt.image_path, "image")  # what can be told before gigabytes are read, is
+    masks = [mask_of(region, image, opt.grow, opt.invert) for region in opt.regions]
+    references = read_references(opt)
+    photo = upright_rgb(image)
 
     import torch
 
+    from ldm.checkpoint import choose_model
     from ldm.conventions import mask_to_image, reference_to_image, tensor_to_image
-    from ldm.pipeline import PaintByExample, check_request, stack
+    from ldm.pipeline import PaintByExample
+    from ldm.request import check_request
 
     seeds = range(opt.seed, opt.seed + opt.n_iter * opt.n_samples)
-    check_request(opt.scale, opt.ddim_steps, sampler, opt.ddim_eta, seeds)
-    edit = PaintByExample.load(opt.config, opt.ckpt, opt.device, opt.precision, opt.lora, opt.lora_scale)
+    check_request(seeds=seeds, **sampling)
+    config, ckpt = choose_model(opt.config, opt.ckpt, adapted=opt.lora is not None)
+    edit = PaintByExample.load(config, ckpt, **loading_of(opt))
     for flag, given, actual in (
         ("C", opt.C, edit.model.channels),
         ("f", opt.f, edit.model.first_stage_model.factor),
@@ -129,59 +114,78 @@ def main() -> None:
         if given not in (None, actual):
             raise UserError(f"--{flag} {given} does not fit the model; leave it out, or use {actual}")
 
-    inputs = edit.prepare(image, mask, reference, opt.H, opt.W)
-    height, width = inputs.image.shape[-2:]
-    share = 1 - inputs.mask.mean().item()
-    place = f"{width} x {height} on {edit.device}, {edit.precision} precision"
-    print(f"editing at {place}; the mask paints {share:.0%} of the picture", file=sys.stderr)
-
     name = Path(opt.image_path).stem
-    sources = {
-        "GT": tensor_to_image(inputs.image[0]),
-        "mask": mask_to_image(inputs.mask[0]),
-        "inpaint": tensor_to_image(inputs.inpaint_image[0]),
-        "ref": reference_to_image(inputs.reference[0]),
-    }
-    cells = [sources["GT"], sources["inpaint"], sources["ref"].resize((width, height))]
-    code = None
-    if opt.fixed_code:
-        code = torch.stack([edit.start(opt.seed + i, height, width)[1] for i in range(opt.n_samples)])
-
+    kept = settings(opt, sampling, precision=edit.precision, checkpoint=Path(ckpt).name)
+    feather = 0.0 if opt.feather is None and {"alpha": True} in opt.regions else opt.feather  # nothing to blend with
+    sources: dict[str, Image.Image] = {}
+    thumbnail = edit.size_for(photo, opt.H, opt.W)[::-1]
+    painted = functools.reduce(ImageChops.lighter, masks)
+    cells = [photo, Image.composite(Image.new("RGB", photo.size, "gray"), photo, painted)]
     ends: list[float] = []  # of each step, seconds
     begin = time.perf_counter()
-    for iteration in range(opt.n_iter):
-        batch = seeds[iteration * opt.n_samples : (iteration + 1) * opt.n_samples]
-        tensors = edit.sample(
-            stack([inputs] * opt.n_samples),
+
+    def paint(pictures: list[Image.Image], batch: range, number: int) -> list[Image.Image]:
+        """Region `number`, from 0 on, of each picture, with a seed each."""
+        how = {"context": opt.context, "reference_fit": opt.reference_fit}
+        alike = 1 if number == 0 else len(pictures)  # the photo itself, or what became of it
+        plans = [edit.plan(p, masks[number], references[number], opt.H, opt.W, **how) for p in pictures[:alike]]
+        place, inputs = plans[0].place, plans[0].inputs
+        height, width = inputs.image.shape[-2:]
+        if batch[0] == opt.seed:
+            share, x0, y0, x1, y1 = 1 - inputs.mask.mean().item(), *place.window
+            print(f"editing {x1 - x0} x {y1 - y0} pixels of the photo at {width} x {height} on {edit.device},"
+                  f" {edit.precision} precision; the mask paints {share:.0%} of them", file=sys.stderr)  # fmt: skip
+            parts = {
+                "GT": tensor_to_image(inputs.image[0]),
+                "mask": mask_to_image(inputs.mask[0]),
+                "inpaint": tensor_to_image(inputs.inpaint_image[0]),
+                "ref": reference_to_image(inputs.reference[0]),
+            }
+            cells.append(parts["ref"])
+            sources.update({f"{number + 1}_{kind}" if number else kind: part for kind, part in parts.items()})
+        code = None
+        if opt.fixed_code:
+            code = torch.stack([edit.start(opt.seed + i, height, width)[1] for i in range(len(batch))])
+        return edit.make(
+            plans * (len(pictures) // alike),
             batch,
-            opt.scale,
-            opt.ddim_steps,
-            sampler,
-            opt.ddim_eta,
+            len(batch),
+            background=opt.background,
+            feather=feather,
             x_T=code,
             callback=lambda step: ends.append(time.perf_counter()),
+            blend_latents=opt.blend_latents,
+            **sampling,
         )
-        results = {f"{name}_{seed}.png": tensor_to_image(tensor) for seed, tensor in zip(batch, tensors, strict=True)}
-        cells += results.values()
+
+    for iteration in range(opt.n_iter):
+        batch = seeds[iteration * opt.n_samples : (iteration + 1) * opt.n_samples]
+        pictures = [photo] * len(batch)
+        for number in range(len(masks)):
+            pictures = paint(pictures, batch, number)
+        if opt.watermark:
+            pictures = [embed(picture) for picture in pictures]
+        results = {f"{name}_{seed}.png": picture for seed, picture in zip(batch, pictures, strict=True)}
+        cells += pictures
         with staging(outdir) as folder:
             if not opt.skip_save:
                 (folder / "results").mkdir()
                 for file, seed in zip(results, batch, strict=True):
-                    results[file].save(folder / "results" / file, pnginfo=settings(opt, sampler, seed))
+                    save_with_settings(results[file], folder / "results" / file, kept | {"seed": seed})
             if not opt.skip_save and iteration == 0:
                 (folder / "source").mkdir()
                 for kind, picture in sources.items():
                     picture.save(folder / "source" / f"{name}_{opt.seed}_{kind}.png")
             if not opt.skip_grid and iteration == opt.n_iter - 1:
                 (folder / "grid").mkdir()
-                sheet = grid(cells, opt.n_rows or -(-len(cells) // 4))
+                sheet = grid([cell.resize(thumbnail) for cell in cells], opt.n_rows or -(-len(cells) // 4))
                 sheet.save(folder / "grid" / f"grid-{name}_{opt.seed}.png")
         if not opt.skip_save:
             print("\n".join(f"wrote {outdir / 'results' / file}" for file in results))
 
     if not opt.skip_grid:
         print(f"wrote {outdir / 'grid' / f'grid-{name}_{opt.seed}.png'}")
-    each = statistics.median(b - a for a, b in pairwise(ends)) if len(ends) > 1 else ends[0] - begin
+    each = statistics.median(b - a for a, b in pairwise([begin, *ends])) if ends else 0
     took = f"{len(ends)} steps of {each:.2f} s, {time.perf_counter() - begin:.0f} s in all"
     print(f"{took}, peak memory {peak_memory()}", file=sys.stderr)
 

@@ -13,8 +13,8 @@ import os
 import sys
 from pathlib import Path
 
-from ldm.arguments import add_model, add_sampling, sampler_of
-from ldm.util import UserError, command, sha256_of, staging
+from ldm.arguments import add_model, add_sampling, loading_of, sampling_of
+from ldm.util import UserError, command, keep_memory, sha256_of, staging
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,7 +37,8 @@ def parser() -> argparse.ArgumentParser:
 @command
 def main() -> None:
     opt = parser().parse_args()
-    sampler = sampler_of(opt)
+    keep_memory()
+    sampling = sampling_of(opt)
     for name, least in (("batch_size", 1), ("grid", 0)):
         if not least <= getattr(opt, name) <= 1000:
             raise UserError(f"--{name} {getattr(opt, name)} is out of range; use {least} to 1000")
@@ -51,19 +52,23 @@ def main() -> None:
 
     from ldm.checkpoint import choose_model
     from ldm.edit_bench import agree, edit_cases, settings_of, share, sheet
-    from ldm.pipeline import PaintByExample, check_request
+    from ldm.pipeline import PaintByExample
+    from ldm.request import check_request
     from ldm.util import load_config
 
     rank, world = share()
-    check_request(opt.scale, opt.ddim_steps, sampler, opt.ddim_eta, [opt.seed])
+    check_request(seeds=[opt.seed], **sampling)
     config, ckpt = choose_model(opt.config, opt.ckpt, adapted=opt.lora is not None)
     config = load_config(config)
     device = opt.device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else None)
-    edit = PaintByExample.load(config, ckpt, device, opt.precision, opt.lora, opt.lora_scale)
-    sampling = {"scale": opt.scale, "steps": opt.ddim_steps, "sampler": sampler, "eta": opt.ddim_eta}
+    edit = PaintByExample.load(config, ckpt, **loading_of(opt) | {"device": device})
     settings = settings_of(config, ckpt, bench, edit.precision, opt.seed, **sampling)
     if opt.lora:
         settings |= {"lora": Path(opt.lora).name, "lora_sha256": sha256_of(opt.lora), "lora_scale": opt.lora_scale}
+    if opt.decoder:
+        settings |= {"decoder": Path(opt.decoder).name, "decoder_sha256": sha256_of(opt.decoder)}
+    if opt.safety_checker != "off":
+        settings["safety_checker"] = opt.safety_checker
     agree(opt.outdir / "settings.json", settings)
 
     results = opt.outdir / "results"

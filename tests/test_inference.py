@@ -1,5 +1,6 @@
 """scripts/inference.py: its flags, its files, and what it says when something is wrong."""
 
+import json
 import os
 import signal as signals
 import subprocess
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldm.models.diffusion.presets import PRESETS, Preset
+from ldm.settings import read_settings, save_with_settings
 from tests.conftest import GOLDEN, ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -52,9 +55,11 @@ def test_it_writes_what_the_published_script_writes(run, tmp_path):
         f"wrote {tmp_path}/out/results/example_2_321.png",
         f"wrote {tmp_path}/out/grid/grid-example_2_321.png",
     ]
-    assert "the mask paints 25% of the picture" in err and "2 steps of" in err and "peak memory" in err
-    text = Image.open(tmp_path / "out/results/example_2_321.png").text["paint-by-example"]
-    assert text == "seed 321, scale 5.0, sampler plms, steps 2, eta 0.0, checkpoint tiny.safetensors"
+    assert "600 x 400 pixels of the photo at 96 x 64" in err and "the mask paints 25% of them" in err
+    assert "2 steps of" in err and "peak memory" in err
+    kept = json.loads(Image.open(tmp_path / "out/results/example_2_321.png").text["paint-by-example"])
+    wanted = {"seed": 321, "scale": 5.0, "sampler": "plms", "steps": 2, "eta": 0.0, "checkpoint": "tiny.safetensors"}
+    assert wanted.items() <= kept.items()
     assert files(tmp_path / "out") == [
         "grid/grid-example_2_321.png",
         "results/example_2_321.png",
@@ -72,7 +77,10 @@ def test_it_writes_what_the_published_script_writes(run, tmp_path):
             "source/example_2_321_inpaint.png",
         )
     )
-    assert result.shape == (64, 96, 3)
+    photo = pixels(EXAMPLES / "image/example_2.jpg")
+    outside = pixels(EXAMPLES / "mask/example_2.png") < 128
+    assert np.array_equal(result[outside], photo[outside])
+    assert np.abs(result[~outside] - photo[~outside]).mean() > 8
     assert set(np.unique(mask)) == {0, 255}
     assert np.array_equal(inpaint[mask == 0], source[mask == 0])
     assert (np.abs(inpaint[mask == 255] - 127.5) <= 1).all()
@@ -127,6 +135,15 @@ def test_flags_that_choose_what_is_written(run, tmp_path):
         {"seed": 5},
         {"precision": "autocast"},
         {"ddim_steps": 3},
+        {"strength": 0.5},
+        {"context": "photo", "H": 128},
+        {"background": "feather"},
+        {"background": "poisson"},
+        {"background": "none"},
+        {"feather": 0},
+        {"grow": 20},
+        {"reference_fit": "crop"},
+        {"reference_mask_path": EXAMPLES / "mask/example_3.png", "reference_path": EXAMPLES / "image/example_3.jpg"},
     ],
     ids=lambda flags: "-".join(f"{k}={v}" for k, v in flags.items()),
 )
@@ -136,6 +153,59 @@ def test_every_flag_changes_the_picture(run, tmp_path, flags):
     seed = flags.get("seed", 321)
     plain = pixels(tmp_path / "plain/results/example_2_321.png")
     assert np.abs(plain - pixels(tmp_path / f"out/results/example_2_{seed}.png")).max() > 0
+
+
+def test_a_preset(run, script, edit, example, tmp_path, monkeypatch):
+    """The script's picture is the call's; its PNG says the numbers."""
+    monkeypatch.setitem(PRESETS, "fast", Preset("ddim", 4, (200, 700)))
+    assert run(preset="fast", ddim_steps=None)[0] == 0
+    picture = Image.open(tmp_path / "out/results/example_2_321.png")
+    kept = json.loads(picture.text["paint-by-example"])
+    assert (kept["sampler"], kept["steps"], kept["interval"]) == ("ddim", 4, [200, 700])
+    assert picture.tobytes() == edit(**example, preset="fast", height=64, width=96, progress=False).tobytes()
+    # and repeats it, the preset's name being forgotten
+    again = ["--from", tmp_path / "out/results/example_2_321.png", "--outdir", tmp_path / "again", "--device", "cpu"]
+    assert script("inference", *again)[0] == 0
+    assert Image.open(tmp_path / "again/results/example_2_321.png").tobytes() == picture.tobytes()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"scale": "much"},
+        {"regions": [{"file": "x"}]},
+        {"regions": [{"box": [1, 2, 3]}]},
+        {"regions": 5},
+        {"references": [[7]]},
+        {"interval": [1]},
+        {"sampler": 3},
+        {"invert": "yes"},
+        {"lora": {}},
+    ],
+    ids=str,
+)
+def test_a_strangers_settings_end_in_one_sentence(script, tmp_path, wrong):
+    good = {"image": str(EXAMPLES / "image/example_2.jpg"), "regions": [{"box": [9, 9, 50, 50]}], "references": [["x"]]}
+    save_with_settings(Image.new("RGB", (8, 8)), tmp_path / "a.png", good | wrong)
+    code, out, err = script("inference", "--from", tmp_path / "a.png", "--outdir", tmp_path / "out")
+    assert code == 2 and not out and "Traceback" not in err
+    assert "has settings that are none" in err or "region" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_given_beside_a_pictures_settings_wins(run, script, tmp_path):
+    """Regions and references as a whole, numbers each for itself."""
+    box = ["--box", "20,20,200,200", "--box", "300,100,500,300"]
+    assert run(*box, mask_path=None, scale=2.0, n_samples=2)[0] == 0
+    first = tmp_path / "out/results/example_2_322.png"
+    again = ["--from", first, "--outdir", tmp_path / "again", "--device", "cpu"]
+    assert script("inference", *again)[0] == 0
+    assert (
+        np.abs(pixels(first) - pixels(tmp_path / "again/results/example_2_322.png")).max() <= 1
+    )  # two at once, and one
+    assert script("inference", *again, "--seed", 5, "--box", "9,9,99,99", "--plms")[0] == 0
+    kept = read_settings(tmp_path / "again/results/example_2_5.png")
+    assert kept["regions"] == [{"box": [9, 9, 99, 99]}] and (kept["scale"], kept["seed"]) == (2.0, 5)
 
 
 def test_flags_that_state_the_models_shape(run):
@@ -175,9 +245,12 @@ def test_names_survive_any_extension(run, tmp_path, name):
         ([], {"device": "toaster"}, "device 'toaster' cannot be used here"),
         ([], {"sampler": "euler"}, "sampler 'euler' is unknown"),
         ([], {"seed": 2**63 - 1, "n_samples": 2}, "is out of range"),
-        ([], {"precision": "double"}, "invalid choice: 'double'"),
+        ([], {"precision": "double"}, "precision 'double' is unknown"),
         ([], {"scale": "five"}, "invalid float value"),
         (["--plms"], {"sampler": "ddim"}, "contradict each other"),
+        ([], {"preset": "slow"}, "preset 'slow' is unknown; use one of fast, draft"),
+        ([], {"preset": "fast"}, "preset fast and 2 steps contradict each other"),
+        (["--plms"], {"preset": "draft", "ddim_steps": None}, "preset draft and sampler plms contradict each other"),
         (["--skip_save", "--skip_grid"], {}, "would write nothing"),
         ([], {"config": "nowhere.yaml"}, "config nowhere.yaml: cannot be read"),
         ([], {"config": ROOT / "examples/README.md"}, "examples/README.md: "),
@@ -189,6 +262,25 @@ def test_names_survive_any_extension(run, tmp_path, name):
         ([], {"outdir": ROOT / "README.md"}, "cannot be written to (Not a directory)"),
         ([], {"outdir": ROOT / "README.md/deeper"}, "cannot be written to (Not a directory)"),
         ([], {"image_path": None}, "required: --image_path"),
+        ([], {"mask_path": None}, "required: --mask_path"),
+        (["--box", "10,10,50,50"], {"reference_path": None}, "required: --reference_path"),
+        (["--box", "10,10,50"], {}, "'10,10,50': is not of the form x0,y0,x1,y1"),
+        (["--box", "50,50,10,10"], {}, "box 50,50,10,10: has nothing of the photo, 600 x 400 pixels, in it"),
+        (["--polygon", "1,1", "9,9"], {}, "has 2 corners"),
+        (["--alpha"], {}, "the photo is nowhere transparent"),
+        (
+            ["--box", "10,10,50,50"] * 2 + ["--reference_path", EXAMPLES / "reference/example_2.jpg"],
+            {},
+            "3 regions and 2",
+        ),
+        ([], {"grow": -500}, "has nothing left to paint"),
+        ([], {"strength": 1.5}, "strength 1.5 is out of range"),
+        ([], {"background": "blue"}, "background 'blue' is unknown"),
+        ([], {"feather": -1}, "feather -1.0 is out of range"),
+        ([], {"context": 0.5}, "context 0.5 is out of range"),
+        ([], {"context": "all"}, "argument --context: invalid"),
+        ([], {"reference_fit": "stretch"}, "reference_fit 'stretch' is unknown"),
+        ([], {"from": EXAMPLES / "image/example_2.jpg"}, "does not say how it was made"),
         ([], {"n_samples": 10**9}, "--n_samples 1000000000 is out of range"),
         ([], {"H": 6400000}, "H = 6400000: is too large; use at most 1024"),
         ([], {"outdir": "/" + "x" * 300}, "cannot be written to"),

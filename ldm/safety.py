@@ -1,0 +1,59 @@
+"""Stable Diffusion's safety checker, on what the model painted."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.transforms.functional import resize
+
+from ldm.conventions import normalise_clip
+from ldm.util import UserError, listing
+
+HUB_REPO = "CompVis/stable-diffusion-safety-checker"
+BLACK = -1.0
+
+
+class SafetyChecker:
+    """Pictures (B,3,H,W), about [-1,1] -> the same, black where one shows what the checker knows as unsafe."""
+
+    def __init__(self, network):
+        self.network = network.eval()
+        self.size = network.config.vision_config.image_size
+
+    @classmethod
+    def load(cls, source: str | os.PathLike, device: torch.device | str = "cpu") -> SafetyChecker:
+        """source: a folder as the hub has it (config.json and the weights), or "hub", which fetches it once.
+
+        Raises UserError: no such folder, no safety checker in it, no network."""
+        from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+
+        folder = HUB_REPO if source == "hub" else Path(source)
+        if source != "hub" and not (folder / "config.json").is_file():
+            raise UserError(f"safety checker {source}: has no config.json; name the folder of {HUB_REPO}, or hub")
+        try:
+            network, report = StableDiffusionSafetyChecker.from_pretrained(
+                folder, local_files_only=source != "hub", output_loading_info=True
+            )
+        except Exception as error:  # transformers and the hub raise many kinds
+            reason = str(error).split("\n")[0]
+            cure = "connect to it once, or name a folder" if source == "hub" else f"fetch {HUB_REPO} again"
+            raise UserError(f"safety checker {source}: cannot be loaded ({reason:.200}); {cure}") from error
+        if missing := report["missing_keys"] or report["mismatched_keys"]:  # they would be random
+            raise UserError(f"safety checker {source}: lacks {listing(map(str, missing))}; fetch {HUB_REPO} again")
+        return cls(network.to(device))
+
+    @torch.no_grad()
+    def flagged(self, pictures: Tensor) -> list[bool]:
+        """Which of the pictures are unsafe."""
+        pixels = resize((pictures.float().clamp(-1, 1) + 1) / 2, [self.size, self.size], antialias=True)
+        device = next(self.network.parameters()).device
+        clip_input = torch.stack([normalise_clip(each) for each in pixels.cpu()]).to(device)
+        to_blacken = torch.zeros(len(pictures), 1)  # it blackens what it is given, in place; not needed here
+        return [bool(each) for each in self.network(clip_input=clip_input, images=to_blacken)[1]]
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        unsafe = torch.tensor(self.flagged(pictures), device=pictures.device)
+        return torch.where(unsafe[:, None, None, None], torch.full_like(pictures, BLACK), pictures)

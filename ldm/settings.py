@@ -1,0 +1,60 @@
+"""A picture that says how it was made: its settings as JSON, in a PNG's text or a JPEG's or WebP's EXIF."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from ldm.images import open_picture
+from ldm.util import UserError
+
+KEY = "paint-by-example"  # of the PNG's text chunk
+EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
+ASCII = b"ASCII\0\0\0"  # how EXIF says in which code a comment is
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+
+
+def check_format(path: str | os.PathLike) -> None:
+    """Raises UserError where the file's ending is of no format that keeps settings."""
+    if Path(path).suffix.lower() not in FORMATS:
+        raise UserError(f"{path}: is of no kind that can be written; end its name with {', '.join(FORMATS)}")
+
+
+def save_with_settings(picture: Image.Image, path: str | os.PathLike, settings: Mapping[str, Any]) -> None:
+    """Writes the picture with its settings (what JSON can hold; None is not one), whole or not at all. PNG keeps every
+    pixel, JPEG and WebP do not. Raises UserError as check_format does, OSError."""
+    check_format(path)
+    path, text = Path(path), json.dumps({name: value for name, value in settings.items() if value is not None})
+    options: dict[str, Any] = {"format": FORMATS[path.suffix.lower()]}
+    if options["format"] == "PNG":
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_itxt(KEY, text)
+    else:
+        exif = Image.Exif()
+        exif.get_ifd(EXIF_IFD)[USER_COMMENT] = ASCII + text.encode("ascii")  # JSON escapes all else
+        options |= {"quality": 95, "exif": exif, "icc_profile": picture.info.get("icc_profile")}
+    temporary = path.with_name(f".partial-{path.name}")
+    try:
+        picture.save(temporary, **options)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_settings(path: str | os.PathLike) -> dict[str, Any]:
+    """What save_with_settings wrote. Raises UserError: no picture, none of ours."""
+    picture = open_picture(path, "picture")
+    text = getattr(picture, "text", {}).get(KEY)
+    comment = picture.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
+    if text is None and isinstance(comment, bytes):
+        text = comment.removeprefix(ASCII)
+    try:
+        return dict(json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"picture {path}: does not say how it was made; name one that this program wrote") from error

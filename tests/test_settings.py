@@ -1,0 +1,53 @@
+"""Pictures that say how they were made."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm.settings import read_settings, save_with_settings
+from ldm.util import UserError
+
+PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
+SETTINGS = {"image": "ü photo.jpg", "scale": 5.0, "seed": 2**62, "regions": [{"box": [1, 2, 3, 4]}], "lora": None}
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.PNG", "a.jpg", "a.jpeg", "a.webp"])
+def test_what_is_written_is_read(tmp_path, name):
+    save_with_settings(PICTURE, tmp_path / name, SETTINGS)
+    assert read_settings(tmp_path / name) == SETTINGS
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    if name.lower().endswith("png"):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / name)), np.asarray(PICTURE))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+def test_a_colour_profile_is_kept(tmp_path, name):
+    from PIL import ImageCms
+
+    picture = PICTURE.copy()
+    picture.info["icc_profile"] = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    save_with_settings(picture, tmp_path / name, {})
+    assert Image.open(tmp_path / name).info["icc_profile"] == picture.info["icc_profile"]
+
+
+def test_other_pictures_and_kinds(tmp_path):
+    for name in ("a.png", "a.jpg"):
+        PICTURE.save(tmp_path / name)
+        with pytest.raises(UserError, match="does not say how it was made"):
+            read_settings(tmp_path / name)
+    with pytest.raises(UserError, match=r"end its name with \.png"):
+        save_with_settings(PICTURE, tmp_path / "a.gif", {})
+
+
+def test_a_picture_is_whole_or_not_there(tmp_path, monkeypatch):
+    save_with_settings(PICTURE, tmp_path / "a.png", {"seed": 1})
+
+    def full(self, path, **_):
+        path.write_bytes(b"half")
+        raise OSError("no space")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError):
+        save_with_settings(PICTURE, tmp_path / "a.png", {"seed": 2})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    assert read_settings(tmp_path / "a.png") == {"seed": 1}

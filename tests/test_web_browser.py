@@ -1,0 +1,137 @@
+"""The web page as a person meets it: a real server, a real browser, mouse and keyboard."""
+
+import re
+import shutil
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm.settings import read_settings
+from tests.conftest import ROOT
+
+pytest.importorskip("gradio", reason="the page needs Gradio: pip install -e '.[web]'")
+playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium"),
+]
+SIZES = {"wide": (1280, 1000), "narrow": (390, 844)}
+PHOTO, REFERENCE = ROOT / "examples/image/example_2.jpg", ROOT / "examples/reference/example_2.jpg"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--enable-unsafe-swiftshader"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(params=SIZES)
+def tab(browser, demo, request):
+    width, height = SIZES[request.param]
+    tab = browser.new_page(viewport={"width": width, "height": height}, accept_downloads=True)
+    wrong = []
+    tab.on("pageerror", lambda error: wrong.append(str(error)))
+    tab.goto(demo.url)
+    tab.wait_for_selector("#photo input[type=file]", state="attached", timeout=60_000)
+    yield tab
+    assert not wrong
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width  # nothing to scroll sideways
+    tab.close()
+
+
+def stroke(tab) -> tuple[float, float, float, float]:
+    """A real one, across the middle of the photo -> the box around it, in 0..1 of the photo's sides."""
+    tab.wait_for_selector("#canvas canvas")
+    tab.wait_for_timeout(2000)  # the canvas fits itself to the photo
+    tab.locator("#canvas").scroll_into_view_if_needed()
+    box = tab.locator("#canvas canvas").last.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    tab.mouse.move(x - 40, y)
+    tab.mouse.down()
+    for i in range(1, 21):
+        tab.mouse.move(x - 40 + 4 * i, y + (i % 4) * 5)
+    tab.mouse.up()
+    tab.wait_for_timeout(500)
+
+
+def paint(tab, timeout=120_000) -> None:
+    tab.get_by_role("button", name="Paint", exact=True).click()
+    tab.wait_for_selector("#compare img", timeout=timeout)
+
+
+def download(tab, folder):
+    with tab.expect_download() as waiting:
+        tab.locator("#download").click()
+    path = folder / waiting.value.suggested_filename
+    waiting.value.save_as(path)
+    return path
+
+
+def test_a_stroke_and_a_reference_become_an_edit_of_the_stroke_alone(tab, tmp_path):
+    tab.set_input_files("#photo input[type=file]", PHOTO)
+    stroke(tab)
+    tab.set_input_files("#reference input[type=file]", REFERENCE)
+    tab.wait_for_selector("#reference img")
+    paint(tab)
+    path = download(tab, tmp_path)
+    picture, photo = (np.asarray(Image.open(name).convert("RGB")).astype(int) for name in (path, PHOTO))
+    assert re.fullmatch(r"example_2_\d+\.png", path.name) and picture.shape == photo.shape
+    changed = (picture != photo).any(axis=2)
+    rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
+    height, width = changed.shape
+    assert 0.3 * height < rows[0] and rows[-1] < 0.7 * height  # the stroke is in the middle, and so is all that changed
+    assert 0.2 * width < columns[0] and columns[-1] < 0.8 * width
+    assert 0.005 < changed.mean() < 0.2
+    assert read_settings(path)["seed"] == int(path.stem.rsplit("_", 1)[1])
+
+
+def test_an_example_by_keyboard_alone(tab):
+    """Tab to the first example, Enter; Tab to Paint, Enter."""
+    focus = "(e => e.ariaLabel || (e.tagName == 'BUTTON' && e.textContent.trim()))(document.activeElement)"
+
+    def reach(name: str) -> None:
+        for _ in range(80):
+            tab.keyboard.press("Tab")
+            if tab.evaluate(focus) == name:
+                return
+        raise AssertionError(f"{name} cannot be reached")
+
+    reach("Thumbnail 1 of 12")
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("#canvas canvas")
+    tab.wait_for_selector("#reference img")
+    tab.wait_for_timeout(2000)
+    reach("Paint")
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("#compare img", timeout=60_000)
+
+
+def test_stop_stops_and_leaves_the_page_usable(tab):
+    tab.locator("#examples button").first.click()
+    tab.wait_for_selector("#reference img")
+    tab.wait_for_timeout(2000)
+    tab.locator("input[aria-label*='Steps']").first.fill("100")
+    tab.get_by_role("button", name="Paint", exact=True).click()
+    tab.wait_for_selector("progress", timeout=60_000)
+    begin = time.monotonic()
+    tab.get_by_role("button", name="Stop", exact=True).click()
+    tab.wait_for_selector("text=Nothing was painted.", timeout=10_000)
+    assert time.monotonic() - begin < 5
+    tab.wait_for_timeout(1500)
+    assert tab.locator("text=Nothing was painted.").is_visible()  # nothing comes after it
+    tab.locator("input[aria-label*='Steps']").first.fill("5")
+    paint(tab)
+
+
+def test_what_is_missing_is_said(tab, tmp_path):
+    tab.get_by_role("button", name="Paint", exact=True).click()
+    tab.wait_for_selector("text=there is no photo; add one", timeout=20_000)
+    tab.wait_for_selector("text=Nothing was painted.", timeout=20_000)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    tab.set_input_files("#photo input[type=file]", tmp_path / "broken.png")
+    tab.wait_for_selector("text=broken.png is not a picture that can be read", timeout=20_000)
