@@ -1,11 +1,11 @@
-# make demo: set up and edit an example picture.   make test: set up and run every test.
+# make demo: set up and edit an example picture.   make web: the page.   make test: set up and run every test.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RELEASED := checkpoints/model.ckpt
 
-.PHONY: demo test test-slow lint mini mini-table3 clean
+.PHONY: demo web test test-slow lint mini mini-table3 clean
 
 $(READY): setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 12) or sys.exit("Python %d.%d does not do: use 3.10 to 3.12, for instance make PYTHON=python3.11" % v)'
@@ -25,6 +25,11 @@ else
 	@echo 'Look at results/demo/grid.png: photo, region, reference, edit, in a small world of painted shapes.'
 	@echo 'For edits of photographs put the released model at $(RELEASED) (README.md, "The model") and run make demo again.'
 endif
+
+# The web page, with the released model if it is in checkpoints/, else with the miniature one.
+web: $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[web]'
+	$(BIN)/python scripts/demo.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

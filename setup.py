@@ -8,7 +8,7 @@ setup(
     description="Exemplar-based image editing with diffusion models (Yang et al. 2022, arXiv 2211.13227)",
     license="MIT",
     packages=find_packages(include=["ldm", "ldm.*"]),
-    package_data={"ldm.evaluation": ["page.css", "page.js"]},
+    package_data={"ldm.evaluation": ["page.css", "page.js"], "ldm.web": ["page.css"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
         "diffusers>=0.31",
@@ -28,7 +28,7 @@ setup(
         "simplejpeg>=1.7",
         "tensorboard",
         "timm>=0.9.10",
-        "torch>=2.4",
+        "torch>=2.6",
         "torch-fidelity>=0.3",
         "torchmetrics>=1.4",
         "torchvision",
@@ -36,5 +36,8 @@ setup(
         "transformers>=4.44",
         "webdataset>=0.2.100",
     ],
-    extras_require={"test": ["accelerate", "hypothesis>=6", "pandas", "pytest>=8", "ruff>=0.8"]},
+    extras_require={
+        "test": ["accelerate", "gradio>=6.0", "hypothesis>=6", "pandas", "pytest>=8", "ruff>=0.8"],
+        "web": ["gradio>=6.0"],
+    },
 )

@@ -101,7 +101,7 @@ def main() -> None:
     from ldm.evaluation.page import write_page
     from ldm.evaluation.quality import Mixture
     from ldm.images import open_picture, upright_rgb
-    from ldm.pipeline import pick_device
+    from ldm.request import pick_device
 
     gmm = opt.gmm or opt.bench / "quality_gmm.npz"
     mixture = Mixture.read(gmm) if any(metric.key == "qs" for metric in metrics) else None

@@ -40,7 +40,7 @@ def main() -> None:
     from ldm.evaluation.folder import features_of
     from ldm.evaluation.quality import Mixture
     from ldm.images import pictures_below
-    from ldm.pipeline import pick_device
+    from ldm.request import pick_device
 
     if opt.pickle:
         mixture = Mixture.from_pickle(opt.pickle)

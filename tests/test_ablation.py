@@ -10,7 +10,7 @@ from ldm.checkpoint import empty_model, load_model, load_weights, read_checkpoin
 from ldm.data.sample import Recipe
 from ldm.diffusers_folder import MAPPER, UNET, VAE
 from ldm.models.diffusion.conditioning import reference_token, unconditional_token
-from ldm.models.diffusion.denoiser import guided_eps
+from ldm.models.diffusion.denoiser import denoiser_of, guided_eps
 from ldm.pipeline import PaintByExample
 from ldm.training.start import initial_model
 from ldm.util import UserError, instantiate_from_config
@@ -188,10 +188,10 @@ def test_every_token_is_seen(baseline, batch):
 @torch.no_grad()
 def test_guidance_over_all_tokens(baseline, batch):
     """Both branches in one batch equal the two by themselves; v repeated over the tokens equals v alone."""
-    x, t, inpaint = torch.randn(2, 4, 8, 8), torch.tensor([10, 500]), torch.randn(2, 5, 8, 8)
+    x, t, inpaint = torch.randn(2, 4, 8, 8), torch.tensor([500, 500]), torch.randn(2, 5, 8, 8)
     context, v = reference_token(baseline, batch["ref_imgs"]), unconditional_token(baseline, 2)
     e_cond, e_uncond = (baseline.apply_model(torch.cat([x, inpaint], dim=1), t, c) for c in (context, v))
-    guided = guided_eps(baseline.apply_model, inpaint, context, v, 5.0)(x, t)
+    guided = guided_eps(denoiser_of(baseline.apply_model), inpaint, context, v, 5.0)(x, 500)
     torch.testing.assert_close(guided, e_uncond + 5 * (e_cond - e_uncond), rtol=1e-4, atol=1e-4)
     alone = baseline.apply_model(torch.cat([x, inpaint], dim=1), t, v[:, :1])
     torch.testing.assert_close(e_uncond, alone, rtol=1e-4, atol=1e-5)

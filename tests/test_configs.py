@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import re
 import sys
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from PIL import Image
 
 from ldm.checkpoint import FIRST_CONV, empty_model, read_checkpoint, write_checkpoint
 from ldm.models.trained import Trained
+from ldm.pipeline import PaintByExample
+from ldm.settings import save_with_settings
 from ldm.training.run import MONITORED
 from ldm.util import UserError, get_obj_from_str, instantiate_from_config
 from tests.conftest import ROOT
@@ -148,11 +151,13 @@ EVALUATION_COMMANDS = [  # run in tests/test_evaluation.py
     c for c in COMMANDS if re.search(r"scripts/(create_square|fit_quality|inference_test_bench|eval_fid)", c)
 ]
 MINI_COMMANDS = [c for c in COMMANDS if "scripts/mini_table.py" in c]  # run in tests/test_mini.py
+WEB_COMMANDS = [c for c in COMMANDS if "scripts/demo.py" in c]  # run in tests/test_web.py
 GPU_COMMANDS = [c for c in COMMANDS if "--gpus" in c]
 MODEL_COMMANDS = [
     c
     for c in COMMANDS
-    if c.startswith("python ") and c not in DATA_COMMANDS + GPU_COMMANDS + EVALUATION_COMMANDS + MINI_COMMANDS
+    if c.startswith("python ")
+    and c not in DATA_COMMANDS + GPU_COMMANDS + EVALUATION_COMMANDS + MINI_COMMANDS + WEB_COMMANDS
 ]
 
 
@@ -164,6 +169,8 @@ def test_every_python_command_of_the_readme_runs(command, tiny, script, tmp_path
     words = command.split("#")[0].split()
     if words[1] == "scripts/inference.py":
         words += ["--ddim_steps", "2", "--H", "64", "--W", "64", "--device", "cpu"]
+    if words[1] == "scripts/benchmark.py":
+        words += ["--size", "64", "--rounds", "1", "--precision", "full"]
     if "configs/v1.yaml" in words:
         words = ["configs/tiny.yaml" if word == "configs/v1.yaml" else word for word in words]
     elif "--config" not in words and words[1] != "scripts/random_checkpoint.py":
@@ -175,8 +182,21 @@ def test_every_python_command_of_the_readme_runs(command, tiny, script, tmp_path
     if words[1] == "scripts/inference.py" and "--ckpt" not in words:
         words += ["--ckpt", str(tiny)]
     monkeypatch.chdir(tmp_path)
-    code, _, err = script(Path(words[1]).stem, *words[2:])
+    if "--from" in words:
+        picture = Image.new("RGB", (8, 8))
+        files = {"image": "examples/image/example_2.jpg", "references": [["examples/reference/example_2.jpg"]]}
+        (tmp_path / "results/results").mkdir(parents=True)
+        save_with_settings(
+            picture, words[words.index("--from") + 1], files | {"regions": [{"box": [150, 20, 400, 300]}]}
+        )
+    if words[1] == "scripts/edit_batch.py":
+        (table,) = re.findall(r"```csv\n(.*?)```", README, flags=re.S)
+        (tmp_path / "jobs.csv").write_text(table)
+        words += ["--ckpt", str(tiny), "--ddim_steps", "2", "--device", "cpu"]
+    code, out, err = script(Path(words[1]).stem, *words[2:])
     assert code == 0, err
+    if words[1] == "scripts/edit_batch.py":
+        assert "2 pictures written" in out and (tmp_path / "results/batch/2.png").exists()
 
 
 def test_own_pictures_to_own_model_as_the_readme_says(script, tmp_path, monkeypatch):
@@ -241,3 +261,14 @@ def test_the_python_call_of_the_readme(tiny, tmp_path, monkeypatch):
         (tmp_path / folder).symlink_to(ROOT / folder)
     exec(compile(snippet, "README.md", "exec"), {})
     assert list(tmp_path.glob("*.png"))
+
+
+def test_the_python_of_editing_in_the_readme(example, monkeypatch):
+    (snippet,) = re.findall(r"```python\n(mini = .*?)```", README, flags=re.S)
+    load, *calls = snippet.splitlines()
+    monkeypatch.chdir(ROOT)
+    names = {**example, "another": example["reference"], "PaintByExample": PaintByExample}
+    exec(load, names)
+    names["mini"] = partial(names["mini"], steps=1, progress=False)
+    exec("\n".join(calls), names)
+    assert [picture.size for picture in [*names["layouts"], names["both"]]] == [example["image"].size] * 6
