@@ -133,7 +133,7 @@ def test_flags_that_choose_what_is_written(run, tmp_path):
         {"sampler": "unipc"},
         {"scale": 1},
         {"seed": 5},
-        {"precision": "autocast"},
+        {"precision": "bf16"},
         {"ddim_steps": 3},
         {"strength": 0.5},
         {"context": "photo", "H": 128},

@@ -167,13 +167,13 @@ def test_a_seed_for_each_edit(edit, example):
 
 
 def test_half_precision_is_near_full_precision(tiny, edit, example):
-    half = PaintByExample.load(ROOT / "configs/tiny.yaml", tiny, "cpu", "autocast")
+    half = PaintByExample.load(ROOT / "configs/tiny.yaml", tiny, "cpu", "bf16")
     difference = levels(half(**example, **FAST), edit(**example, **FAST))
     assert 0 < difference < 16
 
 
 def test_a_result_that_is_not_finite_is_no_black_picture(edit, example, monkeypatch):
-    for precision, cure in (("full", "may be damaged"), ("autocast", "use --precision full")):
+    for precision, cure in (("full", "may be damaged"), ("bf16", "use --precision full")):
         broken = PaintByExample(edit.model, precision)
         monkeypatch.setattr(broken.networks, "decode_first_stage", lambda z: torch.full((1, 3, 64, 96), torch.nan))
         with pytest.raises(UserError, match=f"in {precision} precision; .*{cure}"):
@@ -181,7 +181,7 @@ def test_a_result_that_is_not_finite_is_no_black_picture(edit, example, monkeypa
 
 
 def test_in_half_precision_too_a_picture_depends_on_its_seed_alone(edit, example):
-    half = PaintByExample(edit.model, "autocast")
+    half = PaintByExample(edit.model, "bf16")
     two = half(**example, **FAST, n_samples=2)
     assert levels(two[1], half(**example, **FAST, seed=322)) <= 8  # to bfloat16's rounding, in all networks
 
