@@ -86,6 +86,8 @@ def arguments(argv: list[str], description: str | None = None) -> argparse.Names
                 kept.pop(name, None)
         if "plms" in given:
             kept.pop("sampler", None)
+        if given.keys() & {"plms", "sampler", "ddim_steps"}:  # the interval is a preset's, with its sampler and steps
+            kept.pop("interval", None)
         found = {flag: kept[name] for flag in KEPT if (name := NAMES.get(flag, flag)) in kept}
         try:
             found = {flag: checked(value, flag, p) for flag, value in found.items()}

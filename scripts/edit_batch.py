@@ -76,7 +76,17 @@ def main() -> None:
     planning = {"context": opt.context, "reference_fit": opt.reference_fit}
     blending = {"background": opt.background, "feather": opt.feather}
     region = {"grow": opt.grow, "invert": opt.invert}
-    named = ("config", "ckpt", "lora", "lora_scale", "decoder", "safety_checker", "watermark", "blend_latents")
+    named = (
+        "precision",
+        "config",
+        "ckpt",
+        "lora",
+        "lora_scale",
+        "decoder",
+        "safety_checker",
+        "watermark",
+        "blend_latents",
+    )
     settings = {**planning, **blending, **region, **{name: getattr(opt, name) for name in named}}
     settings = {name: value for name, value in settings.items() if value is not None and value is not False}
     how = How(

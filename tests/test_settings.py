@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldm.edit_arguments import arguments
 from ldm.settings import read_settings, save_with_settings
 from ldm.util import UserError
 
@@ -51,3 +52,12 @@ def test_a_picture_is_whole_or_not_there(tmp_path, monkeypatch):
         save_with_settings(PICTURE, tmp_path / "a.png", {"seed": 2})
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
     assert read_settings(tmp_path / "a.png") == {"seed": 1}
+
+
+def test_a_sampler_beside_from_leaves_out_a_presets_interval(tmp_path):
+    made = {"image": "p.png", "regions": [{"box": [0, 0, 9, 9]}], "references": [["r.png"]]}
+    save_with_settings(PICTURE, tmp_path / "a.png", made | {"sampler": "dpm++", "steps": 12, "interval": [0, 850]})
+    repeat = ["--from", str(tmp_path / "a.png")]
+    assert arguments(repeat).interval == (0, 850)
+    for given in (["--sampler", "unipc"], ["--plms"], ["--ddim_steps", "30"]):
+        assert getattr(arguments(repeat + given), "interval", None) is None
