@@ -211,6 +211,8 @@ def test_the_figures_of_the_readme(tmp_path, script):
 
 
 def test_a_row_does_not_contradict_a_preset(tmp_path):
+    from ldm.jobs import read_jobs
+
     (tmp_path / "jobs.csv").write_text('image,box,reference,out,steps\na.png,"0,0,9,9",b.png,c.png,9\n')
     sampling = {"scale": 5.0, "sampler": "dpm++", "steps": 12, "eta": 0.0, "interval": (0, 850), "strength": 1.0}
     jobs, bad = read_jobs(tmp_path / "jobs.csv", 321, sampling)
