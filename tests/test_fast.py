@@ -166,7 +166,19 @@ def test_kept_memory_is_not_asked_of_the_system_again():
 
 
 def test_the_benchmark_measures_what_it_says(script, tmp_path):
-    common = ("--config", ROOT / "configs/tiny.yaml", "--size", 64, "--rounds", 1, "--device", "cpu")
+    common = (
+        "--config",
+        ROOT / "configs/tiny.yaml",
+        "--size",
+        64,
+        "--rounds",
+        1,
+        "--device",
+        "cpu",
+        "--precision",
+        "full",
+        "bf16",
+    )
     code, _, err = script("benchmark", *common, "--json", tmp_path / "rows.json")
     assert code == 0, err
     rows = json.loads((tmp_path / "rows.json").read_text())["measured"]
