@@ -33,8 +33,11 @@ def context(word: str) -> float | str:
 
 
 def add_editing(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """context, background, feather, strength, reference_fit, blend_latents, watermark. -> their group, for more."""
+    """invert, grow, context, background, feather, strength, reference_fit, blend_latents, watermark. -> their group,
+    for more."""
     how = parser.add_argument_group("editing")
+    how.add_argument("--invert", action="store_true", help="paint all but the regions")
+    how.add_argument("--grow", type=float, default=0.0, help="make regions so many pixels larger; below 0, smaller")
     how.add_argument(
         "--context",
         type=context,

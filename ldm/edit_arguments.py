@@ -52,8 +52,6 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
     where.add_argument("--polygon", type=parse_point, **one, nargs="+", metavar="x,y", help="three or more corners")
     where.add_argument("--alpha", const={"alpha": True}, dest="regions", action="append_const", help="where the photo"
                        " is transparent")  # fmt: skip
-    where.add_argument("--invert", action="store_true", help="paint all but the regions")
-    where.add_argument("--grow", type=float, default=0.0, help="make regions so many pixels larger; below 0, smaller")
 
     add_editing(p)
     how = add_sampling(p)
@@ -131,8 +129,21 @@ def sampling_asked(opt: argparse.Namespace) -> dict[str, Any]:
 
 def settings(opt: argparse.Namespace, sampling: dict[str, Any], **more: Any) -> dict[str, Any]:
     """What pictures are made with, but for the seed."""
-    values = {NAMES.get(flag, flag): getattr(opt, flag, None) for flag in KEPT if flag != "seed"} | sampling | more
-    return {name: value for name, value in values.items() if value is not None and value is not False}
+    return {NAMES.get(flag, flag): getattr(opt, flag, None) for flag in KEPT if flag != "seed"} | sampling | more
+
+
+def check_editing(opt: argparse.Namespace) -> None:
+    """The flags of add_editing, before gigabytes are read. Raises UserError."""
+    from ldm.background import check_background  # not before they are needed: what they import takes seconds
+    from ldm.references import check_fit
+    from ldm.watermark import check_watermark
+    from ldm.window import check_context
+
+    check_background(opt.background, opt.feather)
+    check_context(opt.context)
+    check_fit(opt.reference_fit)
+    if opt.watermark:
+        check_watermark()
 
 
 def read_references(opt: argparse.Namespace) -> list[tuple[Image.Image, ...]]:

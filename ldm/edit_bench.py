@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ldm.data.test_bench_dataset import COCOImageDataset, result_path
 from ldm.images import grid, open_picture, upright_rgb
 from ldm.inputs import Inputs, stack
 from ldm.pipeline import PaintByExample
-from ldm.util import UserError, sha256_of, staging
+from ldm.util import UserError, batches_alike, sha256_of, staging
 
 
 def share() -> tuple[int, int]:
@@ -86,34 +86,28 @@ def edit_cases(
     """Writes results/<id>.png, of the size of its photo, for the cases `todo`, a batch at a time, each whole or absent.
     sampling: of PaintByExample.sample, as sampling_of gives it. -> what is wrong with the cases that could not be."""
     problems: list[str] = []
-    waiting: dict[tuple[int, ...], list[tuple[str, tuple[int, int], Inputs]]] = {}  # by size: a batch is of one
-    with tqdm(desc="editing", total=len(todo), unit="picture", disable=not progress) as bar:
 
-        def make(cases: list[tuple[str, tuple[int, int], Inputs]]) -> None:
-            inputs, seeds = stack([each for *_, each in cases]), [seed_of(seed, name) for name, *_ in cases]
-            pictures = edit.sample(inputs, seeds, progress=False, **sampling)
-            with staging(results) as temporary:
-                for (name, size, _), tensor in zip(cases, pictures, strict=True):
-                    picture = tensor_to_image(tensor)
-                    if picture.size != size:
-                        picture = picture.resize(size, Image.Resampling.LANCZOS)
-                    picture.save(result_path(temporary, name))
-            bar.update(len(cases))
-            cases.clear()
-
+    def cases() -> Iterator[tuple[str, tuple[int, int], Inputs]]:
         for i in todo:
             try:
                 photo, mask, reference = bench.pictures(i)
                 inputs = edit.prepare(photo, mask, reference)
             except UserError as error:
                 problems.append(str(error))
-                continue
-            same = waiting.setdefault(tuple(inputs.image.shape), [])
-            same.append((bench.ids[i], photo.size, inputs))
-            if len(same) == batch_size:
-                make(same)
-        for rest in filter(None, waiting.values()):
-            make(rest)
+            else:
+                yield bench.ids[i], photo.size, inputs
+
+    with tqdm(desc="editing", total=len(todo), unit="picture", disable=not progress) as bar:
+        for batch in batches_alike(cases(), batch_size, lambda case: case[-1].image.shape):
+            inputs, seeds = stack([each for *_, each in batch]), [seed_of(seed, name) for name, *_ in batch]
+            pictures = edit.sample(inputs, seeds, progress=False, **sampling)
+            with staging(results) as temporary:
+                for (name, size, _), tensor in zip(batch, pictures, strict=True):
+                    picture = tensor_to_image(tensor)
+                    if picture.size != size:
+                        picture = picture.resize(size, Image.Resampling.LANCZOS)
+                    picture.save(result_path(temporary, name))
+            bar.update(len(batch))
     return problems
 
 

@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +22,7 @@ from ldm.jobs import DONE, FAILED, Job, Outcome
 from ldm.pipeline import PaintByExample
 from ldm.regions import mask_of
 from ldm.settings import save_with_settings
-from ldm.util import UserError
+from ldm.util import UserError, batches_alike
 from ldm.watermark import embed
 
 Report = Callable[[Outcome], None]
@@ -73,7 +73,6 @@ def ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, most: i
 
 def run_jobs(edit: PaintByExample, jobs: Sequence[Job], how: How, report: Report) -> None:
     """Every job is reported once, done or failed; `report` is called from several threads."""
-    waiting: dict[tuple, list[tuple[Job, Planned]]] = {}  # by size and setting: a batch is of one
     last: list[Future] = []
 
     def fail(job: Job, error: Exception) -> None:
@@ -103,20 +102,22 @@ def run_jobs(edit: PaintByExample, jobs: Sequence[Job], how: How, report: Report
             writer.submit(finish, *each, tensor, begin, len(batch)) for each, tensor in zip(batch, painted, strict=True)
         ]
 
-    with ThreadPoolExecutor(2) as reader, ThreadPoolExecutor(2) as writer:
-        for job, planned in ahead(reader, lambda job: plan_of(edit, job, how), jobs, 2 * how.batch_size):
+    def planned(reader: ThreadPoolExecutor) -> Iterator[tuple[Job, Planned]]:
+        for job, future in ahead(reader, lambda job: plan_of(edit, job, how), jobs, 2 * how.batch_size):
             try:
-                plan = planned.result()
+                plan = future.result()
             except Exception as error:  # of one row: it does not stop the others
                 fail(job, error)
-                continue
-            same = waiting.setdefault((plan.inputs.image.shape, job.sampling), [])
-            same.append((job, plan))
-            if len(same) == how.batch_size:
-                make(same)
-                same.clear()
-        for rest in filter(None, waiting.values()):
-            make(rest)
+            else:
+                yield job, plan
+
+    def size_and_setting(row: tuple[Job, Planned]) -> Hashable:
+        job, plan = row
+        return plan.inputs.image.shape, job.sampling
+
+    with ThreadPoolExecutor(2) as reader, ThreadPoolExecutor(2) as writer:
+        for batch in batches_alike(planned(reader), how.batch_size, size_and_setting):
+            make(batch)
         for future in last:
             future.result()
 

@@ -33,7 +33,7 @@ from ldm.models.diffusion.sampling import Callback, Step, sample
 from ldm.references import fit_reference
 from ldm.request import check_request, out_of_memory_is_told, pick_device
 from ldm.safety import SafetyChecker
-from ldm.util import UserError
+from ldm.util import UserError, batches_alike
 from ldm.window import Context, Placed
 
 References = Image.Image | tuple[Image.Image, ...]  # of one object
@@ -84,9 +84,8 @@ class PaintByExample:
         where = pick_device(device)
         if offload and compiled:
             raise UserError("--offload and --compile do not go together; leave one of them out")
-        check_networks(
-            where, precision_on(where, precision), fast, compiled
-        )  # what can be told before gigabytes are read, is
+        # what can be told before gigabytes are read, is
+        check_networks(where, precision_on(where, precision), fast, compiled)
         adapter = None if lora is None else read_adapter(lora)
         checker = None
         if safety_checker is not None:
@@ -233,13 +232,10 @@ class PaintByExample:
         those of __call__."""
         check_background(background, feather)
         results: list[Image.Image | None] = [None] * len(plans)
-        for size in dict.fromkeys(plan.inputs.image.shape for plan in plans):  # a batch is of one size
-            same = [i for i, plan in enumerate(plans) if plan.inputs.image.shape == size]
-            for start in range(0, len(same), batch_size):
-                rows = same[start : start + batch_size]
-                tensors = self.sample(stack([plans[i].inputs for i in rows]), [seeds[i] for i in rows], **sampling)
-                for i, tensor in zip(rows, tensors, strict=True):
-                    results[i] = plans[i].place.paste(tensor_to_image(tensor), background, feather)
+        for rows in batches_alike(range(len(plans)), batch_size, lambda i: plans[i].inputs.image.shape):
+            tensors = self.sample(stack([plans[i].inputs for i in rows]), [seeds[i] for i in rows], **sampling)
+            for i, tensor in zip(rows, tensors, strict=True):
+                results[i] = plans[i].place.paste(tensor_to_image(tensor), background, feather)
         return results
 
     def __call__(

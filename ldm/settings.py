@@ -27,10 +27,11 @@ def check_format(path: str | os.PathLike) -> None:
 
 
 def save_with_settings(picture: Image.Image, path: str | os.PathLike, settings: Mapping[str, Any]) -> None:
-    """Writes the picture with its settings (what JSON can hold; None is not one), whole or not at all. PNG keeps every
-    pixel, JPEG and WebP do not. Raises UserError as check_format does, OSError."""
+    """Writes the picture with its settings (what JSON can hold; None and False are none), whole or not at all. PNG
+    keeps every pixel, JPEG and WebP do not. Raises UserError as check_format does, OSError."""
     check_format(path)
-    path, text = Path(path), json.dumps({name: value for name, value in settings.items() if value is not None})
+    said = {name: value for name, value in settings.items() if value is not None and value is not False}
+    path, text = Path(path), json.dumps(said)
     options: dict[str, Any] = {"format": FORMATS[path.suffix.lower()]}
     if options["format"] == "PNG":
         options["pnginfo"] = PngInfo()

@@ -12,14 +12,16 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
+
+Item = TypeVar("Item")
 
 
 class UserError(Exception):
@@ -103,6 +105,17 @@ def sha256_of(path: str | os.PathLike) -> str:
 def cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def batches_alike(items: Iterable[Item], size: int, key: Callable[[Item], Hashable]) -> Iterator[list[Item]]:
+    """Lists of up to `size` items of one key: each as soon as it is full, at the end those that are not."""
+    waiting: dict[Hashable, list[Item]] = {}
+    for item in items:
+        same = waiting.setdefault(key(item), [])
+        same.append(item)
+        if len(same) == size:
+            yield waiting.pop(key(item))
+    yield from waiting.values()
 
 
 def keep_memory() -> None:

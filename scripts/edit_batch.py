@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from ldm.arguments import add_editing, add_model, add_sampling, loading_of
-from ldm.edit_arguments import sampling_asked
+from ldm.edit_arguments import check_editing, sampling_asked
 from ldm.util import UserError, command, keep_memory
 
 
@@ -23,8 +23,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch_size", type=int, default=4, help="pictures made at once (4)")
     p.add_argument("--devices", nargs="+", help="each takes its share, in a process of its own: cuda:0 cuda:1"
                    " (default: --device, or all GPUs of NVIDIA)")  # fmt: skip
-    p.add_argument("--grow", type=float, default=0.0, help="make regions so many pixels larger; below 0, smaller")
-    p.add_argument("--invert", action="store_true", help="paint all but the regions")
     add_editing(p)
     how = add_sampling(p)
     how.add_argument("--seed", type=int, default=321, help="of rows that name none (321)")
@@ -43,21 +41,13 @@ def main() -> None:
     import torch
     from tqdm import tqdm
 
-    from ldm.background import check_background
     from ldm.checkpoint import choose_model
     from ldm.edit_jobs import How, run_on
     from ldm.jobs import FAILED, Account, Outcome, read_jobs, still_to_do
-    from ldm.references import check_fit
     from ldm.request import check_request, pick_device
-    from ldm.watermark import check_watermark
-    from ldm.window import check_context
 
     check_request(seeds=[opt.seed], **sampling)
-    check_background(opt.background, opt.feather)
-    check_context(opt.context)
-    check_fit(opt.reference_fit)
-    if opt.watermark:
-        check_watermark()
+    check_editing(opt)
     jobs, bad = read_jobs(opt.jobs, opt.seed, sampling)
     account = Account(opt.jobs.with_suffix(".results.csv"))
     todo, there = still_to_do(jobs, account)
@@ -88,7 +78,6 @@ def main() -> None:
         "blend_latents",
     )
     settings = {**planning, **blending, **region, **{name: getattr(opt, name) for name in named}}
-    settings = {name: value for name, value in settings.items() if value is not None and value is not False}
     how = How(
         loading,
         planning,

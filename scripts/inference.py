@@ -27,7 +27,7 @@ from typing import Any
 from PIL import Image, ImageChops
 
 from ldm.arguments import loading_of
-from ldm.edit_arguments import arguments, read_references, sampling_asked, settings
+from ldm.edit_arguments import arguments, check_editing, read_references, sampling_asked, settings
 from ldm.regions import mask_of
 from ldm.util import UserError, command, keep_memory, staging
 
@@ -79,18 +79,11 @@ def main() -> None:
     check_outdir(outdir)
     keep_memory()
 
-    from ldm.background import check_background
     from ldm.images import grid, open_picture, upright_rgb
-    from ldm.references import check_fit
     from ldm.settings import save_with_settings
-    from ldm.watermark import check_watermark, embed
-    from ldm.window import check_context
+    from ldm.watermark import embed
 
-    check_background(opt.background, opt.feather)
-    check_context(opt.context)
-    check_fit(opt.reference_fit)
-    if opt.watermark:
-        check_watermark()
+    check_editing(opt)
     image = open_picture(opt.image_path, "image")  # what can be told before gigabytes are read, is
     masks = [mask_of(region, image, opt.grow, opt.invert) for region in opt.regions]
     references = read_references(opt)

@@ -217,3 +217,13 @@ def test_a_row_does_not_contradict_a_preset(tmp_path):
     sampling = {"scale": 5.0, "sampler": "dpm++", "steps": 12, "eta": 0.0, "interval": (0, 850), "strength": 1.0}
     jobs, bad = read_jobs(tmp_path / "jobs.csv", 321, sampling)
     assert not jobs and "contradict --preset" in bad[0].reason
+
+
+def test_batches_are_of_one_kind_and_begin_when_full():
+    from ldm.util import batches_alike
+
+    asked = []
+    numbers = (asked.append(n) or n for n in range(7))
+    batches = batches_alike(numbers, 2, lambda n: n % 3)
+    assert next(batches) == [0, 3] and asked == [0, 1, 2, 3]
+    assert list(batches) == [[1, 4], [2, 5], [6]]

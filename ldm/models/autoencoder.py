@@ -12,10 +12,7 @@ from ldm.modules.diffusionmodules.model import Decoder, Encoder
 from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.util import UserError
 
-TILE, OVERLAP = (
-    128,
-    32,
-)  # of a large latent, latent pixels: four times the published model's own area
+TILE, OVERLAP = 128, 32  # of a large latent, latent pixels: four times the published model's own area
 
 
 class AutoencoderKL(nn.Module):

@@ -11,9 +11,8 @@ from torch import Tensor
 from ldm.models.diffusion.sampling import Eps
 from ldm.models.diffusion.schedule import NoiseSchedule
 
-Denoiser = Callable[
-    [Tensor, Tensor], Eps
-]  # (inpaint (b,5,h,w), contexts (B,M,D)) -> eps of both, (b,4,h,w) to (B,4,h,w)
+# (inpaint (b,5,h,w), contexts (B,M,D)) -> eps of both, (b,4,h,w) to (B,4,h,w)
+Denoiser = Callable[[Tensor, Tensor], Eps]
 
 
 def denoiser_of(apply_model: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Denoiser:

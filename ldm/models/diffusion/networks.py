@@ -77,11 +77,10 @@ class Networks:
         self.dtype = check_networks(self.device, precision, fast, compiled)
         self.fast, self.compiled = fast, compiled
         self.first_stage, self.cond_stage_model = model.first_stage_model, model.cond_stage_model
-        self.layout = torch.contiguous_format
+        # in float32 on a CPU it gains nothing, loses digits in norms, and weights could not be shared
+        gains = self.device.type == "cuda" or (self.device.type == "cpu" and self.dtype != torch.float32)
+        self.layout = torch.channels_last if fast and gains else torch.contiguous_format
         if fast:
-            # in float32 on a CPU it gains nothing, loses digits in norms, and weights could not be shared
-            gains = self.device.type == "cuda" or (self.device.type == "cpu" and self.dtype != torch.float32)
-            self.layout = torch.channels_last if gains else torch.contiguous_format
             self.unet = FastUNet(model.model.diffusion_model, model.num_timesteps, self.dtype, self.layout)
             self.shifts = self.unet.table()
             exact = with_phases(converted(model.first_stage_model), transposed=gains)
