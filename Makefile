@@ -35,8 +35,9 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# Two tests at a time, a core each, those of a file one after the other: they share what takes long to make.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: lint
 	$(BIN)/python -m pytest -m slow

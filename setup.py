@@ -37,7 +37,15 @@ setup(
         "webdataset>=0.2.100",
     ],
     extras_require={
-        "test": ["accelerate", "gradio>=6.0", "hypothesis>=6", "pandas", "pytest>=8", "ruff>=0.8"],
+        "test": [
+            "accelerate",
+            "gradio>=6.0",
+            "hypothesis>=6",
+            "pandas",
+            "pytest>=8",
+            "pytest-xdist>=3",
+            "ruff>=0.8",
+        ],
         "web": ["gradio>=6.0"],
     },
 )

@@ -37,16 +37,21 @@ def depth(mask: np.ndarray) -> np.ndarray:
     return cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
 
 
-def opacity(mask: np.ndarray, background: str, band: float) -> np.ndarray:
+def opacity(mask: np.ndarray, background: str, band: float, known: np.ndarray | None = None) -> np.ndarray:
     """mask (H,W), bool, True = paint -> (H,W) float32, 0 photo to 1 painted. band: its width, pixels.
 
-    feather: rises over the band outside the mask and the band inside; others: inside alone."""
+    feather: rises over the band outside the mask and the band inside, and nowhere faster than from 0 where nothing is
+    painted; known (H,W), bool: where something is (None: everywhere). Others: inside the mask alone."""
     inside = depth(mask)
     if background != "feather":
         deepest = float(inside.max())
         return np.clip(inside / (min(band, deepest / 2) + 1), 0, 1)  # a thin region has a thin band
     signed = np.where(mask, inside - 0.5, 0.5 - depth(~mask))
-    return np.clip(signed / (2 * band) + 0.5, 0, 1) if band > 0 else mask.astype(np.float32)
+    if band == 0:
+        return mask.astype(np.float32)
+    if known is not None and not known.all():
+        signed = np.minimum(signed, depth(known) - 0.5 - band)
+    return np.clip(signed / (2 * band) + 0.5, 0, 1)
 
 
 def poisson(photo: np.ndarray, painted: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -70,8 +75,10 @@ def blend(
     mask: Image.Image,
     background: str = "exact",
     feather: float | None = None,
+    known: Image.Image | None = None,
 ) -> Image.Image:
-    """photo, painted (RGB) and mask (L, 255 = paint, no grey), of one size -> RGB; background: see the table above.
+    """photo, painted (RGB) and mask (L, 255 = paint, no grey), of one size -> RGB; background: see the table above;
+    known (L): 255 where painted is more than the photo (None: everywhere).
 
     feather: width of the band, pixels (default: BAND of the shorter side). Raises UserError as check_background."""
     check_background(background, feather)
@@ -82,6 +89,6 @@ def blend(
     if background == "poisson":
         new = poisson(old, new, paint)
     band = BAND * min(photo.size) if feather is None else feather
-    alpha = opacity(paint, background, band)[..., None]
+    alpha = opacity(paint, background, band, None if known is None else np.asarray(known) > 127)[..., None]
     mixed = old + alpha * (new.astype(np.float32) - old)
     return Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Any
 
 from PIL import Image
@@ -23,7 +24,7 @@ NAMES = {  # of flags -> of settings, where they differ
 KEPT = (  # flags that are settings
     *("image_path", "regions", "references", "reference_masks", "grow", "invert", "H", "W", "context", "background"),
     *("feather", "strength", "reference_fit", "blend_latents", "scale", "sampler", "ddim_steps", "interval"),
-    *("ddim_eta", "seed", "config", "ckpt", "lora", "lora_scale", "precision"),
+    *("ddim_eta", "seed", "start", "config", "ckpt", "lora", "lora_scale", "precision"),
     *("decoder", "safety_checker", "watermark"),
 )
 
@@ -31,6 +32,7 @@ KEPT = (  # flags that are settings
 def parser(description: str | None = None) -> argparse.ArgumentParser:
     """The flags of inference.py."""
     p = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p._negative_number_matcher = re.compile(r"-[\d.][\d.,-]*$")  # coordinates that begin below 0 are no flags either
     files = p.add_argument_group("pictures")
     files.add_argument("--image_path", help="the photo; any size and kind")
     files.add_argument("--reference_path", dest="references", action="append", nargs="+", help="a picture of the"
@@ -70,7 +72,8 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
 
 
 def arguments(argv: list[str], description: str | None = None) -> argparse.Namespace:
-    """What is given; what is not, from the picture of --from; what is in neither, the defaults."""
+    """What is given; what is not, from the picture of --from; what is in neither, the defaults. `start`, where there is
+    one: the seed of the first picture's x_T, which is not its own."""
     p = parser(description)
     opt = p.parse_args(argv)
     if opt.repeat:
@@ -82,6 +85,8 @@ def arguments(argv: list[str], description: str | None = None) -> argparse.Names
         if "preset" in given:
             for name in ("sampler", "steps", "interval"):
                 kept.pop(name, None)
+        if given.keys() & {"seed", "fixed_code"}:
+            kept.pop("start", None)
         if "plms" in given:
             kept.pop("sampler", None)
         if given.keys() & {"plms", "sampler", "ddim_steps"}:  # the interval is a preset's, with its sampler and steps
@@ -92,6 +97,8 @@ def arguments(argv: list[str], description: str | None = None) -> argparse.Names
         except (TypeError, ValueError) as error:
             raise UserError(f"picture {opt.repeat}: has settings that are none ({error}); name another") from error
         opt = argparse.Namespace(**vars(opt) | found | given)
+    if opt.fixed_code:
+        opt.start = opt.seed
     needed = (("image_path", "--image_path"), ("regions", "--mask_path"), ("references", "--reference_path"))
     if missing := [flag for name, flag in needed if not getattr(opt, name)]:
         p.error(f"the following arguments are required: {', '.join(missing)}")
@@ -111,6 +118,8 @@ def checked(value: Any, flag: str, p: argparse.ArgumentParser) -> Any:
     if flag == "interval":
         first, last = (int(t) for t in value)
         return first, last
+    if flag == "start":
+        return int(value)
     (action,) = (action for action in p._actions if action.dest == flag)
     if action.type:
         return action.type(str(value))

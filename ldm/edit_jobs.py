@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -22,8 +24,8 @@ from ldm.jobs import DONE, FAILED, Job, Outcome
 from ldm.pipeline import PaintByExample
 from ldm.regions import mask_of
 from ldm.settings import save_with_settings
-from ldm.util import UserError, batches_alike
-from ldm.watermark import embed
+from ldm.util import UserError, batches_alike, keep_memory
+from ldm.watermark import check_watermark, embed
 
 Report = Callable[[Outcome], None]
 
@@ -48,6 +50,8 @@ def plan_of(edit: PaintByExample, job: Job, how: How) -> Planned:
     """Reads a job's pictures. Raises UserError."""
     image = open_picture(job.image, "image")
     reference = open_picture(job.reference, "reference")
+    if how.watermark:
+        check_watermark(image.size)
     return edit.plan(image, mask_of(job.region, image, **how.region), reference, **how.planning)
 
 
@@ -93,8 +97,10 @@ def run_jobs(edit: PaintByExample, jobs: Sequence[Job], how: How, report: Report
         try:
             painted = edit.sample(inputs, seeds, progress=False, **dict(batch[0][0].sampling), **how.sampling).cpu()
         except Exception as error:
-            for job, _ in batch:
-                fail(job, error)
+            if len(batch) == 1:
+                fail(batch[0][0], error)
+            for row in batch if len(batch) > 1 else ():  # whichever it is, it does not stop the others
+                make([row])
             return
         for future in last:  # no more than a batch of finished pictures waits to be written
             future.result()
@@ -161,11 +167,20 @@ def run_on(devices: Sequence[str | None], jobs: Sequence[Job], how: How, report:
     finally:
         for process in processes:
             process.terminate()
+        for process in processes:
+            process.join()  # after the pictures that it is writing
 
 
 def _process(device: str | None, jobs: Sequence[Job], how: How, outcomes: multiprocessing.Queue) -> None:
+    def stop(*_: Any) -> None:
+        outcomes.cancel_join_thread()  # nobody reads any more
+        sys.exit(143)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent's part is to end the others
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # does not outlive it
+    keep_memory()
     try:
         edit = PaintByExample.load(device=device, **how.loading)
     except UserError as error:

@@ -47,8 +47,11 @@ class Outcome:
     seconds: float | str = ""
 
 
-def read_jobs(path: Path, seed: int, sampling: Mapping[str, Any]) -> tuple[list[Job], list[Outcome]]:
-    """jobs.csv -> its jobs, and the rows that are none. seed, sampling: where a row says nothing.
+def read_jobs(
+    path: Path, seed: int, sampling: Mapping[str, Any], preset: str | None = None
+) -> tuple[list[Job], list[Outcome]]:
+    """jobs.csv -> its jobs, and the rows that are none. seed, sampling: where a row says nothing; preset: the name of
+    what sampling is, which a row does not change.
 
     Raises UserError: no such file, a column too few or unknown, no rows."""
     try:
@@ -69,7 +72,7 @@ def read_jobs(path: Path, seed: int, sampling: Mapping[str, Any]) -> tuple[list[
     bad = []
     for line, row in rows:
         try:
-            job = _job(line, row, path.parent, seed, dict(sampling))
+            job = _job(line, row, path.parent, seed, dict(sampling), preset)
             if job.out in jobs:
                 raise UserError(f"out {row['out']}: is also that of line {jobs[job.out].line}; name another")
             jobs[job.out] = job
@@ -78,7 +81,9 @@ def read_jobs(path: Path, seed: int, sampling: Mapping[str, Any]) -> tuple[list[
     return list(jobs.values()), bad
 
 
-def _job(line: int, row: Mapping[str, str | None], folder: Path, seed: int, sampling: dict[str, Any]) -> Job:
+def _job(
+    line: int, row: Mapping[str, str | None], folder: Path, seed: int, sampling: dict[str, Any], preset: str | None
+) -> Job:
     given = {name: value.strip() for name, value in row.items() if isinstance(value, str) and value.strip()}
     if "too many values" in row:
         raise UserError("has more values than there are columns; quote what has commas in it, such as a box")
@@ -93,8 +98,8 @@ def _job(line: int, row: Mapping[str, str | None], folder: Path, seed: int, samp
             except ValueError as error:
                 raise UserError(f"{name} {given[name]!r} is no number; correct it") from error
     seed = sampling.pop("seed", seed)
-    if sampling.get("interval") and ("sampler" in given or "steps" in given):
-        raise UserError("has a sampler or steps, which contradict --preset; leave one of them out")
+    if preset and ("sampler" in given or "steps" in given):
+        raise UserError(f"has a sampler or steps, which contradict --preset {preset}; leave one of them out")
     sampling["sampler"] = given.get("sampler", sampling["sampler"])
     check_request(seeds=[seed], **sampling)
     check_format(given["out"])

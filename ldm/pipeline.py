@@ -87,16 +87,16 @@ class PaintByExample:
         # what can be told before gigabytes are read, is
         check_networks(where, precision_on(where, precision), fast, compiled)
         adapter = None if lora is None else read_adapter(lora)
-        checker = None
+        home, checker = "cpu" if offload else where, None
         if safety_checker is not None:
-            checker = SafetyChecker.load(safety_checker, "cpu" if offload else where)
-        model = load_model(*choose_model(config, ckpt, adapted=lora is not None), "cpu" if offload else where)
+            checker = SafetyChecker.load(safety_checker, home)
+        model = load_model(*choose_model(config, ckpt, adapted=lora is not None), home)
         if adapter:
             merge_into(model, adapter, lora_scale)
         edit = cls(model, precision, fast, compiled, where if offload else None)
         edit.safety_checker = checker
         if decoder is not None:
-            edit.decoder = AsymmetricDecoder.load(decoder, model.first_stage_model.factor, model.channels)
+            edit.decoder = AsymmetricDecoder.load(decoder, home, model.first_stage_model.factor, model.channels)
         return edit
 
     @property
@@ -141,7 +141,10 @@ class PaintByExample:
         reference_fit: str = "squash",
     ) -> Planned:
         """One edit, ready to be made: its window in the image, and the tensors of that; the arguments of __call__."""
-        aspect = width / height if height and width else 1.0
+        aspect = 1.0
+        if height and width:
+            self.size_for(image, height, width)  # says what is wrong with them before the window takes their shape
+            aspect = width / height
         place = Placed.of(image, mask, self.native_size, context, aspect)
         return Planned(place, self.prepare(place.source, place.region, reference, height, width, reference_fit))
 

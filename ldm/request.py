@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -52,7 +53,7 @@ def check_request(
 
 
 def out_of_memory_is_told(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorates what fills a GPU: its out-of-memory error as a UserError."""
+    """Decorates what fills a memory: PyTorch's errors of it as UserErrors."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -62,5 +63,9 @@ def out_of_memory_is_told(function: Callable[..., Any]) -> Callable[..., Any]:
             raise UserError(
                 "the GPU's memory is full; make fewer pictures at once, or smaller ones, or use --offload"
             ) from error
+        except RuntimeError as error:
+            if not re.search("DefaultCPUAllocator: .*memory|MPS backend out of memory", str(error)):
+                raise
+            raise UserError("the memory is full; make fewer pictures at once, or smaller ones") from error
 
     return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import statistics
 import sys
@@ -190,8 +191,8 @@ def seconds(function: Callable[[], Any], device: torch.device) -> tuple[float, A
 def alternating(
     functions: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device, what: str
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """All of them in turn, `rounds` times after one (on a GPU three) that is not counted -> medians, seconds, and each
-    one's first result."""
+    """All of them in turn, forwards and backwards, `rounds` times after one (on a GPU three) that is not counted ->
+    medians, seconds, and each one's first result."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     results: dict[str, Any] = {}
     for _ in range(3 if device.type == "cuda" else 1):
@@ -199,9 +200,9 @@ def alternating(
             result = seconds(function, device)[1]
             if name not in results:  # a copy: what is compiled writes its next result over it
                 results[name] = result.clone() if isinstance(result, Tensor) else result
-    for _ in tqdm(range(rounds), desc=what, unit="round"):
-        for name, function in functions.items():
-            times[name].append(seconds(function, device)[0])
+    for i in tqdm(range(rounds), desc=what, unit="round"):
+        for name in list(functions)[:: 1 if i % 2 == 0 else -1]:  # what the others leave in caches falls to each alike
+            times[name].append(seconds(functions[name], device)[0])
     return {name: statistics.median(each) for name, each in times.items()}, results
 
 
@@ -323,6 +324,11 @@ KINDS = {  # of the UNet's layers; the first that fits
 }
 
 
+FLOPS = {  # of what PyTorch has no formula for
+    getattr(torch.ops.mkldnn, "_linear_pointwise", None): lambda x, w, *_, **__: 2 * math.prod(x) * w[0],
+}
+
+
 @torch.no_grad()
 def profile_step(edit: PaintByExample, size: int, trace: str) -> list[dict[str, Any]]:
     """One guided step of the fast UNet, not compiled, layer by layer: operations by formula, seconds, and the share of
@@ -340,7 +346,7 @@ def profile_step(edit: PaintByExample, size: int, trace: str) -> list[dict[str, 
 
     for _ in range(2):
         step()
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FLOPS) as counter:
         step()
     counts = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     spent: dict[str, float] = {}

@@ -15,8 +15,9 @@ METHOD = "dwtDctSvd"
 LEAST = 256  # pixels of each side
 
 
-def check_watermark() -> None:
-    """Raises UserError where the library is missing. It is no requirement: pip would fetch another OpenCV with it."""
+def check_watermark(size: tuple[int, int] | None = None) -> None:
+    """size: (width, height) of a picture to mark. Raises UserError: less than LEAST pixels on a side, or the library is
+    missing. It is no requirement: pip would fetch another OpenCV with it."""
     try:
         import imwatermark  # noqa: F401
     except ImportError as error:
@@ -24,18 +25,18 @@ def check_watermark() -> None:
             f"the watermark needs a library that is not here ({error}); pip install --no-deps invisible-watermark "
             "PyWavelets, or leave --watermark out"
         ) from error
+    if size and min(size) < LEAST:
+        raise UserError(
+            f"the picture, {size[0]} x {size[1]}, is too small for the watermark; take one of at least {LEAST} x "
+            f"{LEAST}, or leave --watermark out"
+        )
 
 
 def embed(picture: Image.Image) -> Image.Image:
     """RGB -> the same with the watermark. Raises UserError: no library, less than LEAST pixels on a side."""
-    check_watermark()
+    check_watermark(picture.size)
     from imwatermark import WatermarkEncoder
 
-    if min(picture.size) < LEAST:
-        raise UserError(
-            f"the picture, {picture.width} x {picture.height}, is too small for the watermark; take one of at least "
-            f"{LEAST} x {LEAST}, or leave --watermark out"
-        )
     encoder = WatermarkEncoder()
     encoder.set_watermark("bytes", TEXT)
     marked = Image.fromarray(encoder.encode(np.array(picture)[..., ::-1].copy(), METHOD)[..., ::-1])

@@ -16,14 +16,17 @@ Context = float | str | None
 
 SHARE = 0.2  # of the window that the mask is to cover; the masks of training cover 2% to 80%
 MARGIN = 1.25  # the window has at least so many times the sides of the mask's box
+MOST = 1000.0  # of a context
 LEAST = 0.25  # least side of a window, of the model's native size: a smaller one has no detail to go by
 PHOTO = "photo"  # as context: the whole photo, as published
 
 
 def check_context(context: Context) -> Context:
     """Raises UserError for what is no context."""
-    if context not in (None, PHOTO) and not (isinstance(context, int | float) and 1 <= context < math.inf):
-        raise UserError(f"context {context} is out of range; use {PHOTO}, or 1 or more: how many times the mask's box")
+    if context not in (None, PHOTO) and not (isinstance(context, int | float) and 1 <= context <= MOST):
+        raise UserError(
+            f"context {context} is out of range; use {PHOTO}, or 1 to {MOST:.0f}: how many times the mask's box"
+        )
     return context
 
 
@@ -93,11 +96,12 @@ class Placed:
         # and a pixel around it: a mask that reaches the window's edge has its own edge there, if it is not the photo's
         outer = max(x0 - 1, 0), max(y0 - 1, 0), min(x1 + 1, self.photo.width), min(y1 + 1, self.photo.height)
         source = self.photo.crop(outer)
-        new = source.copy()
+        new, known = source.copy(), Image.new("L", source.size)
         new.paste(painted, (x0 - outer[0], y0 - outer[1]))
+        known.paste(255, (x0 - outer[0], y0 - outer[1], x1 - outer[0], y1 - outer[1]))
         result = Image.new("RGB", self.photo.size)
         result.paste(self.photo)
-        result.paste(blend(source, new, self.mask.crop(outer), background, feather), outer[:2])
+        result.paste(blend(source, new, self.mask.crop(outer), background, feather, known), outer[:2])
         profile = self.photo.info.get("icc_profile")
         if profile and profile[16:20] == b"RGB ":  # a profile of CMYK would not fit what is RGB by now
             result.info["icc_profile"] = profile

@@ -48,7 +48,7 @@ def main() -> None:
 
     check_request(seeds=[opt.seed], **sampling)
     check_editing(opt)
-    jobs, bad = read_jobs(opt.jobs, opt.seed, sampling)
+    jobs, bad = read_jobs(opt.jobs, opt.seed, sampling, opt.preset)
     account = Account(opt.jobs.with_suffix(".results.csv"))
     todo, there = still_to_do(jobs, account)
     account.begin([*there, *bad])

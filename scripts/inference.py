@@ -81,10 +81,12 @@ def main() -> None:
 
     from ldm.images import grid, open_picture, upright_rgb
     from ldm.settings import save_with_settings
-    from ldm.watermark import embed
+    from ldm.watermark import check_watermark, embed
 
     check_editing(opt)
     image = open_picture(opt.image_path, "image")  # what can be told before gigabytes are read, is
+    if opt.watermark:
+        check_watermark(image.size)
     masks = [mask_of(region, image, opt.grow, opt.invert) for region in opt.regions]
     references = read_references(opt)
     photo = upright_rgb(image)
@@ -97,7 +99,8 @@ def main() -> None:
     from ldm.request import check_request
 
     seeds = range(opt.seed, opt.seed + opt.n_iter * opt.n_samples)
-    check_request(seeds=seeds, **sampling)
+    start = getattr(opt, "start", None)
+    check_request(seeds=[*seeds, *([] if start is None else [start])], **sampling)
     config, ckpt = choose_model(opt.config, opt.ckpt, adapted=opt.lora is not None)
     edit = PaintByExample.load(config, ckpt, **loading_of(opt))
     for flag, given, actual in (
@@ -137,8 +140,8 @@ def main() -> None:
             cells.append(parts["ref"])
             sources.update({f"{number + 1}_{kind}" if number else kind: part for kind, part in parts.items()})
         code = None
-        if opt.fixed_code:
-            code = torch.stack([edit.start(opt.seed + i, height, width)[1] for i in range(len(batch))])
+        if start is not None:
+            code = torch.stack([edit.start(start + i, height, width)[1] for i in range(len(batch))])
         return edit.make(
             plans * (len(pictures) // alike),
             batch,
@@ -163,8 +166,9 @@ def main() -> None:
         with staging(outdir) as folder:
             if not opt.skip_save:
                 (folder / "results").mkdir()
-                for file, seed in zip(results, batch, strict=True):
-                    save_with_settings(results[file], folder / "results" / file, kept | {"seed": seed})
+                for i, (file, seed) in enumerate(zip(results, batch, strict=True)):
+                    own = {"seed": seed, "start": None if start is None else start + i}
+                    save_with_settings(results[file], folder / "results" / file, kept | own)
             if not opt.skip_save and iteration == 0:
                 (folder / "source").mkdir()
                 for kind, picture in sources.items():

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ldm.checkpoint import MINI_CKPT, MINI_CONFIG
 from ldm.settings import read_settings
+from ldm.util import UserError
 from tests.conftest import ROOT
 
 BENCH = ROOT / "examples/mini"
@@ -214,9 +215,36 @@ def test_a_row_does_not_contradict_a_preset(tmp_path):
     from ldm.jobs import read_jobs
 
     (tmp_path / "jobs.csv").write_text('image,box,reference,out,steps\na.png,"0,0,9,9",b.png,c.png,9\n')
-    sampling = {"scale": 5.0, "sampler": "dpm++", "steps": 12, "eta": 0.0, "interval": (0, 850), "strength": 1.0}
+    sampling = {"scale": 5.0, "sampler": "dpm++", "steps": 6, "eta": 0.0, "strength": 1.0}
+    jobs, bad = read_jobs(tmp_path / "jobs.csv", 321, sampling, "draft")
+    assert not jobs and "contradict --preset draft" in bad[0].reason
     jobs, bad = read_jobs(tmp_path / "jobs.csv", 321, sampling)
-    assert not jobs and "contradict --preset" in bad[0].reason
+    assert dict(jobs[0].sampling)["steps"] == 9 and not bad
+
+
+def test_a_row_that_fails_in_a_batch_fails_alone(tmp_path, monkeypatch):
+    """As one whose result is not finite."""
+    from ldm.edit_jobs import How, run_jobs
+    from ldm.jobs import read_jobs
+    from ldm.pipeline import PaintByExample
+
+    edit = PaintByExample.load(MINI_CONFIG, MINI_CKPT, "cpu")
+    honest = edit.sample
+
+    def sample(inputs, seeds, **how):
+        if 2 in seeds:
+            raise UserError("the result is not finite")
+        return honest(inputs, seeds, **how)
+
+    monkeypatch.setattr(edit, "sample", sample)
+    write_table(tmp_path / "jobs.csv", rows_of(5))
+    jobs, _ = read_jobs(tmp_path / "jobs.csv", 321, {"scale": 5.0, "steps": 2, "sampler": "ddim", "eta": 0.0})
+    outcomes = []
+    run_jobs(edit, jobs, How({}, batch_size=4), outcomes.append)
+    assert sorted((outcome.line, outcome.status) for outcome in outcomes) == [
+        (line, "failed" if line == 4 else "done") for line in range(2, 7)
+    ]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", "1.png", "3.png", "4.png"]
 
 
 def test_batches_are_of_one_kind_and_begin_when_full():

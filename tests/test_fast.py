@@ -13,7 +13,7 @@ from scipy.signal import correlate
 from ldm.models.autoencoder import in_tiles
 from ldm.models.diffusion.conditioning import latent_of
 from ldm.models.diffusion.networks import Networks
-from ldm.modules.diffusionmodules.fast import FastUNet, PhaseUpsample, converted
+from ldm.modules.diffusionmodules.fast import FastUNet, Linear, PhaseUpsample, converted, onednn_is_faster
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ldm.modules.diffusionmodules.util import Upsample
 from ldm.util import UserError
@@ -81,6 +81,23 @@ def test_weights_that_need_no_change_are_shared(unet64):
     half = converted(conv, torch.bfloat16, torch.channels_last)
     assert half.weight.dtype == torch.bfloat16 and half.weight.is_contiguous(memory_format=torch.channels_last)
     assert conv.weight.dtype == torch.float64 and conv.weight.requires_grad
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("faster", [True, False])
+def test_linear_layers_are_the_same_from_either_library(faster, monkeypatch):
+    if faster and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("this PyTorch has no such operator")
+    monkeypatch.setattr("ldm.modules.diffusionmodules.fast.onednn_is_faster", lambda: faster)
+    for bias in (True, False):
+        layer = torch.nn.Linear(40, 70, bias)
+        other, x = converted(layer), torch.randn(2, 5, 40)
+        assert isinstance(other, Linear) and type(layer) is torch.nn.Linear
+        assert other.weight.data_ptr() == layer.weight.data_ptr()
+        exact = copy.deepcopy(layer).double()(x.double())
+        assert (other(x) - exact).abs().max() < 1e-6
+        torch.testing.assert_close(converted(layer, torch.float64)(x.double()), exact)
+    assert onednn_is_faster() in (True, False)
 
 
 @torch.no_grad()

@@ -113,6 +113,23 @@ def test_fixed_code_starts_every_batch_from_the_same_noise(run, tmp_path):
     assert np.abs(fixed[0] - free[0]).max() == 0
     # the second picture shares the start and differs by the masked image's posterior sample alone
     assert 0 < np.abs(fixed[1] - fixed[0]).mean() < np.abs(free[1] - free[0]).mean()
+    # and is repeated by itself
+    assert run("--fixed_code", "--skip_grid", n_samples=2, n_iter=2, outdir=tmp_path / "four")[0] == 0
+    written = tmp_path / "four/results/example_2_324.png"
+    kept = read_settings(written)
+    assert (kept["seed"], kept["start"]) == (324, 322)
+    again = {"ddim_steps": None, "seed": None, "outdir": tmp_path / "again"}
+    assert run("--from", written, **again)[0] == 0
+    assert np.abs(pixels(tmp_path / "again/results/example_2_324.png") - pixels(written)).max() <= 1
+    assert run("--from", written, **again | {"seed": 324})[0] == 0  # a seed that is given is that of all
+    assert np.abs(pixels(tmp_path / "again/results/example_2_324.png") - pixels(written)).max() > 1
+
+
+def test_coordinates_may_begin_below_0(run, tmp_path):
+    for region in (["--box", "-10,-5,200,150"], ["--polygon", "-10,-10", "300,50", "-.5,200"]):
+        code, _, err = run(*region, "--skip_grid", mask_path=None)
+        assert code == 0, err
+    assert read_settings(tmp_path / "out/results/example_2_321.png")["regions"][0]["polygon"][0] == [-10, -10]
 
 
 def test_flags_that_choose_what_is_written(run, tmp_path):

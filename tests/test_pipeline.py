@@ -172,6 +172,26 @@ def test_half_precision_is_near_full_precision(tiny, edit, example):
     assert 0 < difference < 16
 
 
+def test_sizes_are_checked_before_a_window_takes_their_shape(edit, example):
+    for height, width in ((-64, 64), (64, -64), (100, 64)):
+        with pytest.raises(UserError, match="the model takes multiples of"):
+            edit(**example, steps=2, height=height, width=width)
+
+
+def test_memory_that_is_full_is_told(edit, example, monkeypatch):
+    words = "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
+
+    def full(z):
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(edit.networks, "decode_first_stage", full)
+    with pytest.raises(UserError, match="the memory is full"):
+        edit(**example, **FAST)
+    words = "sizes do not match"
+    with pytest.raises(RuntimeError, match="sizes do not match"):
+        edit(**example, **FAST)
+
+
 def test_a_result_that_is_not_finite_is_no_black_picture(edit, example, monkeypatch):
     for precision, cure in (("full", "may be damaged"), ("bf16", "use --precision full")):
         broken = PaintByExample(edit.model, precision)

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -53,6 +54,14 @@ def test_without_its_library_the_watermark_says_what_to_install(script, tiny, tm
     monkeypatch.setitem(__import__("sys").modules, "imwatermark", None)
     code, _, err = script("inference", *FILES, *MODEL, "--ckpt", tiny, "--outdir", tmp_path / "out", "--watermark")
     assert code == 2 and "pip install --no-deps invisible-watermark" in err and not (tmp_path / "out").exists()
+
+
+def test_a_photo_too_small_for_the_watermark_is_told_before_the_work(script, tmp_path):
+    pytest.importorskip("imwatermark")
+    Image.new("RGB", (300, 255)).save(tmp_path / "small.png")
+    more = ["--image_path", tmp_path / "small.png", "--box", "0,0,50,50", "--ckpt", "none.ckpt", "--watermark"]
+    code, _, err = script("inference", "--reference_path", FILES[-1], *more, *MODEL, "--outdir", tmp_path / "out")
+    assert code == 2 and "300 x 255, is too small for the watermark" in err and not (tmp_path / "out").exists()
 
 
 # ------------------------------------------------------------------------------------------------ safety checker
@@ -160,6 +169,33 @@ def test_the_asymmetric_decoder_has_diffusers_part(decoder_folder, tiny, edit, e
         wanted = theirs.decode(z, image=inputs.image, mask=1 - inputs.mask).sample  # their mask: 1 = paint
     torch.testing.assert_close(out, wanted)
     assert (out - edit.sample(inputs, [321], steps=2, progress=False)).abs().max() > 0.1
+
+
+def test_the_asymmetric_decoder_works_where_the_latent_is_and_stays_at_home(decoder_folder):
+    decoder = AsymmetricDecoder.load(decoder_folder)
+    z, image = torch.zeros(1, 4, 8, 12, device="meta"), torch.zeros(1, 3, 64, 96, device="meta")
+    assert decoder(z, image, image[:, :1]).device.type == "meta"
+    assert {p.device.type for p in decoder.autoencoder.parameters()} == {"cpu"}
+
+
+def test_the_asymmetric_decoder_takes_tiles_of_all_that_it_sees(monkeypatch):
+    class Mixture:  # of a latent, a photo and a mask, pixel by pixel
+        config = SimpleNamespace(up_block_out_channels=[1] * 4)
+        eval = requires_grad_ = lambda self, *_: self
+        modules = staticmethod(list)
+
+        def decode(self, z, image, mask):
+            sizes.append(z.shape[-2:])
+            large = z[:, :3].repeat_interleave(8, 2).repeat_interleave(8, 3)
+            return SimpleNamespace(sample=image * (1 - mask) + mask * large)
+
+    sizes = []
+    z, image, mask = torch.randn(2, 4, 20, 12), torch.randn(2, 3, 160, 96), torch.rand(2, 1, 160, 96)
+    whole = AsymmetricDecoder(Mixture())(z, image, mask)
+    monkeypatch.setattr("ldm.models.asymmetric.TILE", 8)
+    monkeypatch.setattr("ldm.models.asymmetric.OVERLAP", 3)
+    torch.testing.assert_close(AsymmetricDecoder(Mixture())(z, image, mask), whole)
+    assert sizes[0] == (20, 12) and len(sizes) > 6 and all(max(size) == 8 for size in sizes[1:])
 
 
 def test_decoders_that_do_not_fit(decoder_folder, tmp_path):

@@ -62,7 +62,7 @@ def test_context_is_how_many_times_the_box():
     for context, side in ((1, 100), (2.5, 250), (50, 1000), ("photo", 1000)):
         left, top, right, bottom = window_around(mask, 512, context)
         assert (right - left, bottom - top) == (side, side)
-    for wrong in (0.9, float("nan"), float("inf"), "all", -1):
+    for wrong in (0.9, float("nan"), float("inf"), 1e308, "all", -1):
         with pytest.raises(UserError, match="context"):
             window_around(mask, 512, wrong)
 
@@ -126,6 +126,14 @@ def test_a_mask_that_fills_the_window_has_its_edge_there_but_not_at_the_photos()
     assert place.window == (0, 10, 40, 50)
     row = np.asarray(place.paste(white, feather=3))[30, :, 0]
     assert row[0] == 255 and row[36] == 255 and row[37:42].tolist() == [191, 128, 64, 0, 0]
+
+
+def test_feather_fades_out_where_the_window_ends():
+    photo, white = Image.new("RGB", (100, 60)), Image.new("RGB", (1, 1), "white")
+    place = Placed.of(photo, box_mask((100, 60), (0, 10, 40, 50)), 32, context=1)
+    row = np.asarray(place.paste(white, "feather", 3))[30, :, 0].astype(int)
+    assert (row[:33] == 255).all() and (row[40:] == 0).all()  # not at the photo's border
+    assert np.abs(np.diff(row)).max() <= 44 and (np.diff(row) <= 0).all()
 
 
 def test_poisson_fits_the_colours():

@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.models.autoencoder import OVERLAP, TILE, in_tiles
+from ldm.models.diffusion.offload import moved
 from ldm.util import UserError
 
 
@@ -15,11 +19,14 @@ class AsymmetricDecoder:
 
     def __init__(self, autoencoder):
         self.autoencoder = autoencoder.eval().requires_grad_(False)
+        self.factor = 2 ** (len(autoencoder.config.up_block_out_channels) - 1)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike, factor: int = 8, channels: int = 4) -> AsymmetricDecoder:
+    def load(
+        cls, folder: str | os.PathLike, device: torch.device | str = "cpu", factor: int = 8, channels: int = 4
+    ) -> AsymmetricDecoder:
         """folder: as published (cross-attention/asymmetric-autoencoder-kl-x-1-5 or -x-2), with safetensors, so that
-        nothing of it is run. factor, channels: of the latents that it will get.
+        nothing of it is run. device: where it stays. factor, channels: of the latents that it will get.
 
         Raises UserError: no such folder, no such decoder, one for other latents."""
         from diffusers import AsymmetricAutoencoderKL
@@ -36,15 +43,25 @@ class AsymmetricDecoder:
         except Exception as error:  # diffusers raises many kinds
             reason = str(error).split("\n")[0]
             raise UserError(f"decoder {folder}: cannot be loaded ({reason:.200}); download it again") from error
-        own = 2 ** (len(autoencoder.config.up_block_out_channels) - 1), autoencoder.config.latent_channels
+        decoder = cls(autoencoder.to(device))
+        own = decoder.factor, autoencoder.config.latent_channels
         if own != (factor, channels):
             raise UserError(
                 f"decoder {folder}: is for latents of {own[1]} channels and factor {own[0]}, the model's have "
                 f"{channels} and {factor}; leave it out"
             )
-        return cls(autoencoder)
+        return decoder
 
     def __call__(self, z: Tensor, image: Tensor, mask: Tensor) -> Tensor:
-        """z (B,4,h,w), not scaled; image (B,3,H,W) in [-1,1]; mask (B,1,H,W), 1 = keep -> (B,3,H,W), about [-1,1]."""
-        autoencoder = self.autoencoder.to(z.device)
-        return autoencoder.decode(z, image=image, mask=1 - mask).sample  # there, 1 = paint
+        """z (B,4,h,w), not scaled; image (B,3,H,W) in [-1,1]; mask (B,1,H,W), 1 = keep -> (B,3,H,W), about [-1,1].
+
+        Large pictures in tiles; on z's device, wherever the decoder stays."""
+        photo = F.pixel_unshuffle(torch.cat([image, mask], dim=1), self.factor)  # as fine as z, so that tiles cut both
+
+        def decode(tile: Tensor) -> Tensor:
+            z, photo = tile[:, : -4 * self.factor**2], tile[:, -4 * self.factor**2 :]
+            image, mask = F.pixel_shuffle(photo, self.factor).split([3, 1], dim=1)
+            return self.autoencoder.decode(z, image=image, mask=1 - mask).sample  # there, 1 = paint
+
+        with moved(z.device, self.autoencoder):
+            return in_tiles(decode, torch.cat([z, photo], dim=1), TILE, OVERLAP, self.factor)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,9 +86,9 @@ class Edits:
 
     def __init__(self, edit: PaintByExample, about: dict[str, Any], photos: Sequence[Image.Image]):
         self.edit, self.about = edit, about
-        self.lock, self.closed = threading.Lock(), threading.Event()
-        self.threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
-        self.weights = fit_preview(edit, photos)
+        self.closed = threading.Event()
+        self.worker = ThreadPoolExecutor(1, "edits")  # one for all: a CUDA graph is of the thread that recorded it
+        self.weights = self.worker.submit(fit_preview, edit, photos).result()
 
     async def stream(self, job: Job) -> AsyncIterator[Progress | list[Result]]:
         """Progress while it samples, at last the results, one per seed. Closing or cancelling the stream ends the
@@ -106,9 +106,7 @@ class Edits:
             except Exception as error:
                 tell(error)
 
-        thread = threading.Thread(target=work, daemon=True)
-        self.threads.add(thread)
-        thread.start()
+        self.worker.submit(work)
         try:
             while True:
                 item = await news.get()
@@ -130,8 +128,7 @@ class Edits:
     def close(self) -> None:
         """Ends the edit under way, after its step, and begins no other: what a process does before it ends."""
         self.closed.set()
-        for thread in list(self.threads):  # one that is torn from PyTorch's code aborts the process
-            thread.join()
+        self.worker.shutdown()  # a thread that is torn from PyTorch's code aborts the process
 
     def _make(self, job: Job, tell: Callable[[Progress], None], stop: threading.Event) -> list[Result]:
         told = 0.0  # time of the last preview
@@ -146,23 +143,22 @@ class Edits:
                 told = now
                 tell(Progress(step.index + 1, step.total, preview(self.weights, step.pred_x0)))
 
-        with self.lock:
-            if stop.is_set() or self.closed.is_set():
-                raise Stopped
-            pictures = self.edit(
-                job.image,
-                job.mask,
-                job.reference,
-                job.scale,
-                job.steps,
-                job.seed,
-                job.n_samples,
-                job.sampler,
-                batch_size=job.n_samples,
-                progress=False,
-                callback=on_step,
-                strength=job.strength,
-            )
+        if stop.is_set() or self.closed.is_set():
+            raise Stopped
+        pictures = self.edit(
+            job.image,
+            job.mask,
+            job.reference,
+            job.scale,
+            job.steps,
+            job.seed,
+            job.n_samples,
+            job.sampler,
+            batch_size=job.n_samples,
+            progress=False,
+            callback=on_step,
+            strength=job.strength,
+        )
         pictures = [pictures] if isinstance(pictures, Image.Image) else pictures
         asked = {name: getattr(job, name) for name in ("scale", "steps", "sampler", "strength")} | self.about
         return [Result(picture, {"seed": job.seed + i, **asked}) for i, picture in enumerate(pictures)]

@@ -81,6 +81,7 @@ class Networks:
         gains = self.device.type == "cuda" or (self.device.type == "cpu" and self.dtype != torch.float32)
         self.layout = torch.channels_last if fast and gains else torch.contiguous_format
         if fast:
+            assert not hasattr(model.model.diffusion_model, "peft_config"), "layers of peft: merge them, or fast=False"
             self.unet = FastUNet(model.model.diffusion_model, model.num_timesteps, self.dtype, self.layout)
             self.shifts = self.unet.table()
             exact = with_phases(converted(model.first_stage_model), transposed=gains)
