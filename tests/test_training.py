@@ -259,6 +259,17 @@ def test_the_published_config_asks_for_eight_gpus(monkeypatch):
         trainer_options(config)
 
 
+@pytest.mark.parametrize(("has", "expected"), [(torch.bfloat16, "bf16-mixed"), (torch.float32, "32-true")])
+def test_no_half_precision_where_the_cpu_has_none(has, expected, monkeypatch):
+    config = load_config(ROOT / "configs/mini/first_stage.yaml")
+    config["lightning"]["trainer"]["accelerator"] = "cpu"
+    monkeypatch.setattr("ldm.training.run.suited", lambda device: has)
+    assert trainer_options(config)["precision"] == expected
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    config["lightning"]["trainer"]["accelerator"] = "gpu"
+    assert trainer_options(config)["precision"] == "bf16-mixed"
+
+
 # ---------------------------------------------------------------------------------------------- real runs
 
 

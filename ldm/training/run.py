@@ -24,6 +24,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException, SI
 
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.lora import FactorsOnly, inject
+from ldm.models.diffusion.networks import suited
 from ldm.training.callbacks import FiniteLoss, Pictures, Throughput
 from ldm.training.checkpoints import AtomicCheckpointIO, Last, best
 from ldm.training.start import initial_model
@@ -86,6 +87,11 @@ def trainer_options(config: DictConfig) -> dict[str, Any]:
             )
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError("there is no GPU that PyTorch can use; train on the CPU with --accelerator cpu --devices 1")
+    has_another = torch.cuda.is_available() or torch.backends.mps.is_available()
+    on_cpu = accelerator == "cpu" or (accelerator in (None, "auto") and not has_another)
+    if on_cpu and str(options.get("precision")).startswith("bf16") and suited(torch.device("cpu")) == torch.float32:
+        print("training in float32: this CPU has no arithmetic in bf16, which would take a hundred times as long")
+        options["precision"] = "32-true"
     if int(options.get("num_nodes", 1)) > 1 and not any(name in os.environ for name in CLUSTER):
         raise UserError(
             "--num_nodes: started by hand, each node needs the environment variables MASTER_ADDR and MASTER_PORT (the "
