@@ -185,5 +185,6 @@ def _process(device: str | None, jobs: Sequence[Job], how: How, outcomes: multip
         edit = PaintByExample.load(device=device, **how.loading)
     except UserError as error:
         outcomes.put(error)
-        return
-    run_jobs(edit, jobs, how, outcomes.put)
+    else:
+        run_jobs(edit, jobs, how, outcomes.put)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is being written any more
