@@ -49,7 +49,7 @@ def opacity(mask: np.ndarray, background: str, band: float, known: np.ndarray | 
     signed = np.where(mask, inside - 0.5, 0.5 - depth(~mask))
     if band == 0:
         return mask.astype(np.float32)
-    if known is not None and not known.all():
+    if known is not None:
         signed = np.minimum(signed, depth(known) - 0.5 - band)
     return np.clip(signed / (2 * band) + 0.5, 0, 1)
 

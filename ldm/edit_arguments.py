@@ -141,8 +141,9 @@ def settings(opt: argparse.Namespace, sampling: dict[str, Any], **more: Any) -> 
     return {NAMES.get(flag, flag): getattr(opt, flag, None) for flag in KEPT if flag != "seed"} | sampling | more
 
 
-def check_editing(opt: argparse.Namespace) -> None:
-    """The flags of add_editing, before gigabytes are read. Raises UserError."""
+def check_editing(opt: argparse.Namespace, size: tuple[int, int] | None = None) -> None:
+    """The flags of add_editing, before gigabytes are read. size: (width, height) of the photo, where there is but one.
+    Raises UserError."""
     from ldm.background import check_background  # not before they are needed: what they import takes seconds
     from ldm.references import check_fit
     from ldm.watermark import check_watermark
@@ -152,7 +153,7 @@ def check_editing(opt: argparse.Namespace) -> None:
     check_context(opt.context)
     check_fit(opt.reference_fit)
     if opt.watermark:
-        check_watermark()
+        check_watermark(size)
 
 
 def read_references(opt: argparse.Namespace) -> list[tuple[Image.Image, ...]]:

@@ -99,8 +99,9 @@ def run_jobs(edit: PaintByExample, jobs: Sequence[Job], how: How, report: Report
         except Exception as error:
             if len(batch) == 1:
                 fail(batch[0][0], error)
-            for row in batch if len(batch) > 1 else ():  # whichever it is, it does not stop the others
-                make([row])
+            else:  # whichever row it is of, it does not stop the others
+                for row in batch:
+                    make([row])
             return
         for future in last:  # no more than a batch of finished pictures waits to be written
             future.result()

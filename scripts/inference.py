@@ -81,12 +81,10 @@ def main() -> None:
 
     from ldm.images import grid, open_picture, upright_rgb
     from ldm.settings import save_with_settings
-    from ldm.watermark import check_watermark, embed
+    from ldm.watermark import embed
 
-    check_editing(opt)
     image = open_picture(opt.image_path, "image")  # what can be told before gigabytes are read, is
-    if opt.watermark:
-        check_watermark(image.size)
+    check_editing(opt, image.size)
     masks = [mask_of(region, image, opt.grow, opt.invert) for region in opt.regions]
     references = read_references(opt)
     photo = upright_rgb(image)

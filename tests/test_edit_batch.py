@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from ldm.checkpoint import MINI_CKPT, MINI_CONFIG
+from ldm.jobs import read_jobs
 from ldm.settings import read_settings
-from ldm.util import UserError
+from ldm.util import UserError, batches_alike
 from tests.conftest import ROOT
 
 BENCH = ROOT / "examples/mini"
@@ -170,8 +171,6 @@ def test_a_process_that_cannot_load_the_model_is_heard(tmp_path, script):
 
 
 def test_rows_that_are_none(tmp_path):
-    from ldm.jobs import read_jobs
-
     (tmp_path / "jobs.csv").write_text(
         "image,mask,box,reference,out,seed\n"
         "a.jpg,,,r.jpg,1.png,\n"
@@ -212,8 +211,6 @@ def test_the_figures_of_the_readme(tmp_path, script):
 
 
 def test_a_row_does_not_contradict_a_preset(tmp_path):
-    from ldm.jobs import read_jobs
-
     (tmp_path / "jobs.csv").write_text('image,box,reference,out,steps\na.png,"0,0,9,9",b.png,c.png,9\n')
     sampling = {"scale": 5.0, "sampler": "dpm++", "steps": 6, "eta": 0.0, "strength": 1.0}
     jobs, bad = read_jobs(tmp_path / "jobs.csv", 321, sampling, "draft")
@@ -225,7 +222,6 @@ def test_a_row_does_not_contradict_a_preset(tmp_path):
 def test_a_row_that_fails_in_a_batch_fails_alone(tmp_path, monkeypatch):
     """As one whose result is not finite."""
     from ldm.edit_jobs import How, run_jobs
-    from ldm.jobs import read_jobs
     from ldm.pipeline import PaintByExample
 
     edit = PaintByExample.load(MINI_CONFIG, MINI_CKPT, "cpu")
@@ -248,8 +244,6 @@ def test_a_row_that_fails_in_a_batch_fails_alone(tmp_path, monkeypatch):
 
 
 def test_batches_are_of_one_kind_and_begin_when_full():
-    from ldm.util import batches_alike
-
     asked = []
     numbers = (asked.append(n) or n for n in range(7))
     batches = batches_alike(numbers, 2, lambda n: n % 3)

@@ -97,7 +97,17 @@ def test_linear_layers_are_the_same_from_either_library(faster, monkeypatch):
         exact = copy.deepcopy(layer).double()(x.double())
         assert (other(x) - exact).abs().max() < 1e-6
         torch.testing.assert_close(converted(layer, torch.float64)(x.double()), exact)
-    assert onednn_is_faster() in (True, False)
+
+
+def test_which_library_is_for_which_cpu(monkeypatch):
+    """And where the operator has gone, or PyTorch does not say whose CPU it is, the public function."""
+    there = hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    for about, expected in (({"cpu_name": "AMD EPYC"}, there), ({"cpu_name": "Intel Xeon"}, False), ({}, False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda about=about: about, raising=False)
+        assert onednn_is_faster.__wrapped__() is expected
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": "AMD EPYC"}, raising=False)
+    monkeypatch.setattr(torch.ops, "mkldnn", object())
+    assert onednn_is_faster.__wrapped__() is False
 
 
 @torch.no_grad()
@@ -183,19 +193,8 @@ def test_kept_memory_is_not_asked_of_the_system_again():
 
 
 def test_the_benchmark_measures_what_it_says(script, tmp_path):
-    common = (
-        "--config",
-        ROOT / "configs/tiny.yaml",
-        "--size",
-        64,
-        "--rounds",
-        1,
-        "--device",
-        "cpu",
-        "--precision",
-        "full",
-        "bf16",
-    )
+    how = "--size 64 --rounds 1 --device cpu --precision full bf16"
+    common = ("--config", ROOT / "configs/tiny.yaml", *how.split())
     code, _, err = script("benchmark", *common, "--json", tmp_path / "rows.json")
     assert code == 0, err
     rows = json.loads((tmp_path / "rows.json").read_text())["measured"]

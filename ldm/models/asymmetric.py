@@ -43,13 +43,14 @@ class AsymmetricDecoder:
         except Exception as error:  # diffusers raises many kinds
             reason = str(error).split("\n")[0]
             raise UserError(f"decoder {folder}: cannot be loaded ({reason:.200}); download it again") from error
-        decoder = cls(autoencoder.to(device))
+        decoder = cls(autoencoder)
         own = decoder.factor, autoencoder.config.latent_channels
         if own != (factor, channels):
             raise UserError(
                 f"decoder {folder}: is for latents of {own[1]} channels and factor {own[0]}, the model's have "
                 f"{channels} and {factor}; leave it out"
             )
+        autoencoder.to(device)
         return decoder
 
     def __call__(self, z: Tensor, image: Tensor, mask: Tensor) -> Tensor:
@@ -59,9 +60,9 @@ class AsymmetricDecoder:
         photo = F.pixel_unshuffle(torch.cat([image, mask], dim=1), self.factor)  # as fine as z, so that tiles cut both
 
         def decode(tile: Tensor) -> Tensor:
-            z, photo = tile[:, : -4 * self.factor**2], tile[:, -4 * self.factor**2 :]
-            image, mask = F.pixel_shuffle(photo, self.factor).split([3, 1], dim=1)
-            return self.autoencoder.decode(z, image=image, mask=1 - mask).sample  # there, 1 = paint
+            latent, around = tile.split([z.shape[1], photo.shape[1]], dim=1)
+            image, mask = F.pixel_shuffle(around, self.factor).split([3, 1], dim=1)
+            return self.autoencoder.decode(latent, image=image, mask=1 - mask).sample  # there, 1 = paint
 
         with moved(z.device, self.autoencoder):
             return in_tiles(decode, torch.cat([z, photo], dim=1), TILE, OVERLAP, self.factor)
