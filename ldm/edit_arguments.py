@@ -21,9 +21,10 @@ NAMES = {  # of flags -> of settings, where they differ
     "H": "height",
     "W": "width",
 }
+OF_PRESET = ("interval", "refresh")  # of a picture's settings; there are no flags for them
 KEPT = (  # flags that are settings
     *("image_path", "regions", "references", "reference_masks", "grow", "invert", "H", "W", "context", "background"),
-    *("feather", "strength", "reference_fit", "blend_latents", "scale", "sampler", "ddim_steps", "interval"),
+    *("feather", "strength", "reference_fit", "blend_latents", "scale", "sampler", "ddim_steps", *OF_PRESET),
     *("ddim_eta", "seed", "start", "config", "ckpt", "lora", "lora_scale", "precision"),
     *("decoder", "safety_checker", "watermark"),
 )
@@ -83,14 +84,15 @@ def arguments(argv: list[str], description: str | None = None) -> argparse.Names
         given = vars(bare.parse_args(argv))
         kept = read_settings(opt.repeat)
         if "preset" in given:
-            for name in ("sampler", "steps", "interval"):
+            for name in ("sampler", "steps", *OF_PRESET):
                 kept.pop(name, None)
         if given.keys() & {"seed", "fixed_code"}:
             kept.pop("start", None)
         if "plms" in given:
             kept.pop("sampler", None)
-        if given.keys() & {"plms", "sampler", "ddim_steps"}:  # the interval is a preset's, with its sampler and steps
-            kept.pop("interval", None)
+        if given.keys() & {"plms", "sampler", "ddim_steps"}:  # the others are a preset's, with its sampler and steps
+            for name in OF_PRESET:
+                kept.pop(name, None)
         found = {flag: kept[name] for flag in KEPT if (name := NAMES.get(flag, flag)) in kept}
         try:
             found = {flag: checked(value, flag, p) for flag, value in found.items()}
@@ -118,7 +120,7 @@ def checked(value: Any, flag: str, p: argparse.ArgumentParser) -> Any:
     if flag == "interval":
         first, last = (int(t) for t in value)
         return first, last
-    if flag == "start":
+    if flag in ("start", "refresh"):
         return int(value)
     (action,) = (action for action in p._actions if action.dest == flag)
     if action.type:
@@ -131,8 +133,8 @@ def checked(value: Any, flag: str, p: argparse.ArgumentParser) -> Any:
 def sampling_asked(opt: argparse.Namespace) -> dict[str, Any]:
     """The arguments of ldm.pipeline.check_request but the seeds. Raises UserError as sampling_of does."""
     sampling = sampling_of(opt) | {"strength": opt.strength}
-    if opt.preset is None and getattr(opt, "interval", None):  # of a picture's settings; there is no flag for it
-        sampling["interval"] = opt.interval
+    if opt.preset is None:
+        sampling |= {name: getattr(opt, name) for name in OF_PRESET if getattr(opt, name, None)}
     return sampling
 
 

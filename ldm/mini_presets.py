@@ -27,6 +27,7 @@ CANDIDATES = {
     "unipc 12": Preset("unipc", 12),
     "dpm++ 12": Preset("dpm++", 12),
     "dpm++ 12, unguided below 250": Preset("dpm++", 12, (250, 999)),
+    "fast, all computed": PRESETS["fast"]._replace(refresh=1),
     **PRESETS,
     ANOTHER_SEED: REFERENCE,
 }

@@ -158,7 +158,7 @@ def edited(
     agree(outdir / "settings.json", settings)
     results = outdir / "results"
     todo = [i for i, name in enumerate(bench.ids) if not result_path(results, name).exists()]
-    sampling = {key: settings[key] for key in ("scale", "steps", "sampler", "eta", "interval")}
+    sampling = {key: settings[key] for key in ("scale", "steps", "sampler", "eta", "interval", "refresh")}
     if problems := edit_cases(edit, bench, todo, results, settings["seed"], batch_size, **sampling):
         raise UserError(f"{len(problems)} cases cannot be edited ({problems[0]}); mend them")
 

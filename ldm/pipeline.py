@@ -9,8 +9,9 @@ result = edit(image, mask, reference, scale=5, steps=50, seed=321)
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from ldm.background import check_background
 from ldm.checkpoint import choose_model, load_model
-from ldm.conventions import tensor_to_image
+from ldm.conventions import resize_tensor, tensor_to_image
 from ldm.images import upright_mask, upright_rgb
 from ldm.inputs import Inputs, Planned, inputs_of, size_for, stack
 from ldm.lora import merge_into, read_adapter
@@ -156,6 +157,12 @@ class PaintByExample:
         shape = (self.model.channels, height // factor, width // factor)
         return torch.randn(shape, generator=generator), torch.randn(shape, generator=generator), generator
 
+    def alike(self, inputs: Inputs, refresh: int = 1) -> Hashable:
+        """What edits have in common that are made together, so that a picture does not depend on those beside it."""
+        factor, (height, width) = self.model.first_stage_model.factor, inputs.image.shape[-2:]
+        keep = resize_tensor(inputs.mask, (height // factor, width // factor))
+        return height, width, self.networks.rectangle(keep, refresh)
+
     @out_of_memory_is_told
     @torch.no_grad()
     def sample(
@@ -170,6 +177,7 @@ class PaintByExample:
         progress: bool = True,
         callback: Callback | None = None,
         interval: tuple[int, int] | None = None,
+        refresh: int = 1,
         *,
         strength: float = 1.0,
         blend_latents: bool = False,
@@ -177,8 +185,9 @@ class PaintByExample:
         """Inputs of B edits and a seed for each -> pictures (B,3,H,W), about [-1,1]; the arguments of __call__.
 
         x_T (B,4,h,w): the start, instead of the seeds' own. interval: first and last timestep with guidance; None: all
-        have it."""
-        check_request(scale, steps, sampler, eta, seeds, self.model.num_timesteps, interval, strength)
+        have it. refresh: every how many evaluations of the UNet are of the whole picture, the others being of a
+        rectangle around the region; 1: all."""
+        check_request(scale, steps, sampler, eta, seeds, self.model.num_timesteps, interval, strength, refresh)
         batch, _, height, width = inputs.image.shape
         assert len(seeds) == batch
         posterior_noise, start, generators = zip(*(self.start(seed, height, width) for seed in seeds), strict=True)
@@ -207,7 +216,8 @@ class PaintByExample:
                 if callback:
                     callback(step)
 
-            eps = guided_eps(self.networks.denoiser, inpaint, context, uncond, scale, interval)
+            denoiser = functools.partial(self.networks.denoiser, refresh=refresh)
+            eps = guided_eps(denoiser, inpaint, context, uncond, scale, interval)
             if blend_latents:
                 eps = blended_eps(eps, source, inpaint[:, -1:], self.model.schedule)
             with self.networks.unet_at_work():
@@ -235,7 +245,8 @@ class PaintByExample:
         those of __call__."""
         check_background(background, feather)
         results: list[Image.Image | None] = [None] * len(plans)
-        for rows in batches_alike(range(len(plans)), batch_size, lambda i: plans[i].inputs.image.shape):
+        refresh = sampling.get("refresh", 1)
+        for rows in batches_alike(range(len(plans)), batch_size, lambda i: self.alike(plans[i].inputs, refresh)):
             tensors = self.sample(stack([plans[i].inputs for i in rows]), [seeds[i] for i in rows], **sampling)
             for i, tensor in zip(rows, tensors, strict=True):
                 results[i] = plans[i].place.paste(tensor_to_image(tensor), background, feather)

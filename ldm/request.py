@@ -38,6 +38,7 @@ def check_request(
     num_timesteps: int = 1000,
     interval: tuple[int, int] | None = None,
     strength: float = 1.0,
+    refresh: int = 1,
 ) -> None:
     """Raises UserError for the first number that is out of range; the arguments of PaintByExample.sample."""
     if not (math.isfinite(scale) and 0 <= scale <= MAX_SCALE):
@@ -50,6 +51,8 @@ def check_request(
     check_sampler(sampler, steps, eta, num_timesteps)
     if interval and not 0 <= interval[0] <= interval[1]:
         raise UserError(f"interval {interval} is none of timesteps; use its first and last, for instance (200, 999)")
+    if refresh < 1:
+        raise UserError(f"refresh {refresh} is out of range; use 1 (all is computed) or more")
 
 
 def out_of_memory_is_told(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -61,6 +61,7 @@ def main() -> None:
     from ldm.edit_bench import settings_of, sheet
     from ldm.evaluation.features import load_clip, load_oracle
     from ldm.evaluation.folder import real_statistics
+    from ldm.models.diffusion.presets import Preset
     from ldm.pipeline import PaintByExample
     from ldm.request import check_request
     from ldm.util import load_config
@@ -99,7 +100,7 @@ def main() -> None:
             rows[name], *_ = mini_table.scored(folder, bench, extractors, real)
     for scale in opt.scales:
         outdir = opt.outdir / f"{opt.name}-scale-{scale:g}"
-        sampling = {"scale": scale, "steps": opt.steps, "sampler": "plms", "eta": 0.0, "interval": None}
+        sampling = {"scale": scale, **Preset("plms", opt.steps)._asdict(), "eta": 0.0}
         settings = settings_of(config, opt.ckpt, bench, edit.precision, opt.seed, **sampling)
         mini_table.edited(edit, bench, outdir, settings, opt.batch_size)
         label = f"{opt.name}, v for c" if scale == 0 else f"{opt.name}, scale {scale:g}"

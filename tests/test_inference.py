@@ -174,11 +174,11 @@ def test_every_flag_changes_the_picture(run, tmp_path, flags):
 
 def test_a_preset(run, script, edit, example, tmp_path, monkeypatch):
     """The script's picture is the call's; its PNG says the numbers."""
-    monkeypatch.setitem(PRESETS, "fast", Preset("ddim", 4, (200, 700)))
+    monkeypatch.setitem(PRESETS, "fast", Preset("ddim", 4, (200, 700), 2))
     assert run(preset="fast", ddim_steps=None)[0] == 0
     picture = Image.open(tmp_path / "out/results/example_2_321.png")
     kept = json.loads(picture.text["paint-by-example"])
-    assert (kept["sampler"], kept["steps"], kept["interval"]) == ("ddim", 4, [200, 700])
+    assert (kept["sampler"], kept["steps"], kept["interval"], kept["refresh"]) == ("ddim", 4, [200, 700], 2)
     assert picture.tobytes() == edit(**example, preset="fast", height=64, width=96, progress=False).tobytes()
     # and repeats it, the preset's name being forgotten
     again = ["--from", tmp_path / "out/results/example_2_321.png", "--outdir", tmp_path / "again", "--device", "cpu"]
@@ -195,6 +195,7 @@ def test_a_preset(run, script, edit, example, tmp_path, monkeypatch):
         {"regions": 5},
         {"references": [[7]]},
         {"interval": [1]},
+        {"refresh": "often"},
         {"sampler": 3},
         {"invert": "yes"},
         {"lora": {}},

@@ -54,10 +54,11 @@ def test_a_picture_is_whole_or_not_there(tmp_path, monkeypatch):
     assert read_settings(tmp_path / "a.png") == {"seed": 1}
 
 
-def test_a_sampler_beside_from_leaves_out_a_presets_interval(tmp_path):
+def test_a_sampler_beside_from_leaves_out_what_else_a_preset_says(tmp_path):
     made = {"image": "p.png", "regions": [{"box": [0, 0, 9, 9]}], "references": [["r.png"]]}
-    save_with_settings(PICTURE, tmp_path / "a.png", made | {"sampler": "dpm++", "steps": 12, "interval": [0, 850]})
+    preset = {"sampler": "dpm++", "steps": 12, "interval": [0, 850], "refresh": 2}
+    save_with_settings(PICTURE, tmp_path / "a.png", made | preset)
     repeat = ["--from", str(tmp_path / "a.png")]
-    assert arguments(repeat).interval == (0, 850)
+    assert (arguments(repeat).interval, arguments(repeat).refresh) == ((0, 850), 2)
     for given in (["--sampler", "unipc"], ["--plms"], ["--ddim_steps", "30"]):
-        assert getattr(arguments(repeat + given), "interval", None) is None
+        assert not vars(arguments(repeat + given)).keys() & {"interval", "refresh"}

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ldm.models.diffusion.sampling import Eps
 from ldm.models.diffusion.schedule import NoiseSchedule
+from ldm.modules.diffusionmodules.area import Everywhere, Rectangle, Remembered, Within
+from ldm.modules.diffusionmodules.util import tile_batch
 
 # (inpaint (b,5,h,w), contexts (B,M,D)) -> eps of both, (b,4,h,w) to (B,4,h,w)
 Denoiser = Callable[[Tensor, Tensor], Eps]
@@ -63,6 +66,37 @@ def guided_eps(
     return eps
 
 
+def eps_towards(x: Tensor, x_0: Tensor, abar: float) -> Tensor:
+    """The noise that leads from x back to x_0: x = sqrt(abar) x_0 + sqrt(1 - abar) eps."""
+    return (x - abar**0.5 * x_0) / (1.0 - abar) ** 0.5
+
+
+def refreshed_eps(
+    eps_of: Callable[[Tensor, int, Everywhere], Tensor], rectangle: Rectangle, refresh: int, schedule: NoiseSchedule
+) -> Eps:
+    """One of `refresh` evaluations, the first to begin with, is of the whole picture; the others are of a rectangle
+    around the region. Outside it pred_x0 stays as it was when last evaluated.
+
+    eps_of: (x (b,4,h,w), t, area) -> eps of the area that is computed, of b edits or of all their branches."""
+    kept: dict[str, Any] = {"evaluations": 0}
+
+    def eps(x: Tensor, t: int) -> Tensor:
+        abar = float(schedule.alphas_cumprod[t])
+        if kept["evaluations"] % refresh == 0:
+            kept["area"] = Remembered()
+            whole = eps_of(x, t, kept["area"])
+            x = tile_batch(x, whole.shape[0])
+            kept["pred_x0"] = (x - (1.0 - abar) ** 0.5 * whole) / abar**0.5
+        else:
+            inside = eps_of(x, t, Within(rectangle, kept["area"]))
+            whole = eps_towards(tile_batch(x, inside.shape[0]), kept["pred_x0"], abar)
+            rectangle.cut(whole).copy_(inside)
+        kept["evaluations"] += 1
+        return whole
+
+    return eps
+
+
 def blended_eps(eps: Eps, source: Tensor, keep: Tensor, schedule: NoiseSchedule) -> Eps:
     """Blended Latent Diffusion (Avrahami et al. 2023): in every step the noised source stands where the mask keeps.
 
@@ -73,6 +107,6 @@ def blended_eps(eps: Eps, source: Tensor, keep: Tensor, schedule: NoiseSchedule)
 
     def blended(x: Tensor, t: int) -> Tensor:
         abar = float(schedule.alphas_cumprod[t])
-        return torch.where(kept, (x - abar**0.5 * source) / (1.0 - abar) ** 0.5, eps(x, t))
+        return torch.where(kept, eps_towards(x, source, abar), eps(x, t))
 
     return blended

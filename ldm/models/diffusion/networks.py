@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ldm.models.autoencoder import decode_in_tiles, encode_in_tiles
-from ldm.models.diffusion.denoiser import denoiser_of
+from ldm.models.diffusion.denoiser import denoiser_of, refreshed_eps
 from ldm.models.diffusion.offload import moved
 from ldm.models.diffusion.sampling import Eps
+from ldm.modules.diffusionmodules.area import EVERYWHERE, Everywhere, Rectangle
 from ldm.modules.diffusionmodules.fast import FastUNet, converted, with_phases
 from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.util import UserError
@@ -155,19 +156,28 @@ class Networks:
             if first_stage is own or self.dtype == torch.float32 or picture.isfinite().all():
                 return picture
 
-    def denoiser(self, inpaint: Tensor, contexts: Tensor) -> Eps:
-        """A denoiser.Denoiser. Contexts of several tokens go through the model's own UNet."""
+    def denoiser(self, inpaint: Tensor, contexts: Tensor, refresh: int = 1) -> Eps:
+        """A denoiser.Denoiser. Contexts of several tokens go through the model's own UNet. refresh: of
+        denoiser.refreshed_eps; 1: all is computed."""
         if not self.fast or contexts.shape[1] > 1:
             return denoiser_of(self._apply_model)(inpaint, contexts)
         home = self.model.device  # of the published UNet, little of which is needed here
         fixed, vectors = (t.to(self.device) for t in self.unet.prepare(inpaint.to(home), contexts.to(home)))
         shifts = self.shifts.to(self.device)
 
-        def eps(x: Tensor, t: int) -> Tensor:
+        def eps(x: Tensor, t: int, area: Everywhere = EVERYWHERE) -> Tensor:
             with self._kernels():
-                return self._kept(self.unet(x, shifts[t : t + 1], fixed, vectors))
+                return self._kept(self.unet(x, shifts[t : t + 1], fixed, vectors, area))
 
-        return eps
+        rectangle = self.rectangle(inpaint[:, -1:], refresh)
+        return refreshed_eps(eps, rectangle, refresh, self.model.schedule) if rectangle else eps
+
+    def rectangle(self, keep: Tensor, refresh: int) -> Rectangle | None:
+        """keep (B,1,h,w): the mask, at the latent's size -> what is computed between evaluations of the whole. None:
+        all is, because that is asked for (1), or little would be saved, or the UNet is plain or compiled."""
+        if refresh == 1 or not self.fast or self.compiled or self.cond_stage_model.tokens > 1:
+            return None
+        return Rectangle.around(keep != 1, self.model.size_multiple // self.model.first_stage_model.factor)
 
     def _apply_model(self, x: Tensor, t: Tensor, contexts: Tensor) -> Tensor:
         with self._autocast():

@@ -9,15 +9,16 @@ from ldm.util import UserError
 
 class Preset(NamedTuple):
     """sampler, steps: of sampling.sample. interval: first and last timestep with guidance, of denoiser.guided_eps;
-    None: all have it."""
+    None: all have it. refresh: of denoiser.refreshed_eps; 1: every evaluation is of the whole picture."""
 
     sampler: str = "plms"
     steps: int = 50
     interval: tuple[int, int] | None = None
+    refresh: int = 1
 
 
 PRESETS = {
-    "fast": Preset("dpm++", 12, (0, 850)),
+    "fast": Preset("dpm++", 12, (0, 850), refresh=2),
     "draft": Preset("dpm++", 6),
 }
 

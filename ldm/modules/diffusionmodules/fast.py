@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ldm.conventions import INPAINT, NOISY_LATENT
 from ldm.modules.attention import BasicTransformerBlock, CrossAttention, SpatialTransformer
+from ldm.modules.diffusionmodules.area import EVERYWHERE, Everywhere
 from ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 from ldm.modules.diffusionmodules.util import Upsample, tile_batch, timestep_embedding
 
@@ -117,10 +118,11 @@ class FastResBlock(nn.Module):
         self.norm2, self.conv2 = (converted(block.out_layers[i], dtype, layout) for i in (0, 3))
         self.skip = converted(block.skip_connection, dtype, layout)
 
-    def forward(self, x: Tensor, shift: Tensor) -> Tensor:
+    def forward(self, x: Tensor, shift: Tensor, area: Everywhere = EVERYWHERE) -> Tensor:
         """x (B,C,h,w), shift (1,C') -> (B,C',h,w)."""
-        h = self.conv1(F.silu(self.norm1(x))) + shift[:, :, None, None]
-        return self.skip(x) + self.conv2(F.silu(self.norm2(h)))
+        h = area.conv(self.conv1, F.silu(self.norm1(area.around(self.norm1, x))))
+        h = area.around(self.norm2, h) + shift[:, :, None, None]  # this timestep's, around a rectangle as well
+        return self.skip(x) + area.conv(self.conv2, F.silu(self.norm2(h)))
 
 
 def shift_of(block: ResBlock, emb: Tensor) -> Tensor:
@@ -138,9 +140,12 @@ class FastSelfAttention(nn.Module):
         self.qkv = nn.Parameter(torch.cat(qkv).to(dtype), False)
         self.to_out = converted(attention.to_out, dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B,N,C) -> (B,N,C)."""
-        q, k, v = rearrange(linear(x, self.qkv), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+    def forward(self, x: Tensor, width: int, area: Everywhere = EVERYWHERE) -> Tensor:
+        """x (B,N,C), N positions in rows of `width` -> (B,N,C)."""
+        q, kv = linear(x, self.qkv).split([x.shape[2], 2 * x.shape[2]], dim=2)
+        kv = area.around(self, rearrange(kv, "b (y x) c -> b c y x", x=width))
+        q = rearrange(q, "b n (h d) -> b h n d", h=self.heads)
+        k, v = rearrange(kv, "b (two h d) y x -> two b h (y x) d", two=2, h=self.heads)
         return self.to_out(rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)"))
 
 
@@ -152,9 +157,9 @@ class FastTransformerBlock(nn.Module):
         self.attn1 = FastSelfAttention(block.attn1, dtype)
         self.norm1, self.norm3, self.ff = (converted(m, dtype) for m in (block.norm1, block.norm3, block.ff))
 
-    def forward(self, x: Tensor, vector: Tensor) -> Tensor:
-        """x (b,N,C), vector (B,C) of CrossAttention.one_token -> (B,N,C)."""
-        x = self.attn1(self.norm1(x)) + x
+    def forward(self, x: Tensor, vector: Tensor, width: int, area: Everywhere = EVERYWHERE) -> Tensor:
+        """x (b,N,C), N positions in rows of `width`, vector (B,C) of CrossAttention.one_token -> (B,N,C)."""
+        x = self.attn1(self.norm1(x), width, area) + x
         x = tile_batch(x, vector.shape[0]) + vector[:, None]
         return self.ff(self.norm3(x)) + x
 
@@ -174,12 +179,13 @@ class FastTransformer(nn.Module):
         layer.weight, layer.bias = nn.Parameter(conv.weight.detach().flatten(1)), nn.Parameter(conv.bias.detach())
         return converted(layer, dtype)
 
-    def forward(self, x: Tensor, vectors: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, vectors: list[Tensor], area: Everywhere = EVERYWHERE) -> Tensor:
         """x (b,C,h,w), a vector (B,C) for each block -> (B,C,h,w)."""
         height, width = x.shape[-2:]
-        h = self.proj_in(rearrange(self.norm(x), "b c h w -> b (h w) c"))
+        h = area.inside(self.norm(area.around(self.norm, x)))
+        h = self.proj_in(rearrange(h, "b c h w -> b (h w) c"))
         for block, vector in zip(self.blocks, vectors, strict=True):
-            h = block(h, vector)
+            h = block(h, vector, width, area)
         h = rearrange(self.proj_out(h), "b (h w) c -> b c h w", h=height, w=width)
         return tile_batch(x, h.shape[0]) + h  # in the memory layout of x, the first: h lies channels last
 
@@ -240,21 +246,24 @@ class FastUNet(nn.Module):
         vectors = torch.cat([block.attn2.one_token(contexts)[:, 0] for block in blocks], dim=1)
         return fixed, vectors.to(self.dtype)
 
-    def forward(self, x: Tensor, shifts: Tensor, fixed: Tensor, vectors: Tensor) -> Tensor:
-        """x (b,4,h,w) float32, a row (1,...) of `table`, fixed and vectors of `prepare` -> eps (B,4,h,w) float32."""
+    def forward(
+        self, x: Tensor, shifts: Tensor, fixed: Tensor, vectors: Tensor, area: Everywhere = EVERYWHERE
+    ) -> Tensor:
+        """x (b,4,h,w) float32, a row (1,...) of `table`, fixed and vectors of `prepare` -> eps (B,4,h,w) float32, of
+        the area that is computed."""
         shift, vector = Rows(shifts), Rows(vectors)
 
         def run(layers: nn.ModuleList, x: Tensor) -> Tensor:
             for layer in layers:
                 if isinstance(layer, FastResBlock):
-                    x = layer(x, shift.take(layer.conv1.out_channels))
+                    x = layer(x, shift.take(layer.conv1.out_channels), area)
                 elif isinstance(layer, FastTransformer):
-                    x = layer(x, [vector.take(x.shape[1]) for _ in layer.blocks])
-                else:
-                    x = layer(x)
+                    x = layer(x, [vector.take(x.shape[1]) for _ in layer.blocks], area)
+                else:  # up or down
+                    x = area.conv(layer, area.around(layer, x))
             return x
 
-        x = (F.conv2d(x, self.first, padding=1) + fixed).to(self.dtype, memory_format=self.layout)
+        x = area.inside(F.conv2d(x, self.first, padding=1) + fixed).to(self.dtype, memory_format=self.layout)
         skips = [x]
         for layers in self.input_blocks:
             x = run(layers, x)
@@ -262,7 +271,8 @@ class FastUNet(nn.Module):
         x = run(self.middle_block, x)
         for layers in self.output_blocks:
             x = run(layers, torch.cat([x, tile_batch(skips.pop(), x.shape[0])], dim=1))
-        return self.out_conv(F.silu(self.out_norm(x)).to(self.first.dtype))
+        x = F.silu(self.out_norm(area.around(self.out_norm, x)))
+        return area.conv(self.out_conv, x.to(self.first.dtype))
 
 
 class Rows:

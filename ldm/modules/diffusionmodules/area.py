@@ -1,0 +1,109 @@
+"""Which part of its picture a FastUNet computes: all of it, or a rectangle, with the rest as it last was.
+
+An edit paints a region; what lies around it changes little from one step to the next. So an evaluation may be of a
+rectangle around the region alone: there every layer sees, around the rectangle, what it saw when all was computed
+last. Sparse inference (Li et al. 2022, SIGE) keeps activations of an earlier edit so; here they are of an earlier step.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.modules.diffusionmodules.openaimodel import Downsample
+
+MARGIN = 1  # pixels of the latent around a region
+WORTH = 0.8  # a rectangle that is more of the picture saves too little
+
+
+class Rectangle(NamedTuple):
+    """Of a latent of a certain width: rows and columns, first and one after the last."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+    width: int
+
+    @classmethod
+    def around(cls, paint: Tensor, multiple: int) -> Rectangle | None:
+        """paint (B,1,h,w), of a latent: true where any of the edits paints; the rectangle's edges are multiples of
+        `multiple`, which divides h and w. None: it would be more than WORTH of the picture."""
+        height, width = paint.shape[-2:]
+        edges = []
+        for dim, size in ((-1, height), (-2, width)):
+            at = paint.flatten(0, 1).any(dim=0).any(dim=dim).nonzero().flatten()
+            first, last = (int(at[0]), int(at[-1])) if len(at) else (0, 0)
+            edges += [max(first - MARGIN, 0) // multiple * multiple]
+            edges += [min(-(-(last + 1 + MARGIN) // multiple) * multiple, size)]
+        top, bottom, left, right = edges
+        if (bottom - top) * (right - left) > WORTH * height * width:
+            return None
+        return cls(top, bottom, left, right, width)
+
+    def within(self, x: Tensor) -> tuple[int, int, int, int]:
+        """Its edges in x (B,C,h,w), the same picture at another resolution."""
+        return tuple(edge * x.shape[-1] // self.width for edge in self[:4])
+
+    def cut(self, x: Tensor) -> Tensor:
+        """(B,C,h,w) -> the rectangle of it, a view."""
+        top, bottom, left, right = self.within(x)
+        return x[:, :, top:bottom, left:right]
+
+
+class Everywhere:
+    """All of the picture is computed."""
+
+    def around(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """What a layer is given, of the part that is computed -> of the whole picture."""
+        return x
+
+    def inside(self, x: Tensor) -> Tensor:
+        """Of the whole picture -> of the part that is computed."""
+        return x
+
+    def conv(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """A 3x3 convolution's input, of the whole picture -> its output, of the part that is computed."""
+        return layer(x)
+
+
+EVERYWHERE = Everywhere()
+
+
+class Remembered(Everywhere):
+    """All is computed, and what the layers were given is kept."""
+
+    def __init__(self) -> None:
+        self.given: dict[nn.Module, Tensor] = {}
+
+    def around(self, layer: nn.Module, x: Tensor) -> Tensor:
+        self.given[layer] = x
+        return x
+
+
+class Within(Everywhere):
+    """A rectangle is computed, whose edges are even at all resolutions but the lowest; around it the layers see what
+    `remembered` has, into which the rectangle goes."""
+
+    def __init__(self, rectangle: Rectangle, remembered: Remembered):
+        self.rectangle, self.given = rectangle, remembered.given
+
+    def around(self, layer: nn.Module, x: Tensor) -> Tensor:
+        whole = self.given[layer]
+        self.rectangle.cut(whole).copy_(x)
+        return whole
+
+    def inside(self, x: Tensor) -> Tensor:
+        return self.rectangle.cut(x)
+
+    def conv(self, layer: nn.Module, x: Tensor) -> Tensor:
+        top, bottom, left, right = self.rectangle.within(x)
+        height, width = x.shape[-2:]
+        # with one more on each side, zeros outside the picture; negative padding cuts
+        x = F.pad(x, (1 - left, right + 1 - width, 1 - top, bottom + 1 - height))
+        conv = layer.op if isinstance(layer, Downsample) else layer
+        if isinstance(conv, nn.Conv2d):
+            return F.conv2d(x, conv.weight, conv.bias, conv.stride)
+        return layer(x)[:, :, 2:-2, 2:-2]  # PhaseUpsample: twice as large
