@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ldm.evaluation.benchmark import mean_interval
 from ldm.mini_table import COLUMNS, Scored, interval_around
-from ldm.models.diffusion.denoiser import guided_eps
+from ldm.models.diffusion.denoiser import guided_eps, refreshed_eps
 from ldm.models.diffusion.presets import PRESETS, Preset
 from ldm.models.diffusion.sampling import Eps, sample
 from ldm.models.diffusion.schedule import NoiseSchedule
+from ldm.modules.diffusionmodules.area import Everywhere, Rectangle, Within
 
 REFERENCE = Preset()  # what the others are compared with
 ANOTHER_SEED = "plms 50, another seed"  # what chance alone does
@@ -36,22 +37,22 @@ SHOWN = ("plms 50", ANOTHER_SEED, "plms 10", *PRESETS, "distilled, fast")  # in 
 METRICS = {key: head for key, head in COLUMNS.items() if key != "copy_paste"}
 
 
-def evaluations(preset: Preset, scale: float, schedule: NoiseSchedule) -> int:
-    """How often an edit evaluates the UNet: once with the condition, once with the learned vector where there is
-    guidance."""
-    seen: list[int] = []
+def evaluations(preset: Preset, scale: float, schedule: NoiseSchedule) -> tuple[int, int]:
+    """How often an edit evaluates the UNet, once with the condition, once with the learned vector where there is
+    guidance: of the whole picture, and of a rectangle around the region."""
+    seen = {True: 0, False: 0}
 
     def denoiser(inpaint: Tensor, contexts: Tensor) -> Eps:
-        def eps(x: Tensor, t: int) -> Tensor:
-            seen.append(len(contexts))
+        def eps_of(x: Tensor, t: int, area: Everywhere) -> Tensor:
+            seen[isinstance(area, Within)] += len(contexts)
             return torch.zeros(len(contexts), 4, 1, 1)
 
-        return eps
+        return refreshed_eps(eps_of, Rectangle(0, 1, 0, 1, 1), preset.refresh, schedule)
 
     c = v = torch.zeros(1, 1, 1)
     eps = guided_eps(denoiser, torch.zeros(1, 5, 1, 1), c, v, scale, preset.interval)
     sample(preset.sampler, eps, torch.zeros(1, 4, 1, 1), schedule, preset.steps)
-    return sum(seen)
+    return seen[False], seen[True]
 
 
 def differences(own: Scored, reference: Scored) -> dict[str, dict[str, float]]:
@@ -78,8 +79,8 @@ def worse(key: str, own: dict[str, float], difference: dict[str, float]) -> bool
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-    """Rows of the --presets mode in Markdown: the score, and the interval of its difference to the first row's; bold
-    where that is worse by more than chance."""
+    """Rows of the --presets mode in Markdown: evaluations of the whole + of a rectangle, each score, and the interval
+    of its difference to the first row's; bold where that is worse by more than chance."""
     return "\n".join(_lines(rows))
 
 
@@ -87,7 +88,8 @@ def _lines(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield "| | evaluations | " + " | ".join(METRICS.values()) + " |"
     yield "|---" * (len(METRICS) + 2) + "|"
     for name, row in rows.items():
-        yield f"| {name} | {row['evaluations']} | " + " | ".join(_cell(key, row) for key in METRICS) + " |"
+        count = " + ".join(str(n) for n in row["evaluations"] if n)
+        yield f"| {name} | {count} | " + " | ".join(_cell(key, row) for key in METRICS) + " |"
 
 
 def _cell(key: str, row: dict[str, Any]) -> str:

@@ -193,7 +193,7 @@ def test_kept_memory_is_not_asked_of_the_system_again():
 
 
 def test_the_benchmark_measures_what_it_says(script, tmp_path):
-    how = "--size 64 --rounds 1 --device cpu --precision full bf16"
+    how = "--size 128 --rounds 1 --device cpu --precision full bf16"
     common = ("--config", ROOT / "configs/tiny.yaml", *how.split())
     code, _, err = script("benchmark", *common, "--json", tmp_path / "rows.json")
     assert code == 0, err
@@ -203,6 +203,9 @@ def test_the_benchmark_measures_what_it_says(script, tmp_path):
         for who in ("ours, full", "diffusers, full"):
             assert by[part, who]["rms_difference"] < 1e-4
         assert 1e-4 < by[part, "ours, bf16"]["rms_difference"] < 0.1
+    rectangle = [by["guided step, rectangle", who]["rms_difference"] for who in ("ours, full", "ours, bf16")]
+    assert rectangle[0] < 1e-4 < rectangle[1] < 0.1
+    assert ("guided step, rectangle", "ours, full, plain") not in by
     whole = by["edit, 50 steps, from its parts", "ours, full"]["seconds"]
     assert whole > 51 * by["guided step", "ours, full"]["seconds"]
     assert script("benchmark", "--size", 63, "--config", ROOT / "configs/tiny.yaml")[0] == 2

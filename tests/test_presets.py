@@ -27,12 +27,16 @@ def test_what_is_chosen():
 
 
 def test_what_they_cost():
-    """PLMS evaluates its first step twice; guidance evaluates two branches."""
-    assert evaluations(Preset("plms", 50), 5.0, SCHEDULE) == 102
-    assert evaluations(Preset("plms", 50), 1.0, SCHEDULE) == 51
-    assert evaluations(Preset("dpm++", 12), 5.0, SCHEDULE) == 24
-    assert evaluations(Preset("ddim", 10, (101, 601)), 5.0, SCHEDULE) == 10 + 6  # 1, 101, ..., 901
-    assert evaluations(PRESETS["draft"], 5.0, SCHEDULE) < evaluations(PRESETS["fast"], 5.0, SCHEDULE) <= 102 / 4
+    """PLMS evaluates its first step twice; guidance evaluates two branches. Of three steps without guidance and six
+    with it, every other one of each kind is of a rectangle, the first is not."""
+    assert evaluations(Preset("plms", 50), 5.0, SCHEDULE) == (102, 0)
+    assert evaluations(Preset("plms", 50), 1.0, SCHEDULE) == (51, 0)
+    assert evaluations(Preset("dpm++", 12), 5.0, SCHEDULE) == (24, 0)
+    ddim = Preset("ddim", 10, (101, 601))  # 1, 101, ..., 901
+    assert evaluations(ddim, 5.0, SCHEDULE) == (10 + 6, 0)
+    assert evaluations(ddim._replace(refresh=2), 5.0, SCHEDULE) == (2 + 2 * 3, 2 + 2 * 3)
+    draft, fast = (sum(evaluations(PRESETS[name], 5.0, SCHEDULE)) for name in ("draft", "fast"))
+    assert draft < fast <= 102 / 4
 
 
 @pytest.mark.parametrize("name", PRESETS)

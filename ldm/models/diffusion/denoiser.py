@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,20 +78,19 @@ def refreshed_eps(
     around the region. Outside it pred_x0 stays as it was when last evaluated.
 
     eps_of: (x (b,4,h,w), t, area) -> eps of the area that is computed, of b edits or of all their branches."""
-    kept: dict[str, Any] = {"evaluations": 0}
+    count, remembered, pred_x0 = itertools.count(), None, None
 
     def eps(x: Tensor, t: int) -> Tensor:
+        nonlocal remembered, pred_x0
         abar = float(schedule.alphas_cumprod[t])
-        if kept["evaluations"] % refresh == 0:
-            kept["area"] = Remembered()
-            whole = eps_of(x, t, kept["area"])
-            x = tile_batch(x, whole.shape[0])
-            kept["pred_x0"] = (x - (1.0 - abar) ** 0.5 * whole) / abar**0.5
+        if next(count) % refresh == 0:
+            remembered = Remembered()
+            whole = eps_of(x, t, remembered)
+            pred_x0 = (tile_batch(x, whole.shape[0]) - (1.0 - abar) ** 0.5 * whole) / abar**0.5
         else:
-            inside = eps_of(x, t, Within(rectangle, kept["area"]))
-            whole = eps_towards(tile_batch(x, inside.shape[0]), kept["pred_x0"], abar)
+            inside = eps_of(x, t, Within(rectangle, remembered))
+            whole = eps_towards(tile_batch(x, inside.shape[0]), pred_x0, abar)
             rectangle.cut(whole).copy_(inside)
-        kept["evaluations"] += 1
         return whole
 
     return eps

@@ -174,8 +174,9 @@ class Networks:
 
     def rectangle(self, keep: Tensor, refresh: int) -> Rectangle | None:
         """keep (B,1,h,w): the mask, at the latent's size -> what is computed between evaluations of the whole. None:
-        all is, because that is asked for (1), or little would be saved, or the UNet is plain or compiled."""
-        if refresh == 1 or not self.fast or self.compiled or self.cond_stage_model.tokens > 1:
+        all is, because that is asked for (1), or little would be saved, or the UNet is plain, or on a GPU, where it has
+        not been measured: kernels that are chosen by trial would be tried anew for each size of a rectangle."""
+        if refresh == 1 or not self.fast or self.device.type != "cpu" or self.cond_stage_model.tokens > 1:
             return None
         return Rectangle.around(keep != 1, self.model.size_multiple // self.model.first_stage_model.factor)
 
