@@ -84,9 +84,12 @@ class Ours:
         inpaint = inpaint_channels(networks, image, inputs.mask.to(device), torch.zeros_like(x))
         context, uncond = reference_token(networks, reference), unconditional_token(networks, len(x))
         eps = guided_eps(networks.denoiser, inpaint, context, uncond, SCALE)
-        once = functools.partial(networks.denoiser, refresh=sys.maxsize)  # the whole, in the call that is not counted
-        follows = guided_eps(once, inpaint, context, uncond, SCALE)
-        parts = {RECTANGLE: lambda: follows(x, T)} if networks.rectangle(inpaint[:, -1:], sys.maxsize) else {}
+        parts = {}
+        if networks.rectangle(inpaint[:, -1:], sys.maxsize):
+            once = functools.partial(networks.denoiser, refresh=sys.maxsize)
+            follows = guided_eps(once, inpaint, context, uncond, SCALE)
+            follows(x, T)  # the whole; from now on the rectangle
+            parts[RECTANGLE] = lambda: follows(x, T)
         return parts | {
             "reference": lambda: reference_token(networks, reference),
             "VAE encode": lambda: networks.encode_first_stage(image).mean,

@@ -104,7 +104,7 @@ def test_the_rectangle_around_regions():
         top, left = rng.integers(0, 60, 2)
         paint = torch.zeros(2, 1, 64, 96, dtype=torch.bool)
         paint[rng.integers(2), 0, top : top + rng.integers(1, 40), left : left + rng.integers(1, 40)] = True
-        found = Rectangle.around(paint, 4)
+        found = Rectangle.of(paint, 4)
         assert all(edge % 4 == 0 for edge in found) and found.width == 96
         outside = torch.ones(64, 96, dtype=torch.bool)
         outside[found.top : found.bottom, found.left : found.right] = False
@@ -115,9 +115,9 @@ def test_the_rectangle_around_regions():
         assert found.left > columns.min() - 4 and found.right < columns.max() + 1 + 4
     corner = torch.zeros(1, 1, 64, 64, dtype=torch.bool)
     corner[..., -1, 0] = True
-    assert Rectangle.around(corner, 8) == (56, 64, 0, 8, 64)
+    assert Rectangle.of(corner, 8) == (56, 64, 0, 8, 64)
     corner[..., 10:, :60] = True
-    assert Rectangle.around(corner, 8) is None
+    assert Rectangle.of(corner, 8) is None
 
 
 def test_outside_the_rectangle_pred_x0_stays():

@@ -178,7 +178,7 @@ class Networks:
         not been measured: kernels that are chosen by trial would be tried anew for each size of a rectangle."""
         if refresh == 1 or not self.fast or self.device.type != "cpu" or self.cond_stage_model.tokens > 1:
             return None
-        return Rectangle.around(keep != 1, self.model.size_multiple // self.model.first_stage_model.factor)
+        return Rectangle.of(keep != 1, self.model.size_multiple // self.model.first_stage_model.factor)
 
     def _apply_model(self, x: Tensor, t: Tensor, contexts: Tensor) -> Tensor:
         with self._autocast():

@@ -28,7 +28,7 @@ class Rectangle(NamedTuple):
     width: int
 
     @classmethod
-    def around(cls, paint: Tensor, multiple: int) -> Rectangle | None:
+    def of(cls, paint: Tensor, multiple: int) -> Rectangle | None:
         """paint (B,1,h,w), of a latent: true where any of the edits paints; the rectangle's edges are multiples of
         `multiple`, which divides h and w. None: it would be more than WORTH of the picture."""
         height, width = paint.shape[-2:]
@@ -43,13 +43,13 @@ class Rectangle(NamedTuple):
             return None
         return cls(top, bottom, left, right, width)
 
-    def within(self, x: Tensor) -> tuple[int, int, int, int]:
+    def edges(self, x: Tensor) -> tuple[int, int, int, int]:
         """Its edges in x (B,C,h,w), the same picture at another resolution."""
         return tuple(edge * x.shape[-1] // self.width for edge in self[:4])
 
     def cut(self, x: Tensor) -> Tensor:
         """(B,C,h,w) -> the rectangle of it, a view."""
-        top, bottom, left, right = self.within(x)
+        top, bottom, left, right = self.edges(x)
         return x[:, :, top:bottom, left:right]
 
 
@@ -99,7 +99,7 @@ class Within(Everywhere):
         return self.rectangle.cut(x)
 
     def conv(self, layer: nn.Module, x: Tensor) -> Tensor:
-        top, bottom, left, right = self.rectangle.within(x)
+        top, bottom, left, right = self.rectangle.edges(x)
         height, width = x.shape[-2:]
         # with one more on each side, zeros outside the picture; negative padding cuts
         x = F.pad(x, (1 - left, right + 1 - width, 1 - top, bottom + 1 - height))
