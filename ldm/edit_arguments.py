@@ -22,6 +22,12 @@ NAMES = {  # of flags -> of settings, where they differ
     "W": "width",
 }
 OF_PRESET = ("interval", "refresh")  # of a picture's settings; there are no flags for them
+REPLACED = (  # flags beside --from -> settings of the picture that they take the place of
+    (("preset",), ("sampler", "steps", *OF_PRESET)),
+    (("seed", "fixed_code"), ("start",)),
+    (("plms",), ("sampler",)),
+    (("plms", "sampler", "ddim_steps"), OF_PRESET),  # a preset's, with its sampler and steps
+)
 KEPT = (  # flags that are settings
     *("image_path", "regions", "references", "reference_masks", "grow", "invert", "H", "W", "context", "background"),
     *("feather", "strength", "reference_fit", "blend_latents", "scale", "sampler", "ddim_steps", *OF_PRESET),
@@ -83,16 +89,8 @@ def arguments(argv: list[str], description: str | None = None) -> argparse.Names
             action.default = argparse.SUPPRESS
         given = vars(bare.parse_args(argv))
         kept = read_settings(opt.repeat)
-        if "preset" in given:
-            for name in ("sampler", "steps", *OF_PRESET):
-                kept.pop(name, None)
-        if given.keys() & {"seed", "fixed_code"}:
-            kept.pop("start", None)
-        if "plms" in given:
-            kept.pop("sampler", None)
-        if given.keys() & {"plms", "sampler", "ddim_steps"}:  # the others are a preset's, with its sampler and steps
-            for name in OF_PRESET:
-                kept.pop(name, None)
+        gone = {name for flags, names in REPLACED if given.keys() & set(flags) for name in names}
+        kept = {name: value for name, value in kept.items() if name not in gone}
         found = {flag: kept[name] for flag in KEPT if (name := NAMES.get(flag, flag)) in kept}
         try:
             found = {flag: checked(value, flag, p) for flag, value in found.items()}

@@ -98,8 +98,7 @@ def edit_cases(
                 yield bench.ids[i], photo.size, inputs
 
     with tqdm(desc="editing", total=len(todo), unit="picture", disable=not progress) as bar:
-        refresh = sampling.get("refresh", 1)
-        for batch in batches_alike(cases(), batch_size, lambda case: edit.alike(case[-1], refresh)):
+        for batch in batches_alike(cases(), batch_size, lambda case: edit.alike(case[-1], **sampling)):
             inputs, seeds = stack([each for *_, each in batch]), [seed_of(seed, name) for name, *_ in batch]
             pictures = edit.sample(inputs, seeds, progress=False, **sampling)
             with staging(results) as temporary:

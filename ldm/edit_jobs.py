@@ -120,7 +120,7 @@ def run_jobs(edit: PaintByExample, jobs: Sequence[Job], how: How, report: Report
 
     def size_and_setting(row: tuple[Job, Planned]) -> Hashable:
         job, plan = row
-        return edit.alike(plan.inputs, dict(job.sampling).get("refresh", 1)), job.sampling
+        return edit.alike(plan.inputs, **dict(job.sampling)), job.sampling
 
     with ThreadPoolExecutor(2) as reader, ThreadPoolExecutor(2) as writer:
         for batch in batches_alike(planned(reader), how.batch_size, size_and_setting):

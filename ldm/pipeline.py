@@ -157,8 +157,9 @@ class PaintByExample:
         shape = (self.model.channels, height // factor, width // factor)
         return torch.randn(shape, generator=generator), torch.randn(shape, generator=generator), generator
 
-    def alike(self, inputs: Inputs, refresh: int = 1) -> Hashable:
-        """What edits have in common that are made together, so that a picture does not depend on those beside it."""
+    def alike(self, inputs: Inputs, refresh: int = 1, **_: Any) -> Hashable:
+        """What edits have in common that are made together, so that a picture does not depend on those beside it; of
+        the arguments of `sample`, refresh has a part in that."""
         factor, (height, width) = self.model.first_stage_model.factor, inputs.image.shape[-2:]
         keep = resize_tensor(inputs.mask, (height // factor, width // factor))
         return height, width, self.networks.rectangle(keep, refresh)
@@ -245,8 +246,7 @@ class PaintByExample:
         those of __call__."""
         check_background(background, feather)
         results: list[Image.Image | None] = [None] * len(plans)
-        refresh = sampling.get("refresh", 1)
-        for rows in batches_alike(range(len(plans)), batch_size, lambda i: self.alike(plans[i].inputs, refresh)):
+        for rows in batches_alike(range(len(plans)), batch_size, lambda i: self.alike(plans[i].inputs, **sampling)):
             tensors = self.sample(stack([plans[i].inputs for i in rows]), [seeds[i] for i in rows], **sampling)
             for i, tensor in zip(rows, tensors, strict=True):
                 results[i] = plans[i].place.paste(tensor_to_image(tensor), background, feather)

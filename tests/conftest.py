@@ -54,6 +54,28 @@ def model(golden_config):
     return load_model(golden_config, GOLDEN / "model.safetensors")
 
 
+@pytest.fixture(scope="session")
+def random_unet64():
+    """A UNet in float64, no weight of it zero, with attention at two of three resolutions."""
+    from ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    torch.manual_seed(3)
+    unet = UNetModel(
+        in_channels=9,
+        out_channels=4,
+        model_channels=32,
+        num_res_blocks=2,
+        attention_resolutions=[1, 2],
+        channel_mult=[1, 2, 2],
+        num_heads=4,
+        context_dim=40,
+        transformer_depth=2,
+    )
+    for p in unet.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    return unet.double().eval()
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

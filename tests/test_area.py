@@ -10,7 +10,6 @@ from ldm.models.diffusion.networks import Networks
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.modules.diffusionmodules.area import EVERYWHERE, Rectangle, Remembered, Within
 from ldm.modules.diffusionmodules.fast import FastSelfAttention, FastTransformer, FastUNet, PhaseUpsample
-from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ldm.util import UserError
 
 SCHEDULE = NoiseSchedule.linear()
@@ -22,28 +21,9 @@ RECTANGLES = [  # inside, at a corner, from edge to edge
 ]
 
 
-@pytest.fixture(scope="module")
-def unet64():
-    torch.manual_seed(4)
-    unet = UNetModel(
-        in_channels=9,
-        out_channels=4,
-        model_channels=32,
-        num_res_blocks=1,
-        attention_resolutions=[1, 2],
-        channel_mult=[1, 2, 2],
-        num_heads=4,
-        context_dim=40,
-        transformer_depth=2,
-    )
-    for p in unet.parameters():
-        torch.nn.init.normal_(p, std=0.1)
-    return unet.double().eval()
-
-
-def prepared(unet64, layout):
+def prepared(random_unet64, layout):
     torch.manual_seed(5)
-    unet = FastUNet(unet64, 1000, torch.float64, layout)
+    unet = FastUNet(random_unet64, 1000, torch.float64, layout)
     inpaint, contexts = torch.randn(1, 5, HEIGHT, WIDTH).double(), torch.randn(2, 1, 40).double()
     return unet, unet.table(), unet.prepare(inpaint, contexts), torch.randn(1, 4, HEIGHT, WIDTH).double()
 
@@ -76,10 +56,10 @@ def spliced(unet, rectangle, evaluations):
 @torch.no_grad()
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("rectangle", RECTANGLES)
-def test_a_rectangle_sees_around_it_what_was(unet64, rectangle, layout):
+def test_a_rectangle_sees_around_it_what_was(random_unet64, rectangle, layout):
     """The same x and t give the whole's own numbers; another x inside, and another t, what a whole evaluation gives
     whose outside is put back after every layer. Twice in a row: nothing of the first is left in the second."""
-    unet, table, fixed, x = prepared(unet64, layout)
+    unet, table, fixed, x = prepared(random_unet64, layout)
     remembered = Remembered()
     whole = unet(x, table[801:802], *fixed, remembered)
     assert torch.equal(whole, unet(x, table[801:802], *fixed))

@@ -14,31 +14,9 @@ from ldm.models.autoencoder import in_tiles
 from ldm.models.diffusion.conditioning import latent_of
 from ldm.models.diffusion.networks import Networks
 from ldm.modules.diffusionmodules.fast import FastUNet, Linear, PhaseUpsample, converted, onednn_is_faster
-from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ldm.modules.diffusionmodules.util import Upsample
 from ldm.util import UserError
 from tests.conftest import ROOT
-
-UNET = {
-    "in_channels": 9,
-    "out_channels": 4,
-    "model_channels": 32,
-    "num_res_blocks": 2,
-    "attention_resolutions": [1, 2],
-    "channel_mult": [1, 2, 2],
-    "num_heads": 4,
-    "context_dim": 40,
-    "transformer_depth": 2,
-}
-
-
-@pytest.fixture(scope="module")
-def unet64():
-    torch.manual_seed(3)
-    unet = UNetModel(**UNET).double().eval()
-    for p in unet.parameters():
-        torch.nn.init.normal_(p, std=0.1)
-    return unet
 
 
 @pytest.mark.parametrize("transposed", [True, False])
@@ -65,18 +43,18 @@ def test_sums_of_weights_are_rounded_once():
 @torch.no_grad()
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("branches", [1, 2])
-def test_fast_unet_equals_unet(unet64, layout, branches):
+def test_fast_unet_equals_unet(random_unet64, layout, branches):
     batch, t = 3, 801
     x, contexts = torch.randn(batch, 9, 8, 12).double(), torch.randn(branches * batch, 1, 40).double()
-    expected = unet64(x, torch.full((batch,), t), contexts)
-    fast = FastUNet(unet64, 1000, torch.float64, layout)
+    expected = random_unet64(x, torch.full((batch,), t), contexts)
+    fast = FastUNet(random_unet64, 1000, torch.float64, layout)
     fixed, vectors = fast.prepare(x[:, 4:], contexts)
     found = fast(x[:, :4], fast.table()[t : t + 1], fixed, vectors)
     assert (found - expected).abs().max() < 1e-13 * expected.abs().max()
 
 
-def test_weights_that_need_no_change_are_shared(unet64):
-    conv = unet64.input_blocks[1][0].in_layers[2]
+def test_weights_that_need_no_change_are_shared(random_unet64):
+    conv = random_unet64.input_blocks[1][0].in_layers[2]
     assert converted(conv, torch.float64).weight.data_ptr() == conv.weight.data_ptr()
     half = converted(conv, torch.bfloat16, torch.channels_last)
     assert half.weight.dtype == torch.bfloat16 and half.weight.is_contiguous(memory_format=torch.channels_last)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ldm.models.diffusion.sampling import Eps
+from ldm.models.diffusion.sampling import Eps, eps_towards, predicted_x0
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.modules.diffusionmodules.area import Everywhere, Rectangle, Remembered, Within
 from ldm.modules.diffusionmodules.util import tile_batch
@@ -66,11 +66,6 @@ def guided_eps(
     return eps
 
 
-def eps_towards(x: Tensor, x_0: Tensor, abar: float) -> Tensor:
-    """The noise that leads from x back to x_0: x = sqrt(abar) x_0 + sqrt(1 - abar) eps."""
-    return (x - abar**0.5 * x_0) / (1.0 - abar) ** 0.5
-
-
 def refreshed_eps(
     eps_of: Callable[[Tensor, int, Everywhere], Tensor], rectangle: Rectangle, refresh: int, schedule: NoiseSchedule
 ) -> Eps:
@@ -86,7 +81,7 @@ def refreshed_eps(
         if next(count) % refresh == 0:
             remembered = Remembered()
             whole = eps_of(x, t, remembered)
-            pred_x0 = (tile_batch(x, whole.shape[0]) - (1.0 - abar) ** 0.5 * whole) / abar**0.5
+            pred_x0 = predicted_x0(tile_batch(x, whole.shape[0]), whole, abar)
         else:
             inside = eps_of(x, t, Within(rectangle, remembered))
             whole = eps_towards(tile_batch(x, inside.shape[0]), pred_x0, abar)

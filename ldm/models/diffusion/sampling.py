@@ -61,6 +61,16 @@ def ddim_parameters(
     return alphas, alphas_prev, sigmas
 
 
+def predicted_x0(x: Tensor, e: Tensor, abar: float) -> Tensor:
+    """The x_0 of x = sqrt(abar) x_0 + sqrt(1 - abar) e."""
+    return (x - (1.0 - abar) ** 0.5 * e) / abar**0.5
+
+
+def eps_towards(x: Tensor, x_0: Tensor, abar: float) -> Tensor:
+    """The noise e of x = sqrt(abar) x_0 + sqrt(1 - abar) e: what leads from x back to x_0."""
+    return (x - abar**0.5 * x_0) / (1.0 - abar) ** 0.5
+
+
 def ddim_step(x: Tensor, e: Tensor, alpha: float, alpha_prev: float, sigma: float = 0.0) -> tuple[Tensor, Tensor]:
     """One step of Song et al. 2021, equation 12, without its noise term -> (x_prev, pred_x0).
 
@@ -71,7 +81,7 @@ def ddim_step(x: Tensor, e: Tensor, alpha: float, alpha_prev: float, sigma: floa
     | alpha_prev | alpha_{t-1}   |
     | pred_x0    | predicted x_0 |
     """
-    pred_x0 = (x - (1.0 - alpha) ** 0.5 * e) / alpha**0.5
+    pred_x0 = predicted_x0(x, e, alpha)
     direction = (1.0 - alpha_prev - sigma**2) ** 0.5 * e
     return alpha_prev**0.5 * pred_x0 + direction, pred_x0
 

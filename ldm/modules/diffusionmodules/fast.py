@@ -118,7 +118,7 @@ class FastResBlock(nn.Module):
         self.norm2, self.conv2 = (converted(block.out_layers[i], dtype, layout) for i in (0, 3))
         self.skip = converted(block.skip_connection, dtype, layout)
 
-    def forward(self, x: Tensor, shift: Tensor, area: Everywhere = EVERYWHERE) -> Tensor:
+    def forward(self, x: Tensor, shift: Tensor, area: Everywhere) -> Tensor:
         """x (B,C,h,w), shift (1,C') -> (B,C',h,w)."""
         h = area.conv(self.conv1, F.silu(self.norm1(area.around(self.norm1, x))))
         h = area.around(self.norm2, h) + shift[:, :, None, None]  # this timestep's, around a rectangle as well
@@ -140,7 +140,7 @@ class FastSelfAttention(nn.Module):
         self.qkv = nn.Parameter(torch.cat(qkv).to(dtype), False)
         self.to_out = converted(attention.to_out, dtype)
 
-    def forward(self, x: Tensor, width: int, area: Everywhere = EVERYWHERE) -> Tensor:
+    def forward(self, x: Tensor, width: int, area: Everywhere) -> Tensor:
         """x (B,N,C), N positions in rows of `width` -> (B,N,C)."""
         q, kv = linear(x, self.qkv).split([x.shape[2], 2 * x.shape[2]], dim=2)
         kv = area.around(self, rearrange(kv, "b (y x) c -> b c y x", x=width))
@@ -157,7 +157,7 @@ class FastTransformerBlock(nn.Module):
         self.attn1 = FastSelfAttention(block.attn1, dtype)
         self.norm1, self.norm3, self.ff = (converted(m, dtype) for m in (block.norm1, block.norm3, block.ff))
 
-    def forward(self, x: Tensor, vector: Tensor, width: int, area: Everywhere = EVERYWHERE) -> Tensor:
+    def forward(self, x: Tensor, vector: Tensor, width: int, area: Everywhere) -> Tensor:
         """x (b,N,C), N positions in rows of `width`, vector (B,C) of CrossAttention.one_token -> (B,N,C)."""
         x = self.attn1(self.norm1(x), width, area) + x
         x = tile_batch(x, vector.shape[0]) + vector[:, None]
@@ -179,7 +179,7 @@ class FastTransformer(nn.Module):
         layer.weight, layer.bias = nn.Parameter(conv.weight.detach().flatten(1)), nn.Parameter(conv.bias.detach())
         return converted(layer, dtype)
 
-    def forward(self, x: Tensor, vectors: list[Tensor], area: Everywhere = EVERYWHERE) -> Tensor:
+    def forward(self, x: Tensor, vectors: list[Tensor], area: Everywhere) -> Tensor:
         """x (b,C,h,w), a vector (B,C) for each block -> (B,C,h,w)."""
         height, width = x.shape[-2:]
         h = area.inside(self.norm(area.around(self.norm, x)))
