@@ -45,6 +45,8 @@ def spliced(unet, rectangle, evaluations):
         return torch.where(inside if new.ndim == 4 else inside.flatten(2).mT, new, kept[module])
 
     layers = [m for m in unet.modules() if isinstance(m, (torch.nn.Conv2d, PhaseUpsample, FastSelfAttention))]
+    inner = [m.conv for m in layers if isinstance(m, PhaseUpsample)]
+    layers = [m for m in layers if m not in inner]
     layers += [m.norm for m in unet.modules() if isinstance(m, FastTransformer)]  # keys and values are of what it gives
     hooks = [layer.register_forward_hook(splice) for layer in layers]
     results = [unet(*arguments) for arguments in evaluations]

@@ -33,10 +33,10 @@ def test_phases_equal_upsampling_and_convolution(transposed):
 
 def test_sums_of_weights_are_rounded_once():
     up = Upsample(8)
-    half = converted(PhaseUpsample(up.conv, True), torch.bfloat16).weight
-    torch.testing.assert_close(half, PhaseUpsample(up.conv, True).weight.bfloat16(), rtol=0, atol=0)
-    twice = PhaseUpsample(converted(up.conv, torch.bfloat16), True).weight
-    exact = PhaseUpsample(copy.deepcopy(up.conv).double(), True).weight
+    half = converted(PhaseUpsample(up.conv, True), torch.bfloat16).conv.weight
+    torch.testing.assert_close(half, PhaseUpsample(up.conv, True).conv.weight.bfloat16(), rtol=0, atol=0)
+    twice = PhaseUpsample(converted(up.conv, torch.bfloat16), True).conv.weight
+    exact = PhaseUpsample(copy.deepcopy(up.conv).double(), True).conv.weight
     assert (half - exact).norm() < 0.8 * (twice - exact).norm()
 
 

@@ -18,6 +18,7 @@ from ldm.modules.attention import BasicTransformerBlock, CrossAttention, Spatial
 from ldm.modules.diffusionmodules.area import EVERYWHERE, Everywhere
 from ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 from ldm.modules.diffusionmodules.util import Upsample, tile_batch, timestep_embedding
+from ldm.modules.diffusionmodules.winograd import Conv2d
 
 
 @functools.cache
@@ -61,6 +62,8 @@ def converted(
     for part in new.modules():
         if type(part) is nn.Linear:
             part.__class__ = Linear
+        elif Conv2d.fits(part):
+            part.__class__ = Conv2d
     return new
 
 
@@ -78,20 +81,21 @@ class PhaseUpsample(nn.Module):
         for dim in (2, 3):
             w0, w1, w2 = w.unbind(dim)
             w = torch.stack([w2, w1 + w2, w0 + w1, w0], dim)
-        self.transposed, bias = transposed, conv.bias.detach()
+        bias, words = conv.bias.detach(), {"padding": 1, "device": "meta"}
         if transposed:
+            self.conv = nn.ConvTranspose2d(conv.in_channels, conv.out_channels, 4, stride=2, **words)
             w = w.transpose(0, 1)
         else:  # (a b o) i k l: phase a has the kernel's rows 3 - a - 2k
-            w = rearrange(w.flip(2, 3), "o i (k a) (l b) -> (a b o) i k l", a=2, b=2)
-            bias = bias.repeat(4)
-        self.weight, self.bias = nn.Parameter(w.contiguous(), False), nn.Parameter(bias, False)
+            self.conv = nn.Conv2d(conv.in_channels, 4 * conv.out_channels, 2, **words)
+            w, bias = rearrange(w.flip(2, 3), "o i (k a) (l b) -> (a b o) i k l", a=2, b=2), bias.repeat(4)
+        self.conv.weight, self.conv.bias = nn.Parameter(w.contiguous(), False), nn.Parameter(bias, False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,C,h,w) -> (B,C',2h,2w)."""
-        if self.transposed:
-            return F.conv_transpose2d(x, self.weight, self.bias, stride=2, padding=1)
+        if isinstance(self.conv, nn.ConvTranspose2d):
+            return self.conv(x)
         h, w = x.shape[-2:]
-        y = rearrange(F.conv2d(x, self.weight, self.bias, padding=1), "n (a b o) h w -> n a b o h w", a=2, b=2)
+        y = rearrange(self.conv(x), "n (a b o) h w -> n a b o h w", a=2, b=2)
         large = y.new_empty(len(x), y.shape[3], h, 2, w, 2)
         for a in (0, 1):
             for b in (0, 1):
@@ -225,6 +229,9 @@ class FastUNet(nn.Module):
         self.middle_block = block(unet.middle_block)
         self.output_blocks = nn.ModuleList(block(layers) for layers in unet.output_blocks)
         self.out_norm, self.out_conv = converted(unet.out[0], dtype), converted(unet.out[2], first.dtype)
+        for part in self.modules():
+            if isinstance(part, Conv2d):
+                part.keeps = True
 
     @torch.no_grad()
     def table(self) -> Tensor:
