@@ -1,13 +1,13 @@
 """Convolutions in float32 on a CPU from a quarter of the products (Winograd 1980; Lavin and Gray 2016).
 
-In one dimension, m outputs of a filter of r taps g see n = m + r - 1 inputs d. They are coefficients of polynomials, which
-are known by their values at n points, and of values one product each is enough:
+In one dimension, m outputs of a filter g of r taps see n = m + r - 1 inputs d. These are coefficients of polynomials,
+which are known by their values at n points, and there one product each is enough:
 
     y = A [(G g) * (B d)],   A (m,n), G (n,r), B (n,n)
 
-(A and G hold powers of the points: docs/speed.md.) In two dimensions it is done along both: tiles of m x m outputs need n^2
-products for each pair of channels instead of m^2 r^2, for r = 3 and m = 4 36 instead of 144, which are n^2 matrix products
-of all channels and tiles."""
+(A and G hold powers of the points: docs/speed.md.) In two dimensions it is done along both: tiles of m x m outputs need
+n^2 products for each pair of channels instead of m^2 r^2: 36 instead of 144 for r = 3 and m = 4. Of all channels and
+tiles they are n^2 matrix products."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-POINTS = {  # by n, and infinity; of those that are often used, such as 0, 1, -1, 2, -2, the rounding error is twice as large
+POINTS = {  # by n, and infinity; the usual 0, 1, -1, 2, -2 round twice as much as those of n = 6
     4: (0, 1, -1),
     5: (0.5, -0.5, 1.25, -1.25),
     6: (0, 0.75, -0.75, 1.5, -1.5),
