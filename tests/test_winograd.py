@@ -9,30 +9,33 @@ from ldm.models.diffusion.networks import Networks
 from ldm.modules.diffusionmodules import winograd
 from ldm.modules.diffusionmodules.area import Rectangle, Remembered, Within
 from ldm.modules.diffusionmodules.fast import converted
-from ldm.modules.diffusionmodules.winograd import Conv2d, convolved, transformed
+from ldm.modules.diffusionmodules.winograd import TiledConv2d, convolved, transformed
 
 KINDS = [(2, 3), (4, 2), (4, 3)]
 
 
 @pytest.mark.parametrize("piece", [1, 30, winograd.PIECE])
+@pytest.mark.parametrize("padding", [0, 1])
 @pytest.mark.parametrize(("m", "r"), KINDS)
-def test_tiles_equal_a_convolution(m, r, piece, monkeypatch):
+def test_tiles_equal_a_convolution(m, r, padding, piece, monkeypatch):
     """Of sizes that are and are not multiples of a tile, in one piece and in many."""
     monkeypatch.setattr(winograd, "PIECE", piece)
     weight = torch.randn(5, 3, r, r).double()
     for size in ((8 + r - 1, 12 + r - 1), (9, 14), (13, 7), (r, r)):
         x = torch.randn(2, 3, *size).double()
-        torch.testing.assert_close(convolved(x, transformed(weight, m), m, r), F.conv2d(x, weight), rtol=0, atol=1e-12)
+        found = convolved(x, transformed(weight, m), m, r, padding)
+        torch.testing.assert_close(found, F.conv2d(x, weight, padding=padding), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("m", "r"), KINDS)
-def test_rounding_is_that_of_a_convolution(m, r):
-    """In float32, of as many channels as the networks have: root mean square and largest difference to float64's."""
+@pytest.mark.parametrize(("m", "r", "most"), [(2, 3, 0.6e-6), (4, 2, 1.1e-6), (4, 3, 1.8e-6)])
+def test_rounding_is_that_of_a_convolution(m, r, most):
+    """In float32, of as many channels as the networks have: root mean square and largest difference to float64's. By
+    the usual points for m = 4 and r = 3 it would be 2.5e-6; PyTorch's own is about 1e-6."""
     x, weight = torch.randn(1, 320, 26, 26), torch.randn(64, 320, r, r) / (320 * r * r) ** 0.5
     exact = F.conv2d(x.double(), weight.double())
-    found, own = (y - exact for y in (convolved(x, transformed(weight, m), m, r), F.conv2d(x, weight)))
-    assert found.norm() < 2 * max(own.norm(), 6e-7 * exact.norm())
-    assert found.abs().max() < 2e-5
+    error = convolved(x, transformed(weight, m), m, r) - exact
+    assert error.norm() < most * exact.norm()
+    assert error.abs().max() < 2e-5
 
 
 def test_only_what_fits_is_replaced():
@@ -46,8 +49,8 @@ def test_only_what_fits_is_replaced():
         torch.nn.Conv2d(256, 256, 3, padding=1, padding_mode="circular"),
         torch.nn.ConvTranspose2d(256, 256, 4, 2, 1),
     )
-    assert [isinstance(part, Conv2d) for part in converted(layers)] == [True] * 2 + [False] * 6
-    assert not any(isinstance(part, Conv2d) for part in layers)
+    assert [isinstance(part, TiledConv2d) for part in converted(layers)] == [True] * 2 + [False] * 6
+    assert not any(isinstance(part, TiledConv2d) for part in layers)
 
 
 @torch.no_grad()
@@ -70,34 +73,45 @@ def test_it_is_used_where_it_pays(monkeypatch):
     assert tiles(256, 256, 9) is tiles(255, 256, 10) is tiles(256, 4, 10) is None
     assert tiles(256, 256, 10, torch.float64) is tiles(1280, 1280, 10, kernel=2) is None
 
+    layer, x = converted(torch.nn.Conv2d(256, 256, 3, padding=1)), torch.randn(1, 256, 9, 9)
+    calls.clear()  # of a rectangle its own places count, not those around it
+    assert torch.equal(layer(F.pad(x, [1] * 4), padding=0), layer(x)) and not calls
+
 
 @torch.no_grad()
 @pytest.mark.parametrize("many", [0, winograd.MANY])
 def test_networks_of_tiles_stand_in_for_the_model(model, monkeypatch, many):
-    """The toy model, every convolution of it in tiles of both sizes; a rectangle of the UNet, too. The UNet keeps its
+    """The toy model, every convolution of it in tiles of either size; a rectangle of the UNet, too. The UNet keeps its
     transformed weights, the autoencoder, which works once in an edit, does not."""
     for name, value in {"CHANNELS": 1, "PLACES": 1, "MANY": many}.items():
         monkeypatch.setattr(winograd, name, value)
+    tiled, made = [], []
+    monkeypatch.setattr(winograd, "convolved", lambda *given: tiled.append(given[2]) or convolved(*given))
+    monkeypatch.setattr(winograd, "transformed", lambda *given: made.append(given) or transformed(*given))
+
+    def counted(function, *given):
+        tiled.clear(), made.clear()
+        return function(*given), len(tiled), len(made)
+
     networks, side = Networks(model), 16
     image = torch.rand(1, 3, *[side * model.first_stage_model.factor] * 2) * 2 - 1
     z, inpaint, noise = torch.randn(1, 4, side, side), torch.randn(1, 5, side, side), torch.randn(1, 4, side, side)
     contexts = torch.randn(2, 1, model.model.diffusion_model.context_dim)
-    pairs = {
-        "latent": (latent_of(networks, image, noise), latent_of(model, image, noise)),
-        "picture": (networks.decode_first_stage(z), model.decode_first_stage(z)),
-        "eps": (
-            networks.denoiser(inpaint, contexts)(z, 7),
-            model.apply_model(torch.cat([z, inpaint], dim=1).repeat(2, 1, 1, 1), torch.tensor([7, 7]), contexts),
-        ),
-    }
-    for name, (found, expected) in pairs.items():
-        assert 0 < (found - expected).abs().max() <= 1e-5 * expected.abs().max(), name
+    eps = networks.denoiser(inpaint, contexts)
+    both = torch.cat([z, inpaint], dim=1).repeat(2, 1, 1, 1)
+    for function, given, expected in (
+        (latent_of, (networks, image, noise), latent_of(model, image, noise)),
+        (networks.decode_first_stage, (z,), model.decode_first_stage(z)),
+        (eps, (z, 7), model.apply_model(both, torch.tensor([7, 7]), contexts)),
+    ):
+        found, convolutions, transformations = counted(function, *given)
+        assert convolutions == transformations >= 10 and set(tiled) == {4 if many else 2}
+        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+        assert counted(function, *given)[1:] == (convolutions, 0 if function is eps else transformations)
 
-    unet, kept = networks.unet, [m.kept for m in networks.unet.modules() if isinstance(m, Conv2d)]
-    assert sum(weight is not None for weight in kept) >= 10
-    assert all(m.kept is None for m in networks.first_stage.modules() if isinstance(m, Conv2d))
     remembered, rectangle = Remembered(), Rectangle(4, 12, 0, 8, side)
-    given = z, networks.shifts[7:8], *unet.prepare(inpaint, contexts)
-    whole = unet(*given, remembered)
-    found = unet(*given, Within(rectangle, remembered))
+    given = z, networks.shifts[7:8], *networks.unet.prepare(inpaint, contexts)
+    whole, convolutions, _ = counted(networks.unet, *given, remembered)
+    found, *counts = counted(networks.unet, *given, Within(rectangle, remembered))
+    assert counts == [convolutions, 0]
     assert (found - rectangle.cut(whole)).abs().max() <= 1e-5 * whole.abs().max()

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.modules.diffusionmodules.openaimodel import Downsample
-from ldm.modules.diffusionmodules.winograd import Conv2d
+from ldm.modules.diffusionmodules.winograd import TiledConv2d
 
 MARGIN = 1  # pixels of the latent around a region
 WORTH = 0.8  # a rectangle that is more of the picture saves too little
@@ -104,8 +104,9 @@ class Within(Everywhere):
         height, width = x.shape[-2:]
         # with one more on each side, zeros outside the picture; negative padding cuts
         x = F.pad(x, (1 - left, right + 1 - width, 1 - top, bottom + 1 - height))
-        if isinstance(layer, Conv2d):
-            return layer(x, padding=0)
-        if isinstance(layer, Downsample):
-            return F.conv2d(x, layer.op.weight, layer.op.bias, layer.op.stride)
+        conv = layer.op if isinstance(layer, Downsample) else layer
+        if isinstance(conv, TiledConv2d):
+            return conv(x, padding=0)
+        if isinstance(conv, nn.Conv2d):
+            return F.conv2d(x, conv.weight, conv.bias, conv.stride)
         return layer(x)[:, :, 2:-2, 2:-2]  # PhaseUpsample: twice as large

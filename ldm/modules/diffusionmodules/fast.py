@@ -18,7 +18,7 @@ from ldm.modules.attention import BasicTransformerBlock, CrossAttention, Spatial
 from ldm.modules.diffusionmodules.area import EVERYWHERE, Everywhere
 from ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 from ldm.modules.diffusionmodules.util import Upsample, tile_batch, timestep_embedding
-from ldm.modules.diffusionmodules.winograd import Conv2d
+from ldm.modules.diffusionmodules.winograd import TiledConv2d
 
 
 @functools.cache
@@ -62,8 +62,8 @@ def converted(
     for part in new.modules():
         if type(part) is nn.Linear:
             part.__class__ = Linear
-        elif Conv2d.fits(part):
-            part.__class__ = Conv2d
+        elif TiledConv2d.fits(part):
+            part.__class__ = TiledConv2d
     return new
 
 
@@ -230,7 +230,7 @@ class FastUNet(nn.Module):
         self.output_blocks = nn.ModuleList(block(layers) for layers in unet.output_blocks)
         self.out_norm, self.out_conv = converted(unet.out[0], dtype), converted(unet.out[2], first.dtype)
         for part in self.modules():
-            if isinstance(part, Conv2d):
+            if isinstance(part, TiledConv2d):
                 part.keeps = True
 
     @torch.no_grad()
