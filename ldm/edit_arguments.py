@@ -9,9 +9,9 @@ from typing import Any
 from PIL import Image
 
 from ldm.arguments import add_editing, add_model, add_sampling, sampling_of
+from ldm.editing.metadata import read_settings
+from ldm.editing.regions import checked_region, parse_box, parse_point
 from ldm.images import open_picture
-from ldm.regions import checked_region, parse_box, parse_point
-from ldm.settings import read_settings
 from ldm.util import UserError
 
 NAMES = {  # of flags -> of settings, where they differ
@@ -144,10 +144,10 @@ def settings(opt: argparse.Namespace, sampling: dict[str, Any], **more: Any) -> 
 def check_editing(opt: argparse.Namespace, size: tuple[int, int] | None = None) -> None:
     """The flags of add_editing, before gigabytes are read. size: (width, height) of the photo, where there is but one.
     Raises UserError."""
-    from ldm.background import check_background  # not before they are needed: what they import takes seconds
-    from ldm.references import check_fit
-    from ldm.watermark import check_watermark
-    from ldm.window import check_context
+    from ldm.editing.background import check_background  # not before they are needed: what they import takes seconds
+    from ldm.editing.references import check_fit
+    from ldm.editing.watermark import check_watermark
+    from ldm.editing.window import check_context
 
     check_background(opt.background, opt.feather)
     check_context(opt.context)
@@ -158,7 +158,7 @@ def check_editing(opt: argparse.Namespace, size: tuple[int, int] | None = None) 
 
 def read_references(opt: argparse.Namespace) -> list[tuple[Image.Image, ...]]:
     """For every region its references, cut out of their background where they have a mask. Raises UserError."""
-    from ldm.references import cut_out  # not before it is needed: torch takes seconds
+    from ldm.editing.references import cut_out  # not before it is needed: torch takes seconds
 
     groups = opt.references * len(opt.regions) if len(opt.references) == 1 else opt.references
     if len(groups) != len(opt.regions):

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from ldm.conventions import tensor_to_image
 from ldm.data.test_bench_dataset import COCOImageDataset, result_path
+from ldm.editing.inputs import Inputs, stack
 from ldm.images import grid, open_picture, upright_rgb
-from ldm.inputs import Inputs, stack
 from ldm.pipeline import PaintByExample
 from ldm.util import UserError, batches_alike, sha256_of, staging
 

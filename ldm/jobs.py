@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ldm.regions import Region, parse_box
-from ldm.request import check_request
-from ldm.settings import check_format
+from ldm.editing.checks import check_request
+from ldm.editing.metadata import check_format
+from ldm.editing.regions import Region, parse_box
 from ldm.util import UserError, staging
 
 NEEDED = ("image", "reference", "out")

@@ -19,23 +19,23 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.background import check_background
 from ldm.checkpoint import choose_model, load_model
 from ldm.conventions import resize_tensor, tensor_to_image
+from ldm.editing.asymmetric_decoder import AsymmetricDecoder
+from ldm.editing.background import check_background
+from ldm.editing.checks import check_request, out_of_memory_is_told, pick_device
+from ldm.editing.inputs import Inputs, Planned, inputs_of, size_for, stack
+from ldm.editing.references import fit_reference
+from ldm.editing.safety import SafetyChecker
+from ldm.editing.window import Context, Placed
 from ldm.images import upright_mask, upright_rgb
-from ldm.inputs import Inputs, Planned, inputs_of, size_for, stack
 from ldm.lora import merge_into, read_adapter
-from ldm.models.asymmetric import AsymmetricDecoder
 from ldm.models.diffusion.conditioning import inpaint_channels, latent_of, reference_token, unconditional_token
 from ldm.models.diffusion.denoiser import blended_eps, guided_eps
 from ldm.models.diffusion.networks import Networks, check_networks, precision_on
 from ldm.models.diffusion.presets import preset_of
 from ldm.models.diffusion.sampling import Callback, Step, sample
-from ldm.references import fit_reference
-from ldm.request import check_request, out_of_memory_is_told, pick_device
-from ldm.safety import SafetyChecker
 from ldm.util import UserError, batches_alike
-from ldm.window import Context, Placed
 
 References = Image.Image | tuple[Image.Image, ...]  # of one object
 
@@ -106,7 +106,7 @@ class PaintByExample:
         return self.model.image_size * self.model.first_stage_model.factor
 
     def size_for(self, image: Image.Image, height: int | None = None, width: int | None = None) -> tuple[int, int]:
-        """See ldm.inputs.size_for: a square photo gives the native square, one of 4:3 384 x 512 at full size."""
+        """See ldm.editing.inputs.size_for: a square photo gives the native square, one of 4:3 384 x 512 at full size."""
         return size_for(image, self.native_size, self.model.size_multiple, height, width)
 
     def prepare(
@@ -119,7 +119,7 @@ class PaintByExample:
         reference_fit: str = "squash",
     ) -> Inputs:
         """Pictures of any size and mode -> Inputs with B = 1, of the whole image; H and W as in size_for. The mask
-        follows the image; several references are of one object; reference_fit: see ldm.references.fit_reference.
+        follows the image; several references are of one object; reference_fit: see ldm.editing.references.fit_reference.
 
         Raises UserError: a mask of another shape or with nothing to paint, H or W that the model cannot take."""
         white, picture = upright_mask(mask, image), upright_rgb(image)
@@ -292,8 +292,8 @@ class PaintByExample:
         batch_size: most pictures to make at once; more at once need more memory
         progress: show a bar; callback: called with a sampling.Step after every step
         background: what stays of the image around the mask, "exact", "feather", "poisson" or "none"; feather: width of
-            the band over which the painted blends into it, pixels of the image; see ldm.background
-        context: how much of the image the model sees, see ldm.window.window_around; "photo" is all, as published
+            the band over which the painted blends into it, pixels of the image; see ldm.editing.background
+        context: how much of the image the model sees, see ldm.editing.window.window_around; "photo" is all, as published
         strength: 1 starts from noise; less, from the image's own region with less noise: its layout stays (SDEdit)
         reference_fit: how a reference becomes square, "squash" (as published), "pad" or "crop"
         blend_latents: keep the image around the mask in every step (Blended Latent Diffusion)

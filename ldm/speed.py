@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ldm.checkpoint import with_constants
 from ldm.diffusers_folder import to_diffusers
-from ldm.inputs import Inputs, stack
+from ldm.editing.inputs import Inputs, stack
 from ldm.models.diffusion.conditioning import inpaint_channels, reference_token, unconditional_token
 from ldm.models.diffusion.denoiser import guided_eps
 from ldm.modules.attention import FeedForward

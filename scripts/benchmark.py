@@ -64,9 +64,9 @@ def main() -> None:
     import torch
 
     from ldm import speed
+    from ldm.editing.checks import pick_device
     from ldm.models.diffusion.networks import suited
     from ldm.pipeline import PaintByExample
-    from ldm.request import pick_device
 
     device = pick_device(opt.device)
     opt.precision = opt.precision or ["full", *(["bf16"] if suited(device) == torch.bfloat16 else [])]

@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from ldm.checkpoint import empty_model
 from ldm.data.open_images import OpenImageDataset
+from ldm.editing.checks import pick_device
 from ldm.models.diffusion.conditioning import reference_token
-from ldm.request import pick_device
 from ldm.speed import peak_flops
 from ldm.util import UserError, command, instantiate_from_config, load_config
 

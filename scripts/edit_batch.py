@@ -43,8 +43,8 @@ def main() -> None:
 
     from ldm.checkpoint import choose_model
     from ldm.edit_jobs import How, run_on
+    from ldm.editing.checks import check_request, pick_device
     from ldm.jobs import FAILED, Account, Outcome, read_jobs, still_to_do
-    from ldm.request import check_request, pick_device
 
     check_request(seeds=[opt.seed], **sampling)
     check_editing(opt)

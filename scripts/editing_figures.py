@@ -16,9 +16,9 @@ from PIL import Image, ImageDraw
 
 from ldm.checkpoint import MINI_CKPT, MINI_CONFIG
 from ldm.data.miniworld import scene
+from ldm.editing.regions import box_mask
 from ldm.images import grid
 from ldm.pipeline import PaintByExample
-from ldm.regions import box_mask
 from ldm.util import command, staging
 
 ROOT = Path(__file__).resolve().parent.parent

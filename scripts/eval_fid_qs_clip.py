@@ -96,12 +96,12 @@ def main() -> None:
     outdir = opt.outdir or opt.results.parent / "evaluation"
     keep_other_scores(outdir / "scores.json", {metric.key for metric in metrics})
 
+    from ldm.editing.checks import pick_device
     from ldm.evaluation import features
     from ldm.evaluation.folder import real_statistics, require_real
     from ldm.evaluation.page import write_page
     from ldm.evaluation.quality import Mixture
     from ldm.images import open_picture, upright_rgb
-    from ldm.request import pick_device
 
     gmm = opt.gmm or opt.bench / "quality_gmm.npz"
     mixture = Mixture.read(gmm) if any(metric.key == "qs" for metric in metrics) else None

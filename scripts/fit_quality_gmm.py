@@ -36,11 +36,11 @@ def main() -> None:
 
     import numpy as np
 
+    from ldm.editing.checks import pick_device
     from ldm.evaluation.features import CLIP, load_clip
     from ldm.evaluation.folder import features_of
     from ldm.evaluation.quality import Mixture
     from ldm.images import pictures_below
-    from ldm.request import pick_device
 
     if opt.pickle:
         mixture = Mixture.from_pickle(opt.pickle)

@@ -28,7 +28,7 @@ from PIL import Image, ImageChops
 
 from ldm.arguments import loading_of
 from ldm.edit_arguments import arguments, check_editing, read_references, sampling_asked, settings
-from ldm.regions import mask_of
+from ldm.editing.regions import mask_of
 from ldm.util import UserError, command, keep_memory, staging
 
 
@@ -79,9 +79,9 @@ def main() -> None:
     check_outdir(outdir)
     keep_memory()
 
+    from ldm.editing.metadata import save_with_settings
+    from ldm.editing.watermark import embed
     from ldm.images import grid, open_picture, upright_rgb
-    from ldm.settings import save_with_settings
-    from ldm.watermark import embed
 
     image = open_picture(opt.image_path, "image")  # what can be told before gigabytes are read, is
     check_editing(opt, image.size)
@@ -93,8 +93,8 @@ def main() -> None:
 
     from ldm.checkpoint import choose_model
     from ldm.conventions import mask_to_image, reference_to_image, tensor_to_image
+    from ldm.editing.checks import check_request
     from ldm.pipeline import PaintByExample
-    from ldm.request import check_request
 
     seeds = range(opt.seed, opt.seed + opt.n_iter * opt.n_samples)
     start = getattr(opt, "start", None)

@@ -52,8 +52,8 @@ def main() -> None:
 
     from ldm.checkpoint import choose_model
     from ldm.edit_bench import agree, edit_cases, settings_of, share, sheet
+    from ldm.editing.checks import check_request
     from ldm.pipeline import PaintByExample
-    from ldm.request import check_request
     from ldm.util import load_config
 
     rank, world = share()

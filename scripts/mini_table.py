@@ -59,11 +59,11 @@ def main() -> None:
     from ldm.data.make_miniworld import write_bench
     from ldm.data.test_bench_dataset import COCOImageDataset
     from ldm.edit_bench import settings_of, sheet
+    from ldm.editing.checks import check_request
     from ldm.evaluation.features import load_clip, load_oracle
     from ldm.evaluation.folder import real_statistics
     from ldm.models.diffusion.presets import Preset
     from ldm.pipeline import PaintByExample
-    from ldm.request import check_request
     from ldm.util import load_config
 
     for scale in opt.scales:

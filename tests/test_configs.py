@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ldm.checkpoint import FIRST_CONV, empty_model, read_checkpoint, write_checkpoint
+from ldm.editing.metadata import save_with_settings
 from ldm.models.trained import Trained
 from ldm.pipeline import PaintByExample
-from ldm.settings import save_with_settings
 from ldm.training.run import MONITORED
 from ldm.util import UserError, get_obj_from_str, instantiate_from_config
 from tests.conftest import ROOT

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from ldm.checkpoint import MINI_CKPT, MINI_CONFIG
+from ldm.editing.metadata import read_settings
 from ldm.jobs import read_jobs
-from ldm.settings import read_settings
 from ldm.util import UserError, batches_alike
 from tests.conftest import ROOT
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldm.editing.metadata import read_settings, save_with_settings
 from ldm.models.diffusion.presets import PRESETS, Preset
-from ldm.settings import read_settings, save_with_settings
 from tests.conftest import GOLDEN, ROOT
 
 EXAMPLES = ROOT / "examples"

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from ldm.checkpoint import empty_model, load_model, read_checkpoint
 from ldm.diffusers_folder import UNET
+from ldm.editing.metadata import read_settings
 from ldm.lora import Adapter, FactorsOnly, adapter_of, inject, merge, merge_into, read_adapter, write_adapter
 from ldm.modules.ema import LitEma
 from ldm.pipeline import PaintByExample
-from ldm.settings import read_settings
 from ldm.training.checkpoints import AtomicCheckpointIO, adapter_beside
 from ldm.util import UserError
 from tests.conftest import GOLDEN, ROOT

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from ldm.conventions import resize_tensor, tensor_to_image
+from ldm.editing.checks import pick_device
 from ldm.pipeline import PaintByExample
-from ldm.request import pick_device
 from ldm.util import UserError
 from tests.conftest import ROOT
 

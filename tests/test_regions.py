@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldm.editing.references import NEUTRAL, cut_out, fit_reference
+from ldm.editing.regions import box_mask, grown, mask_of, parse_box, parse_point, polygon_mask
 from ldm.images import ORIENTATION
-from ldm.references import NEUTRAL, cut_out, fit_reference
-from ldm.regions import box_mask, grown, mask_of, parse_box, parse_point, polygon_mask
 from ldm.util import UserError
 
 SIZE = (60, 40)

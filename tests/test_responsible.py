@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from ldm.conventions import image_to_tensor
-from ldm.models.asymmetric import AsymmetricDecoder
+from ldm.editing.asymmetric_decoder import AsymmetricDecoder
+from ldm.editing.safety import SafetyChecker
 from ldm.models.diffusion.networks import Networks
 from ldm.pipeline import PaintByExample
-from ldm.safety import SafetyChecker
 from ldm.util import UserError
 from tests.conftest import ROOT
 
@@ -32,7 +32,7 @@ FILES += ["--reference_path", ROOT / "examples/reference/example_2.jpg"]
 
 def test_the_watermark_is_in_the_written_picture(script, tiny, tmp_path):
     pytest.importorskip("imwatermark")
-    from ldm.watermark import has_watermark
+    from ldm.editing.watermark import has_watermark
 
     for flag, wanted in (("--watermark", True), ("--no-watermark", False)):
         code, _, err = script("inference", *FILES, *MODEL, "--ckpt", tiny, "--outdir", tmp_path / flag, flag)
@@ -45,7 +45,7 @@ def test_the_watermark_is_in_the_written_picture(script, tiny, tmp_path):
             assert has_watermark(Image.open(jpeg))
             assert not has_watermark(picture.crop((3, 3, 500, 300)))  # its places are counted from the corner
     with pytest.raises(UserError, match="too small for the watermark"):
-        from ldm.watermark import embed
+        from ldm.editing.watermark import embed
 
         embed(Image.new("RGB", (100, 300)))
 
@@ -192,8 +192,8 @@ def test_the_asymmetric_decoder_takes_tiles_of_all_that_it_sees(monkeypatch):
     sizes = []
     z, image, mask = torch.randn(2, 4, 20, 12), torch.randn(2, 3, 160, 96), torch.rand(2, 1, 160, 96)
     whole = AsymmetricDecoder(Mixture())(z, image, mask)
-    monkeypatch.setattr("ldm.models.asymmetric.TILE", 8)
-    monkeypatch.setattr("ldm.models.asymmetric.OVERLAP", 3)
+    monkeypatch.setattr("ldm.editing.asymmetric_decoder.TILE", 8)
+    monkeypatch.setattr("ldm.editing.asymmetric_decoder.OVERLAP", 3)
     torch.testing.assert_close(AsymmetricDecoder(Mixture())(z, image, mask), whole)
     assert sizes[0] == (20, 12) and len(sizes) > 6 and all(max(size) == 8 for size in sizes[1:])
 

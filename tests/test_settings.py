@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from ldm.edit_arguments import arguments
-from ldm.settings import read_settings, save_with_settings
+from ldm.editing.metadata import read_settings, save_with_settings
 from ldm.util import UserError
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))

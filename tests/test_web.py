@@ -21,9 +21,9 @@ httpx = pytest.importorskip("httpx")
 client = pytest.importorskip("gradio_client")
 
 from ldm.conventions import image_to_tensor  # noqa: E402
+from ldm.editing.metadata import read_settings  # noqa: E402
 from ldm.models.diffusion.conditioning import latent_of  # noqa: E402
 from ldm.pipeline import PaintByExample  # noqa: E402
-from ldm.settings import read_settings  # noqa: E402
 from ldm.util import UserError  # noqa: E402
 from ldm.web.canvas import ALPHA, canvas_of, painted  # noqa: E402
 from ldm.web.edits import Edits, Job, Progress, fit_preview, preview  # noqa: E402

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.settings import read_settings
+from ldm.editing.metadata import read_settings
 from tests.conftest import ROOT
 
 pytest.importorskip("gradio", reason="the page needs Gradio: pip install -e '.[web]'")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.settings import read_settings
+from ldm.editing.metadata import read_settings
 from tests.conftest import ROOT
 
 client = pytest.importorskip("gradio_client", reason="the page needs Gradio: pip install -e '.[web]'")

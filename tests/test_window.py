@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from ldm.background import blend, opacity
+from ldm.editing.background import blend, opacity
+from ldm.editing.window import MARGIN, SHARE, Placed, window_around
 from ldm.util import UserError
-from ldm.window import MARGIN, SHARE, Placed, window_around
 
 RNG = np.random.default_rng(0)
 

@@ -16,8 +16,8 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from ldm.conventions import reference_to_image, tensor_to_image
+from ldm.editing.inputs import Inputs
 from ldm.images import grid
-from ldm.inputs import Inputs
 from ldm.models.diffusion.conditioning import unconditional_token
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.denoiser import denoiser_of

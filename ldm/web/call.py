@@ -16,7 +16,7 @@ import gradio as gr
 from gradio_client.data_classes import FileData
 from gradio_client.utils import is_file_obj_with_meta
 
-from ldm.settings import save_with_settings
+from ldm.editing.metadata import save_with_settings
 from ldm.util import UserError
 from ldm.web.edits import Edits, Job, Result
 from ldm.web.uploads import open_upload

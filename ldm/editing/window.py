@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from ldm.background import blend
+from ldm.editing.background import blend
 from ldm.images import upright_mask, upright_rgb
 from ldm.util import UserError
 
@@ -89,7 +89,7 @@ class Placed:
 
     def paste(self, painted: Image.Image, background: str = "exact", feather: float | None = None) -> Image.Image:
         """The window's picture as the model painted it, of any size -> the whole photo with it; the rest as in
-        ldm.background.blend. A colour profile of the photo stays with it."""
+        ldm.editing.background.blend. A colour profile of the photo stays with it."""
         x0, y0, x1, y1 = self.window
         if painted.size != (x1 - x0, y1 - y0):
             painted = painted.resize((x1 - x0, y1 - y0), Image.Resampling.LANCZOS)

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.conventions import image_to_tensor, mask_to_tensor, reference_to_tensor, resize_tensor
+from ldm.editing.window import Placed
 from ldm.util import UserError
-from ldm.window import Placed
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-from ldm.background import depth
+from ldm.editing.background import depth
 from ldm.images import open_picture, upright_alpha, upright_mask, upright_size
 from ldm.util import UserError
 
