@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ldm.batch.benchmark import agree, edit_cases
 from ldm.conventions import image_to_tensor, reference_to_tensor
 from ldm.data.masks import REFERENCE_PADDING
 from ldm.data.miniworld import PATTERNS, SHAPES, caption_tokens, pattern_caption, shape_caption
 from ldm.data.object_crops import ATTRIBUTES, bench_identities
 from ldm.data.test_bench_dataset import COCOImageDataset, case_path, result_path
-from ldm.edit_bench import agree, edit_cases
 from ldm.evaluation.benchmark import LEVEL, chosen, evaluate, identity_scores
 from ldm.evaluation.clip_score import bounding_box
 from ldm.evaluation.features import Extractor
@@ -153,7 +153,7 @@ def pasted(bench: COCOImageDataset, results: Path) -> None:
 def edited(
     edit: PaintByExample, bench: COCOImageDataset, outdir: Path, settings: dict[str, Any], batch_size: int
 ) -> None:
-    """Edits of all cases, those that are not there yet. settings: those of ldm.edit_bench.settings_of.
+    """Edits of all cases, those that are not there yet. settings: those of ldm.batch.benchmark.settings_of.
     Raises UserError: a case that cannot be edited, others than these settings for what is there."""
     agree(outdir / "settings.json", settings)
     results = outdir / "results"

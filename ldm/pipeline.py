@@ -106,7 +106,7 @@ class PaintByExample:
         return self.model.image_size * self.model.first_stage_model.factor
 
     def size_for(self, image: Image.Image, height: int | None = None, width: int | None = None) -> tuple[int, int]:
-        """See ldm.editing.inputs.size_for: a square photo gives the native square, one of 4:3 384 x 512 at full size."""
+        """See editing.inputs.size_for: a square photo gives the native square, one of 4:3 384 x 512 at full size."""
         return size_for(image, self.native_size, self.model.size_multiple, height, width)
 
     def prepare(
@@ -119,7 +119,7 @@ class PaintByExample:
         reference_fit: str = "squash",
     ) -> Inputs:
         """Pictures of any size and mode -> Inputs with B = 1, of the whole image; H and W as in size_for. The mask
-        follows the image; several references are of one object; reference_fit: see ldm.editing.references.fit_reference.
+        follows the image; several references are of one object; reference_fit: see editing.references.fit_reference.
 
         Raises UserError: a mask of another shape or with nothing to paint, H or W that the model cannot take."""
         white, picture = upright_mask(mask, image), upright_rgb(image)
@@ -293,7 +293,7 @@ class PaintByExample:
         progress: show a bar; callback: called with a sampling.Step after every step
         background: what stays of the image around the mask, "exact", "feather", "poisson" or "none"; feather: width of
             the band over which the painted blends into it, pixels of the image; see ldm.editing.background
-        context: how much of the image the model sees, see ldm.editing.window.window_around; "photo" is all, as published
+        context: how much of the image the model sees, see editing.window.window_around; "photo" is all, as published
         strength: 1 starts from noise; less, from the image's own region with less noise: its layout stays (SDEdit)
         reference_fit: how a reference becomes square, "squash" (as published), "pad" or "crop"
         blend_latents: keep the image around the mask in every step (Blended Latent Diffusion)

@@ -41,10 +41,10 @@ def main() -> None:
     import torch
     from tqdm import tqdm
 
+    from ldm.batch.runner import How, run_on
+    from ldm.batch.table import FAILED, Account, Outcome, read_jobs, still_to_do
     from ldm.checkpoint import choose_model
-    from ldm.edit_jobs import How, run_on
     from ldm.editing.checks import check_request, pick_device
-    from ldm.jobs import FAILED, Account, Outcome, read_jobs, still_to_do
 
     check_request(seeds=[opt.seed], **sampling)
     check_editing(opt)

@@ -50,8 +50,8 @@ def main() -> None:
 
     import torch
 
+    from ldm.batch.benchmark import agree, edit_cases, settings_of, share, sheet
     from ldm.checkpoint import choose_model
-    from ldm.edit_bench import agree, edit_cases, settings_of, share, sheet
     from ldm.editing.checks import check_request
     from ldm.pipeline import PaintByExample
     from ldm.util import load_config

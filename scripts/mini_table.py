@@ -56,9 +56,9 @@ def main() -> None:
         return
 
     from ldm import mini_table
+    from ldm.batch.benchmark import settings_of, sheet
     from ldm.data.make_miniworld import write_bench
     from ldm.data.test_bench_dataset import COCOImageDataset
-    from ldm.edit_bench import settings_of, sheet
     from ldm.editing.checks import check_request
     from ldm.evaluation.features import load_clip, load_oracle
     from ldm.evaluation.folder import real_statistics
@@ -119,7 +119,7 @@ def main() -> None:
 def compare(opt: argparse.Namespace, config, edit, bench, extractors, real) -> None:
     """The candidates of mini_presets, edited, scored, and compared with the first."""
     from ldm import mini_presets, mini_table
-    from ldm.edit_bench import settings_of, sheet
+    from ldm.batch.benchmark import settings_of, sheet
     from ldm.pipeline import PaintByExample
 
     models = {"": (edit, opt.ckpt, mini_presets.CANDIDATES, 5.0)}
@@ -152,8 +152,8 @@ def compare(opt: argparse.Namespace, config, edit, bench, extractors, real) -> N
 
 def show(files: list[Path], bench: Path, outdir: Path, name: str) -> None:
     """Prints the rows of files; of more than one, writes them together, and their edits side by side."""
+    from ldm.batch.benchmark import sheet
     from ldm.data.test_bench_dataset import COCOImageDataset
-    from ldm.edit_bench import sheet
     from ldm.mini_presets import table as table_of_presets
     from ldm.mini_table import read_rows, table, write_rows
 

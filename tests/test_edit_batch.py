@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldm.batch.table import read_jobs
 from ldm.checkpoint import MINI_CKPT, MINI_CONFIG
 from ldm.editing.metadata import read_settings
-from ldm.jobs import read_jobs
 from ldm.util import UserError, batches_alike
 from tests.conftest import ROOT
 
@@ -221,7 +221,7 @@ def test_a_row_does_not_contradict_a_preset(tmp_path):
 
 def test_a_row_that_fails_in_a_batch_fails_alone(tmp_path, monkeypatch):
     """As one whose result is not finite."""
-    from ldm.edit_jobs import How, run_jobs
+    from ldm.batch.runner import How, run_jobs
     from ldm.pipeline import PaintByExample
 
     edit = PaintByExample.load(MINI_CONFIG, MINI_CKPT, "cpu")

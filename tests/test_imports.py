@@ -32,9 +32,16 @@ ORDER = [
     ["ldm.models.diffusion.ddpm", "ldm.models.first_stage", "ldm.models.contrastive", "ldm.models.oracle"],
     ["ldm.models.diffusion.prior", "ldm.models.diffusion.distill"],
     ["ldm.pipeline", "ldm.data", "ldm.evaluation", "ldm.arguments"],
-    ["ldm.training", "ldm.edit_bench", "ldm.edit_arguments", "ldm.mini_table", "ldm.mini_presets", "ldm.jobs"],
+    [
+        "ldm.training",
+        "ldm.batch.benchmark",
+        "ldm.edit_arguments",
+        "ldm.mini_table",
+        "ldm.mini_presets",
+        "ldm.batch.table",
+    ],
     ["ldm.speed", "ldm.web"],
-    ["ldm.edit_jobs"],
+    ["ldm.batch.runner"],
     ["main", "scripts"],
 ]
 SEPARATE = {  # see these and themselves, never models

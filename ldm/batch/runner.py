@@ -17,13 +17,13 @@ from typing import Any
 
 from torch import Tensor
 
+from ldm.batch.table import DONE, FAILED, Job, Outcome
 from ldm.conventions import tensor_to_image
 from ldm.editing.inputs import Planned, stack
 from ldm.editing.metadata import save_with_settings
 from ldm.editing.regions import mask_of
 from ldm.editing.watermark import check_watermark, embed
 from ldm.images import open_picture
-from ldm.jobs import DONE, FAILED, Job, Outcome
 from ldm.pipeline import PaintByExample
 from ldm.util import UserError, batches_alike, keep_memory
 
@@ -33,8 +33,9 @@ Report = Callable[[Outcome], None]
 @dataclass(frozen=True)
 class How:
     """What all jobs have in common. loading: of PaintByExample.load; planning: of PaintByExample.plan; region: of
-    ldm.editing.regions.mask_of; blending: of Placed.paste; sampling: of PaintByExample.sample, beside a job's own; settings: to
-    be written into the pictures; watermark: see ldm.editing.watermark; batch_size: pictures made at once."""
+    ldm.editing.regions.mask_of; blending: of Placed.paste; sampling: of PaintByExample.sample, beside a job's own;
+    settings: to be written into the pictures; watermark: see ldm.editing.watermark; batch_size: pictures made at
+    once."""
 
     loading: Mapping[str, Any]
     planning: Mapping[str, Any] = field(default_factory=dict)
