@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from ldm.evaluation.benchmark import mean_interval
+from ldm.fast.region import Everywhere, Rectangle, Within
 from ldm.mini_table import COLUMNS, Scored, interval_around
 from ldm.models.diffusion.denoiser import guided_eps, refreshed_eps
 from ldm.models.diffusion.presets import PRESETS, Preset
 from ldm.models.diffusion.sampling import Eps, sample
 from ldm.models.diffusion.schedule import NoiseSchedule
-from ldm.modules.diffusionmodules.area import Everywhere, Rectangle, Within
 
 REFERENCE = Preset()  # what the others are compared with
 ANOTHER_SEED = "plms 50, another seed"  # what chance alone does

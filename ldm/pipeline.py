@@ -28,11 +28,11 @@ from ldm.editing.inputs import Inputs, Planned, inputs_of, size_for, stack
 from ldm.editing.references import fit_reference
 from ldm.editing.safety import SafetyChecker
 from ldm.editing.window import Context, Placed
+from ldm.fast.networks import Networks, check_networks, precision_on
 from ldm.images import upright_mask, upright_rgb
 from ldm.lora import merge_into, read_adapter
 from ldm.models.diffusion.conditioning import inpaint_channels, latent_of, reference_token, unconditional_token
 from ldm.models.diffusion.denoiser import blended_eps, guided_eps
-from ldm.models.diffusion.networks import Networks, check_networks, precision_on
 from ldm.models.diffusion.presets import preset_of
 from ldm.models.diffusion.sampling import Callback, Step, sample
 from ldm.util import UserError, batches_alike

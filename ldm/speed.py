@@ -21,10 +21,10 @@ from tqdm import tqdm
 from ldm.checkpoint import with_constants
 from ldm.diffusers_folder import to_diffusers
 from ldm.editing.inputs import Inputs, stack
+from ldm.fast.unet import FastResBlock, FastSelfAttention, FastTransformer, PhaseUpsample
 from ldm.models.diffusion.conditioning import inpaint_channels, reference_token, unconditional_token
 from ldm.models.diffusion.denoiser import guided_eps
 from ldm.modules.attention import FeedForward
-from ldm.modules.diffusionmodules.fast import FastResBlock, FastSelfAttention, FastTransformer, PhaseUpsample
 from ldm.modules.diffusionmodules.openaimodel import Downsample
 from ldm.pipeline import PaintByExample
 from ldm.util import UserError, instantiate_from_config, keep_memory, load_config

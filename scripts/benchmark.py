@@ -65,7 +65,7 @@ def main() -> None:
 
     from ldm import speed
     from ldm.editing.checks import pick_device
-    from ldm.models.diffusion.networks import suited
+    from ldm.fast.networks import suited
     from ldm.pipeline import PaintByExample
 
     device = pick_device(opt.device)

@@ -5,11 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
+from ldm.fast.networks import Networks
+from ldm.fast.region import EVERYWHERE, Rectangle, Remembered, Within
+from ldm.fast.unet import FastSelfAttention, FastTransformer, FastUNet, PhaseUpsample
 from ldm.models.diffusion.denoiser import guided_eps, refreshed_eps
-from ldm.models.diffusion.networks import Networks
 from ldm.models.diffusion.schedule import NoiseSchedule
-from ldm.modules.diffusionmodules.area import EVERYWHERE, Rectangle, Remembered, Within
-from ldm.modules.diffusionmodules.fast import FastSelfAttention, FastTransformer, FastUNet, PhaseUpsample
 from ldm.util import UserError
 
 SCHEDULE = NoiseSchedule.linear()

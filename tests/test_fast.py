@@ -10,10 +10,10 @@ import pytest
 import torch
 from scipy.signal import correlate
 
+from ldm.fast.networks import Networks
+from ldm.fast.unet import FastUNet, Linear, PhaseUpsample, converted, onednn_is_faster
 from ldm.models.autoencoder import in_tiles
 from ldm.models.diffusion.conditioning import latent_of
-from ldm.models.diffusion.networks import Networks
-from ldm.modules.diffusionmodules.fast import FastUNet, Linear, PhaseUpsample, converted, onednn_is_faster
 from ldm.modules.diffusionmodules.util import Upsample
 from ldm.util import UserError
 from tests.conftest import ROOT
@@ -66,7 +66,7 @@ def test_weights_that_need_no_change_are_shared(random_unet64):
 def test_linear_layers_are_the_same_from_either_library(faster, monkeypatch):
     if faster and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("this PyTorch has no such operator")
-    monkeypatch.setattr("ldm.modules.diffusionmodules.fast.onednn_is_faster", lambda: faster)
+    monkeypatch.setattr("ldm.fast.unet.onednn_is_faster", lambda: faster)
     for bias in (True, False):
         layer = torch.nn.Linear(40, 70, bias)
         other, x = converted(layer), torch.randn(2, 5, 40)
@@ -193,7 +193,7 @@ def test_the_benchmark_measures_what_it_says(script, tmp_path):
 def test_the_profile_counts_operations_by_formula(edit, tmp_path):
     """The residual blocks' by hand: two multiply-adds for each weight of a convolution and place, for two branches
     from the second block of the first level on."""
-    from ldm.modules.diffusionmodules.fast import FastResBlock
+    from ldm.fast.unet import FastResBlock
     from ldm.speed import profile_step
 
     rows = {row["part"]: row for row in profile_step(edit, 64, str(tmp_path / "trace.json.gz"))}

@@ -12,7 +12,7 @@ ORDER = [
         "ldm.lr_scheduler",
         "ldm.models.diffusion.schedule",
         "ldm.models.diffusion.draws",
-        "ldm.models.diffusion.offload",
+        "ldm.fast.offload",
         "ldm.weight_files",
     ],
     [
@@ -28,7 +28,7 @@ ORDER = [
     ["ldm.models.autoencoder", "ldm.editing.asymmetric_decoder", "ldm.models.trained"],
     ["ldm.models.diffusion.presets", "ldm.models.diffusion.sampling", "ldm.models.diffusion.conditioning"],
     ["ldm.models.diffusion.denoiser", "ldm.editing.inputs", "ldm.editing.checks"],
-    ["ldm.models.diffusion.ddim", "ldm.models.diffusion.plms", "ldm.models.diffusion.networks"],
+    ["ldm.models.diffusion.ddim", "ldm.models.diffusion.plms", "ldm.fast.networks"],
     ["ldm.models.diffusion.ddpm", "ldm.models.first_stage", "ldm.models.contrastive", "ldm.models.oracle"],
     ["ldm.models.diffusion.prior", "ldm.models.diffusion.distill"],
     ["ldm.pipeline", "ldm.data", "ldm.evaluation", "ldm.arguments"],

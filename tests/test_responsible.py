@@ -16,7 +16,7 @@ from transformers import CLIPConfig, CLIPImageProcessor
 from ldm.conventions import image_to_tensor
 from ldm.editing.asymmetric_decoder import AsymmetricDecoder
 from ldm.editing.safety import SafetyChecker
-from ldm.models.diffusion.networks import Networks
+from ldm.fast.networks import Networks
 from ldm.pipeline import PaintByExample
 from ldm.util import UserError
 from tests.conftest import ROOT

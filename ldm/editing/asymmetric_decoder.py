@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.fast.offload import moved
 from ldm.models.autoencoder import OVERLAP, TILE, in_tiles
-from ldm.models.diffusion.offload import moved
 from ldm.util import UserError
 
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ldm.fast.region import Everywhere, Rectangle, Remembered, Within
 from ldm.models.diffusion.sampling import Eps, eps_towards, predicted_x0
 from ldm.models.diffusion.schedule import NoiseSchedule
-from ldm.modules.diffusionmodules.area import Everywhere, Rectangle, Remembered, Within
 from ldm.modules.diffusionmodules.util import tile_batch
 
 # (inpaint (b,5,h,w), contexts (B,M,D)) -> eps of both, (b,4,h,w) to (B,4,h,w)

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.fast.winograd import TiledConv2d
 from ldm.modules.diffusionmodules.openaimodel import Downsample
-from ldm.modules.diffusionmodules.winograd import TiledConv2d
 
 MARGIN = 1  # pixels of the latent around a region
 WORTH = 0.8  # a rectangle that is more of the picture saves too little

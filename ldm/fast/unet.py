@@ -14,11 +14,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.conventions import INPAINT, NOISY_LATENT
+from ldm.fast.region import EVERYWHERE, Everywhere
+from ldm.fast.winograd import TiledConv2d
 from ldm.modules.attention import BasicTransformerBlock, CrossAttention, SpatialTransformer
-from ldm.modules.diffusionmodules.area import EVERYWHERE, Everywhere
 from ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 from ldm.modules.diffusionmodules.util import Upsample, tile_batch, timestep_embedding
-from ldm.modules.diffusionmodules.winograd import TiledConv2d
 
 
 @functools.cache
