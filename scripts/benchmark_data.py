@@ -29,10 +29,10 @@ from tqdm import tqdm
 
 from ldm.conventions import CLIP_MEAN, CLIP_STD
 from ldm.data import annotations
-from ldm.data.formats import read_open_images
 from ldm.data.index import BoxIndex
 from ldm.data.masks import distinct
 from ldm.data.open_images import OpenImageDataset
+from ldm.data.prepare.formats import read_open_images
 from ldm.data.reference import augment_reference
 from ldm.util import command
 
@@ -194,8 +194,8 @@ def long_csv(folder: Path, rows: int) -> None:
 
     seconds = []
     for _ in range(3):
-        listing = patch("ldm.data.formats.os.listdir", return_value=[f"{name}.jpg" for name in ids])
-        with listing, patch("ldm.data.annotations._sizes", sizes):
+        listing = patch("ldm.data.prepare.formats.os.listdir", return_value=[f"{name}.jpg" for name in ids])
+        with listing, patch("ldm.data.prepare.annotations._sizes", sizes):
             start = time.perf_counter()
             index = annotations.prepare(read_open_images(folder, "train"), folder)
             seconds.append(time.perf_counter() - start)

@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ldm.data.squares import square_folder
+from ldm.data.bench.squares import square_folder
 from ldm.util import UserError, command
 
 

@@ -78,8 +78,8 @@ def main() -> None:
         if not least <= getattr(opt, name) <= 100_000:
             raise UserError(f"--{name} {getattr(opt, name)} is out of range; use {least} to 100000")
 
+    from ldm.data.bench.cocoee import COCOImageDataset, refuse, result_path
     from ldm.data.object_crops import ATTRIBUTES
-    from ldm.data.test_bench_dataset import COCOImageDataset, refuse, result_path
     from ldm.evaluation.benchmark import OF_SETS, REFUSAL, check_results, chosen, evaluate, table
 
     metrics = chosen(opt.skip, world=(opt.bench / ATTRIBUTES).exists())

@@ -43,7 +43,7 @@ def main() -> None:
         if not least <= getattr(opt, name) <= 1000:
             raise UserError(f"--{name} {getattr(opt, name)} is out of range; use {least} to 1000")
 
-    from ldm.data.test_bench_dataset import COCOImageDataset, refuse, result_path
+    from ldm.data.bench.cocoee import COCOImageDataset, refuse, result_path
 
     bench = COCOImageDataset(opt.bench)
     refuse(bench.problems(), len(bench), "be edited", "mend them")

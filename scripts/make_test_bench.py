@@ -10,8 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from ldm.data.bench.make import Instances, make_bench
 from ldm.data.index import SPLITS
-from ldm.data.make_bench import Instances, make_bench
 from ldm.util import UserError, command
 
 

@@ -57,8 +57,8 @@ def main() -> None:
 
     from ldm import mini_table
     from ldm.batch.benchmark import settings_of, sheet
+    from ldm.data.bench.cocoee import COCOImageDataset
     from ldm.data.make_miniworld import write_bench
-    from ldm.data.test_bench_dataset import COCOImageDataset
     from ldm.editing.checks import check_request
     from ldm.evaluation.features import load_clip, load_oracle
     from ldm.evaluation.folder import real_statistics
@@ -153,7 +153,7 @@ def compare(opt: argparse.Namespace, config, edit, bench, extractors, real) -> N
 def show(files: list[Path], bench: Path, outdir: Path, name: str) -> None:
     """Prints the rows of files; of more than one, writes them together, and their edits side by side."""
     from ldm.batch.benchmark import sheet
-    from ldm.data.test_bench_dataset import COCOImageDataset
+    from ldm.data.bench.cocoee import COCOImageDataset
     from ldm.mini_presets import table as table_of_presets
     from ldm.mini_table import read_rows, table, write_rows
 

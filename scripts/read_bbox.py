@@ -10,7 +10,8 @@ import argparse
 import os
 from pathlib import Path
 
-from ldm.data.annotations import (
+from ldm.data.index import SPLITS, split_folders
+from ldm.data.prepare.annotations import (
     MAX_AREA,
     MIN_AREA,
     Problems,
@@ -21,8 +22,7 @@ from ldm.data.annotations import (
     write_problems,
     write_txt,
 )
-from ldm.data.formats import READERS, read_open_images
-from ldm.data.index import SPLITS, split_folders
+from ldm.data.prepare.formats import READERS, read_open_images
 from ldm.util import UserError, command
 
 EXPECTED = {

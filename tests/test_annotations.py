@@ -15,8 +15,8 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from ldm.data.annotations import CHUNK, parallel
 from ldm.data.index import SPLITS, BoxIndex
+from ldm.data.prepare.annotations import CHUNK, parallel
 from ldm.images import ORIENTATION
 
 from .conftest import GOLDEN, ROOT

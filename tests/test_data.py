@@ -18,11 +18,11 @@ from torch.utils.data import DataLoader
 
 from ldm.conventions import CLIP_MEAN, CLIP_STD, image_to_tensor
 from ldm.data import masks
+from ldm.data.bench.cocoee import COCOImageDataset
 from ldm.data.index import BoxIndex
 from ldm.data.open_images import OpenImageDataset
 from ldm.data.reference import P_AFFINE, P_BLUR, P_FLIP, P_ROTATE, augment_reference, random_affine
 from ldm.data.sample import Plan, Recipe
-from ldm.data.test_bench_dataset import COCOImageDataset
 from ldm.images import PictureFile, size_in_header
 from ldm.util import UserError
 from tests.conftest import GOLDEN, ROOT

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ldm.conventions import image_to_tensor, normalise_clip
-from ldm.data.test_bench_dataset import COCOImageDataset
+from ldm.data.bench.cocoee import COCOImageDataset
 from ldm.evaluation import features
 from ldm.evaluation.background import NEAR, background_psnr, background_ssim, seam, with_source_region
 from ldm.evaluation.benchmark import METRICS, mean_interval
@@ -592,7 +592,7 @@ def test_pictures_come_from_other_processes_without_a_file_handle_each(place, we
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 from pathlib import Path
-from ldm.data.test_bench_dataset import COCOImageDataset
+from ldm.data.bench.cocoee import COCOImageDataset
 from ldm.evaluation import features
 from ldm.evaluation.benchmark import Cases
 from ldm.evaluation.folder import batches

@@ -48,7 +48,7 @@ SEPARATE = {  # see these and themselves, never models
     "ldm.data": {"ldm.util", "ldm.conventions", "ldm.images"},
     "ldm.evaluation": {
         *("ldm.util", "ldm.conventions", "ldm.images", "ldm.weight_files"),
-        *("ldm.data.test_bench_dataset", "ldm.data.object_crops", "ldm.data.miniworld"),
+        *("ldm.data.bench.cocoee", "ldm.data.object_crops", "ldm.data.miniworld"),
         *("ldm.modules.oracle", "ldm.modules.encoders.clip"),
     },
 }

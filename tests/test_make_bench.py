@@ -14,10 +14,10 @@ import polars as pl
 import pytest
 from PIL import Image
 
-import ldm.data.make_bench as module
-from ldm.data.make_bench import box_mask, square_around
-from ldm.data.squares import square_names
-from ldm.data.test_bench_dataset import COCOImageDataset
+import ldm.data.bench.make as module
+from ldm.data.bench.cocoee import COCOImageDataset
+from ldm.data.bench.make import box_mask, square_around
+from ldm.data.bench.squares import square_names
 from ldm.images import ORIENTATION
 
 from .conftest import ROOT
@@ -312,8 +312,8 @@ def test_the_dataset_reads_it_and_the_mask_lies_on_the_object(tmp_path, script):
 
 def test_the_same_seed_makes_the_same_files(data, tmp_path, monkeypatch):
     assert data.make(tmp_path / "a")[0] == data.make(tmp_path / "seed", "--seed", 5)[0] == 0
-    monkeypatch.setattr("ldm.data.squares.cores", lambda: 1)
-    monkeypatch.setattr("ldm.data.squares.AT_ONCE", 1)
+    monkeypatch.setattr("ldm.data.bench.squares.cores", lambda: 1)
+    monkeypatch.setattr("ldm.data.bench.squares.AT_ONCE", 1)
     monkeypatch.setattr(module, "ROUND", 5)
     assert data.make(tmp_path / "b")[0] == 0
     first = contents(tmp_path / "a")

@@ -21,6 +21,7 @@ from torch.utils.data import default_collate
 from ldm import checkpoint, mini_presets, mini_table
 from ldm.checkpoint import FIRST_CONV, MINI_CONFIG, load_model, read_checkpoint, widen, write_checkpoint
 from ldm.conventions import reference_to_tensor
+from ldm.data.bench.cocoee import COCOImageDataset, result_path
 from ldm.data.miniworld import (
     CAPTION_LENGTH,
     COLOURS,
@@ -33,7 +34,6 @@ from ldm.data.miniworld import (
     caption_tokens,
 )
 from ldm.data.object_crops import ReferenceCrops, RegionCrops, bench_identities, identity_numbers, lab, read_objects
-from ldm.data.test_bench_dataset import COCOImageDataset, result_path
 from ldm.evaluation.benchmark import identity_scores
 from ldm.evaluation.clip_score import bounding_box, copy_paste
 from ldm.evaluation.features import load_clip, load_oracle

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from ldm.data import miniworld
+from ldm.data.bench.cocoee import COCOImageDataset
 from ldm.data.miniworld import HELD_OUT, PATTERNS, SHAPES, Identity, caption, colour_name, draw_identity, scene
-from ldm.data.test_bench_dataset import COCOImageDataset
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ldm.conventions import tensor_to_image
-from ldm.data.test_bench_dataset import COCOImageDataset, result_path
+from ldm.data.bench.cocoee import COCOImageDataset, result_path
 from ldm.editing.inputs import Inputs, stack
 from ldm.images import grid, open_picture, upright_rgb
 from ldm.pipeline import PaintByExample

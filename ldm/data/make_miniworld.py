@@ -24,14 +24,14 @@ import simplejpeg
 from PIL import Image
 from tqdm import tqdm
 
-from ldm.data.formats import OPEN_IMAGES
+from ldm.data.bench.cocoee import case_id, case_path
+from ldm.data.bench.make import box_mask, square_around
+from ldm.data.bench.squares import all_cores, central_square, cut, cut_square, save_png
 from ldm.data.index import SPLITS
-from ldm.data.make_bench import box_mask, square_around
 from ldm.data.masks import reference_region
 from ldm.data.miniworld import SHAPES, Object, caption, scene
 from ldm.data.object_crops import ATTRIBUTES
-from ldm.data.squares import all_cores, central_square, cut, cut_square, save_png
-from ldm.data.test_bench_dataset import case_id, case_path
+from ldm.data.prepare.formats import OPEN_IMAGES
 from ldm.util import UserError, staging
 
 COLUMNS = (

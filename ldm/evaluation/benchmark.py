@@ -20,9 +20,9 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ldm.conventions import mask_to_tensor, pixels_to_tensor
+from ldm.data.bench.cocoee import COCOImageDataset, refuse, result_path
 from ldm.data.miniworld import PATTERNS, SHAPES
 from ldm.data.object_crops import bench_identities
-from ldm.data.test_bench_dataset import COCOImageDataset, refuse, result_path
 from ldm.evaluation.background import background_psnr, background_ssim, seam, with_source_region
 from ldm.evaluation.clip_score import bounding_box, clip_reference, clip_region, copy_paste, similarity
 from ldm.evaluation.features import CLIP, Extractor, pixels

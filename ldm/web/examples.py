@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ldm.data.test_bench_dataset import COCOImageDataset, case_path
+from ldm.data.bench.cocoee import COCOImageDataset, case_path
 from ldm.pipeline import PaintByExample
 
 ROOT = Path(__file__).resolve().parents[2] / "examples"

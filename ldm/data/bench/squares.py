@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ldm.data.annotations import start_worker
 from ldm.data.masks import Box
+from ldm.data.prepare.annotations import start_worker
 from ldm.images import PictureFile, pictures_below, size_in_header
 from ldm.util import UserError, cores
 

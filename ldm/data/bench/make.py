@@ -23,10 +23,10 @@ import polars as pl
 from PIL import Image
 from tqdm import tqdm
 
+from ldm.data.bench.cocoee import FILES, case_id, case_path
+from ldm.data.bench.squares import all_cores, cut, cut_square, save_png
 from ldm.data.index import index_path
 from ldm.data.masks import Box, reference_region
-from ldm.data.squares import all_cores, cut, cut_square, save_png
-from ldm.data.test_bench_dataset import FILES, case_id, case_path
 from ldm.images import PictureFile
 from ldm.util import UserError, staging
 

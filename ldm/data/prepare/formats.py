@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ldm.data.annotations import EDGES, NO_TEXT, Boxes, Problems, chunks, is_text, parallel
 from ldm.data.index import split_folders
+from ldm.data.prepare.annotations import EDGES, NO_TEXT, Boxes, Problems, chunks, is_text, parallel
 from ldm.images import EXTENSIONS, open_picture, upright_mask, upright_size
 from ldm.util import UserError
 
