@@ -15,9 +15,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from ldm.checkpoint import MINI_CKPT, MINI_CONFIG
-from ldm.data.miniworld import scene
 from ldm.editing.regions import box_mask
 from ldm.images import grid
+from ldm.miniworld.scene import scene
 from ldm.pipeline import PaintByExample
 from ldm.util import command, staging
 

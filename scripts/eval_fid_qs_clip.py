@@ -79,8 +79,8 @@ def main() -> None:
             raise UserError(f"--{name} {getattr(opt, name)} is out of range; use {least} to 100000")
 
     from ldm.data.bench.cocoee import COCOImageDataset, refuse, result_path
-    from ldm.data.object_crops import ATTRIBUTES
     from ldm.evaluation.benchmark import OF_SETS, REFUSAL, check_results, chosen, evaluate, table
+    from ldm.miniworld.crops import ATTRIBUTES
 
     metrics = chosen(opt.skip, world=(opt.bench / ATTRIBUTES).exists())
     if not opt.results.is_dir():

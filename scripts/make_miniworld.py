@@ -34,7 +34,7 @@ def main() -> None:
         if not least <= getattr(opt, name) <= most:
             raise UserError(f"--{name} {getattr(opt, name)} is out of range; use {least} to {most}")
 
-    from ldm.data.make_miniworld import write_bench, write_world
+    from ldm.miniworld.write import write_bench, write_world
 
     size = (opt.height * 4 // 3, opt.height)
     counts = {split: getattr(opt, split) for split in ("train", "validation", "test", "pretraining")}

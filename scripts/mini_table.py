@@ -55,13 +55,13 @@ def main() -> None:
         show(opt.show, opt.bench, opt.outdir, opt.name)
         return
 
-    from ldm import mini_table
     from ldm.batch.benchmark import settings_of, sheet
     from ldm.data.bench.cocoee import COCOImageDataset
-    from ldm.data.make_miniworld import write_bench
     from ldm.editing.checks import check_request
     from ldm.evaluation.features import load_clip, load_oracle
     from ldm.evaluation.folder import real_statistics
+    from ldm.miniworld import table as mini_table
+    from ldm.miniworld.write import write_bench
     from ldm.models.diffusion.presets import Preset
     from ldm.pipeline import PaintByExample
     from ldm.util import load_config
@@ -118,8 +118,9 @@ def main() -> None:
 
 def compare(opt: argparse.Namespace, config, edit, bench, extractors, real) -> None:
     """The candidates of mini_presets, edited, scored, and compared with the first."""
-    from ldm import mini_presets, mini_table
     from ldm.batch.benchmark import settings_of, sheet
+    from ldm.miniworld import presets as mini_presets
+    from ldm.miniworld import table as mini_table
     from ldm.pipeline import PaintByExample
 
     models = {"": (edit, opt.ckpt, mini_presets.CANDIDATES, 5.0)}
@@ -154,8 +155,8 @@ def show(files: list[Path], bench: Path, outdir: Path, name: str) -> None:
     """Prints the rows of files; of more than one, writes them together, and their edits side by side."""
     from ldm.batch.benchmark import sheet
     from ldm.data.bench.cocoee import COCOImageDataset
-    from ldm.mini_presets import table as table_of_presets
-    from ldm.mini_table import read_rows, table, write_rows
+    from ldm.miniworld.presets import table as table_of_presets
+    from ldm.miniworld.table import read_rows, table, write_rows
 
     rows = {label: row for path in files for label, row in read_rows(path).items()}
     compared = any("difference" in row for row in rows.values())

@@ -29,15 +29,15 @@ ORDER = [
     ["ldm.models.diffusion.presets", "ldm.models.diffusion.sampling", "ldm.models.diffusion.conditioning"],
     ["ldm.models.diffusion.denoiser", "ldm.editing.inputs", "ldm.editing.checks"],
     ["ldm.models.diffusion.ddim", "ldm.models.diffusion.plms", "ldm.fast.networks"],
-    ["ldm.models.diffusion.ddpm", "ldm.models.first_stage", "ldm.models.contrastive", "ldm.models.oracle"],
+    ["ldm.models.diffusion.ddpm", "ldm.models.first_stage", "ldm.miniworld.clip", "ldm.miniworld.oracle_training"],
     ["ldm.models.diffusion.prior", "ldm.models.diffusion.distill"],
     ["ldm.pipeline", "ldm.data", "ldm.evaluation", "ldm.arguments"],
     [
         "ldm.training",
         "ldm.batch.benchmark",
         "ldm.edit_arguments",
-        "ldm.mini_table",
-        "ldm.mini_presets",
+        "ldm.miniworld.table",
+        "ldm.miniworld.presets",
         "ldm.batch.table",
     ],
     ["ldm.speed", "ldm.web"],
@@ -48,8 +48,8 @@ SEPARATE = {  # see these and themselves, never models
     "ldm.data": {"ldm.util", "ldm.conventions", "ldm.images"},
     "ldm.evaluation": {
         *("ldm.util", "ldm.conventions", "ldm.images", "ldm.weight_files"),
-        *("ldm.data.bench.cocoee", "ldm.data.object_crops", "ldm.data.miniworld"),
-        *("ldm.modules.oracle", "ldm.modules.encoders.clip"),
+        *("ldm.data.bench.cocoee", "ldm.miniworld.crops", "ldm.miniworld.scene"),
+        *("ldm.miniworld.oracle", "ldm.modules.encoders.clip"),
     },
 }
 

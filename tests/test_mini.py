@@ -18,11 +18,20 @@ from safetensors.torch import load_file as read_safetensors
 from safetensors.torch import save_file
 from torch.utils.data import default_collate
 
-from ldm import checkpoint, mini_presets, mini_table
+from ldm import checkpoint
 from ldm.checkpoint import FIRST_CONV, MINI_CONFIG, load_model, read_checkpoint, widen, write_checkpoint
 from ldm.conventions import reference_to_tensor
 from ldm.data.bench.cocoee import COCOImageDataset, result_path
-from ldm.data.miniworld import (
+from ldm.evaluation.benchmark import identity_scores
+from ldm.evaluation.clip_score import bounding_box, copy_paste
+from ldm.evaluation.features import load_clip, load_oracle
+from ldm.evaluation.fid import Statistics
+from ldm.miniworld import presets as mini_presets
+from ldm.miniworld import table as mini_table
+from ldm.miniworld.clip import Contrastive
+from ldm.miniworld.crops import ReferenceCrops, RegionCrops, bench_identities, identity_numbers, lab, read_objects
+from ldm.miniworld.oracle import colour_error
+from ldm.miniworld.scene import (
     CAPTION_LENGTH,
     COLOURS,
     END,
@@ -33,17 +42,10 @@ from ldm.data.miniworld import (
     caption,
     caption_tokens,
 )
-from ldm.data.object_crops import ReferenceCrops, RegionCrops, bench_identities, identity_numbers, lab, read_objects
-from ldm.evaluation.benchmark import identity_scores
-from ldm.evaluation.clip_score import bounding_box, copy_paste
-from ldm.evaluation.features import load_clip, load_oracle
-from ldm.evaluation.fid import Statistics
-from ldm.models.contrastive import Contrastive
 from ldm.models.diffusion.conditioning import unconditional_token
 from ldm.models.diffusion.draws import Draws
 from ldm.models.diffusion.presets import Preset
 from ldm.modules.encoders.clip import ResNetTower, clip_of
-from ldm.modules.oracle import colour_error
 from ldm.pipeline import PaintByExample
 from ldm.training.start import initial_model
 from ldm.util import UserError, instantiate_from_config, load_config
@@ -56,7 +58,7 @@ MINI = ROOT / "configs/mini"
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """dataset/miniworld, prepared, and test_bench_mini, as scripts/make_miniworld.py draws them, small."""
-    from ldm.data.make_miniworld import write_bench, write_world
+    from ldm.miniworld.write import write_bench, write_world
 
     root = tmp_path_factory.mktemp("mini")
     write_world(root / "world", {"train": 24, "validation": 6, "test": 4, "pretraining": 12}, (192, 144), 3)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ldm.data import miniworld
 from ldm.data.bench.cocoee import COCOImageDataset
-from ldm.data.miniworld import HELD_OUT, PATTERNS, SHAPES, Identity, caption, colour_name, draw_identity, scene
+from ldm.miniworld.scene import HELD_OUT, PATTERNS, SHAPES, Identity, caption, colour_name, draw_identity, scene
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from ldm import mini_presets
 from ldm.evaluation.benchmark import mean_interval
 from ldm.evaluation.fid import Statistics
-from ldm.mini_presets import differences, evaluations, worse
-from ldm.mini_table import Scored, resampled_fids
+from ldm.miniworld import presets as mini_presets
+from ldm.miniworld.presets import differences, evaluations, worse
+from ldm.miniworld.table import Scored, resampled_fids
 from ldm.models.diffusion.presets import PRESETS, Preset, preset_of
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.util import UserError

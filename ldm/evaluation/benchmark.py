@@ -21,8 +21,6 @@ from tqdm import tqdm
 
 from ldm.conventions import mask_to_tensor, pixels_to_tensor
 from ldm.data.bench.cocoee import COCOImageDataset, refuse, result_path
-from ldm.data.miniworld import PATTERNS, SHAPES
-from ldm.data.object_crops import bench_identities
 from ldm.evaluation.background import background_psnr, background_ssim, seam, with_source_region
 from ldm.evaluation.clip_score import bounding_box, clip_reference, clip_region, copy_paste, similarity
 from ldm.evaluation.features import CLIP, Extractor, pixels
@@ -30,7 +28,9 @@ from ldm.evaluation.fid import Statistics, frechet_distance, kernel_distance, ro
 from ldm.evaluation.folder import batches
 from ldm.evaluation.quality import Mixture, quality_score
 from ldm.images import open_picture, upright_rgb, upright_size
-from ldm.modules.oracle import colour_error
+from ldm.miniworld.crops import bench_identities
+from ldm.miniworld.oracle import colour_error
+from ldm.miniworld.scene import PATTERNS, SHAPES
 from ldm.util import UserError, cores
 
 GROUPS = {

@@ -6,7 +6,7 @@
 | inception | Inception v3 of the original FID (Heusel et al. 2017) | images: (B,2048) | torch-fidelity |
 | dino | DINO ViT-S/16 (Caron et al. 2021) | regions: (B,384) | timm |
 | lpips | AlexNet, LPIPS (Zhang et al. 2018) | pairs of images: a distance | torchvision, torchmetrics |
-| oracle | the small world's classifier | regions: shape, pattern, colours (B,24) | ldm.modules.oracle |
+| oracle | the small world's classifier | regions: shape, pattern, colours (B,24) | ldm.miniworld.oracle |
 
 A file is the user's, or fetched once and kept. Reading it runs no code of it, and it has to fit exactly.
 """
@@ -29,9 +29,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ldm.conventions import pixels_to_tensor
-from ldm.data.object_crops import region_to_tensor
+from ldm.miniworld.crops import region_to_tensor
+from ldm.miniworld.oracle import Oracle
 from ldm.modules.encoders.clip import clip_of
-from ldm.modules.oracle import Oracle
 from ldm.util import UserError, listing, sha256_of
 from ldm.weight_files import StateDict, read_file
 

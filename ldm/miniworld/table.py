@@ -18,13 +18,13 @@ from ldm.batch.benchmark import agree, edit_cases
 from ldm.conventions import image_to_tensor, reference_to_tensor
 from ldm.data.bench.cocoee import COCOImageDataset, case_path, result_path
 from ldm.data.masks import REFERENCE_PADDING
-from ldm.data.miniworld import PATTERNS, SHAPES, caption_tokens, pattern_caption, shape_caption
-from ldm.data.object_crops import ATTRIBUTES, bench_identities
 from ldm.evaluation.benchmark import LEVEL, chosen, evaluate, identity_scores
 from ldm.evaluation.clip_score import bounding_box
 from ldm.evaluation.features import Extractor
 from ldm.evaluation.fid import Statistics, frechet_distance
 from ldm.evaluation.folder import features_of
+from ldm.miniworld.crops import ATTRIBUTES, bench_identities
+from ldm.miniworld.scene import PATTERNS, SHAPES, caption_tokens, pattern_caption, shape_caption
 from ldm.modules.encoders.clip import clip_of
 from ldm.pipeline import PaintByExample
 from ldm.util import UserError, staging

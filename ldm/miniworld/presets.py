@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ldm.evaluation.benchmark import mean_interval
 from ldm.fast.region import Everywhere, Rectangle, Within
-from ldm.mini_table import COLUMNS, Scored, interval_around
+from ldm.miniworld.table import COLUMNS, Scored, interval_around
 from ldm.models.diffusion.denoiser import guided_eps, refreshed_eps
 from ldm.models.diffusion.presets import PRESETS, Preset
 from ldm.models.diffusion.sampling import Eps, sample

@@ -15,9 +15,9 @@ from torch.utils.data import Dataset
 
 from ldm.conventions import pixels_to_tensor, reference_to_tensor
 from ldm.data.masks import Box, reference_region
-from ldm.data.miniworld import PATTERNS, SHAPES, caption_tokens, pattern_caption, shape_caption
 from ldm.data.reference import augment_reference, resize_reference
 from ldm.images import PictureFile
+from ldm.miniworld.scene import PATTERNS, SHAPES, caption_tokens, pattern_caption, shape_caption
 from ldm.util import UserError
 
 ATTRIBUTES = "attributes.json"  # of a benchmark

@@ -29,9 +29,9 @@ from ldm.data.bench.make import box_mask, square_around
 from ldm.data.bench.squares import all_cores, central_square, cut, cut_square, save_png
 from ldm.data.index import SPLITS
 from ldm.data.masks import reference_region
-from ldm.data.miniworld import SHAPES, Object, caption, scene
-from ldm.data.object_crops import ATTRIBUTES
 from ldm.data.prepare.formats import OPEN_IMAGES
+from ldm.miniworld.crops import ATTRIBUTES
+from ldm.miniworld.scene import SHAPES, Object, caption, scene
 from ldm.util import UserError, staging
 
 COLUMNS = (

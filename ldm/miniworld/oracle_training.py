@@ -8,8 +8,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.miniworld.oracle import Oracle, colour_error
 from ldm.models.trained import ByLosses
-from ldm.modules.oracle import Oracle, colour_error
 
 
 class OracleTraining(ByLosses):
