@@ -19,7 +19,9 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.checkpoint import choose_model, load_model
+from ldm.checkpoint import load_model
+from ldm.checkpoint.locate import choose_model
+from ldm.checkpoint.lora import merge_into, read_adapter
 from ldm.conventions import resize_tensor, tensor_to_image
 from ldm.editing.asymmetric_decoder import AsymmetricDecoder
 from ldm.editing.background import check_background
@@ -30,7 +32,6 @@ from ldm.editing.safety import SafetyChecker
 from ldm.editing.window import Context, Placed
 from ldm.fast.networks import Networks, check_networks, precision_on
 from ldm.images import upright_mask, upright_rgb
-from ldm.lora import merge_into, read_adapter
 from ldm.models.diffusion.conditioning import inpaint_channels, latent_of, reference_token, unconditional_token
 from ldm.models.diffusion.denoiser import blended_eps, guided_eps
 from ldm.models.diffusion.presets import preset_of

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from ldm.checkpoint import with_constants
-from ldm.diffusers_folder import to_diffusers
+from ldm.checkpoint.diffusers import to_diffusers
+from ldm.checkpoint.load import with_constants
 from ldm.editing.inputs import Inputs, stack
 from ldm.fast.unet import FastResBlock, FastSelfAttention, FastTransformer, PhaseUpsample
 from ldm.models.diffusion.conditioning import inpaint_channels, reference_token, unconditional_token

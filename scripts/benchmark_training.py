@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, default_collate
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from ldm.checkpoint import empty_model
+from ldm.checkpoint.load import empty_model
 from ldm.data.open_images import OpenImageDataset
 from ldm.editing.checks import pick_device
 from ldm.models.diffusion.conditioning import reference_token

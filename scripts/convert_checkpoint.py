@@ -8,8 +8,11 @@ like are dropped).
 import argparse
 import os
 
-from ldm.checkpoint import DEFAULT_CONFIG, halve, read_checkpoint, write_checkpoint
-from ldm.lora import merge, read_adapter
+from ldm.checkpoint import read_checkpoint
+from ldm.checkpoint.load import write_checkpoint
+from ldm.checkpoint.locate import DEFAULT_CONFIG
+from ldm.checkpoint.lora import merge, read_adapter
+from ldm.checkpoint.surgery import halve
 from ldm.util import UserError, command
 
 

@@ -28,7 +28,7 @@ def main() -> None:
     except ImportError as error:
         raise UserError("the page needs Gradio; install it with pip install -e '.[web]'") from error
 
-    from ldm.checkpoint import choose_model
+    from ldm.checkpoint.locate import choose_model
     from ldm.images import open_picture
     from ldm.pipeline import PaintByExample
     from ldm.web.edits import Edits

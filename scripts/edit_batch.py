@@ -43,7 +43,7 @@ def main() -> None:
 
     from ldm.batch.runner import How, run_on
     from ldm.batch.table import FAILED, Account, Outcome, read_jobs, still_to_do
-    from ldm.checkpoint import choose_model
+    from ldm.checkpoint.locate import choose_model
     from ldm.editing.checks import check_request, pick_device
 
     check_request(seeds=[opt.seed], **sampling)

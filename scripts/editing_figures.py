@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from ldm.checkpoint import MINI_CKPT, MINI_CONFIG
+from ldm.checkpoint.locate import MINI_CKPT, MINI_CONFIG
 from ldm.editing.regions import box_mask
 from ldm.images import grid
 from ldm.miniworld.scene import scene

@@ -91,7 +91,7 @@ def main() -> None:
 
     import torch
 
-    from ldm.checkpoint import choose_model
+    from ldm.checkpoint.locate import choose_model
     from ldm.conventions import mask_to_image, reference_to_image, tensor_to_image
     from ldm.editing.checks import check_request
     from ldm.pipeline import PaintByExample

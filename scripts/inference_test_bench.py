@@ -51,7 +51,7 @@ def main() -> None:
     import torch
 
     from ldm.batch.benchmark import agree, edit_cases, settings_of, share, sheet
-    from ldm.checkpoint import choose_model
+    from ldm.checkpoint.locate import choose_model
     from ldm.editing.checks import check_request
     from ldm.pipeline import PaintByExample
     from ldm.util import load_config

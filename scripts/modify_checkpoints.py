@@ -13,7 +13,10 @@ Files: .ckpt, .safetensors, or a diffusers folder, in any combination."""
 
 import argparse
 
-from ldm.checkpoint import DEFAULT_CONFIG, ROOT, add_difference, read_checkpoint, widen, write_checkpoint
+from ldm.checkpoint import read_checkpoint
+from ldm.checkpoint.load import write_checkpoint
+from ldm.checkpoint.locate import DEFAULT_CONFIG, ROOT
+from ldm.checkpoint.surgery import add_difference, widen
 from ldm.util import UserError, command
 
 

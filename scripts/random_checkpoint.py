@@ -9,7 +9,7 @@ import argparse
 
 import torch
 
-from ldm.checkpoint import write_checkpoint
+from ldm.checkpoint.load import write_checkpoint
 from ldm.util import command, instantiate_from_config, load_config
 
 

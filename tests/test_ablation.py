@@ -6,9 +6,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from ldm.checkpoint import empty_model, load_model, load_weights, read_checkpoint, write_checkpoint
+from ldm.checkpoint import load_model, read_checkpoint
+from ldm.checkpoint.diffusers import MAPPER, UNET, VAE
+from ldm.checkpoint.load import empty_model, load_weights, write_checkpoint
 from ldm.data.sample import Recipe
-from ldm.diffusers_folder import MAPPER, UNET, VAE
 from ldm.models.diffusion.conditioning import reference_token, unconditional_token
 from ldm.models.diffusion.denoiser import denoiser_of, guided_eps
 from ldm.pipeline import PaintByExample

@@ -18,17 +18,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ldm.checkpoint import (
-    FIRST_CONV,
-    add_difference,
-    halve,
-    load_model,
-    read_checkpoint,
-    widen,
-    write_checkpoint,
-)
+from ldm.checkpoint import load_model, read_checkpoint
+from ldm.checkpoint.diffusers import UNET
+from ldm.checkpoint.load import FIRST_CONV, write_checkpoint
+from ldm.checkpoint.surgery import add_difference, halve, widen
 from ldm.conventions import image_to_tensor, mask_to_tensor, reference_to_tensor
-from ldm.diffusers_folder import UNET
 from ldm.models.diffusion.conditioning import inpaint_channels, reference_token
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.plms import PLMSSampler
@@ -815,7 +809,8 @@ def find(env, name="'hub'"):
 from ldm.util import command
 @command
 def main():
-    from ldm.checkpoint import find_checkpoint, read_checkpoint
+    from ldm.checkpoint.locate import find_checkpoint
+    from ldm.checkpoint import read_checkpoint
     print(len(read_checkpoint(find_checkpoint({name}))))
 main()"""
     return subprocess.run(
@@ -905,7 +900,8 @@ def memory_of(path, width):
 @pytest.mark.parametrize("name", ["m.ckpt", "m.safetensors"])
 def test_a_model_takes_its_files_memory_over(tmp_path, name):
     """The full-size model's CLIP tower with a narrow UNet and autoencoder, 1.5 GB of zeros."""
-    from ldm.checkpoint import DEFAULT_CONFIG, empty_model
+    from ldm.checkpoint.load import empty_model
+    from ldm.checkpoint.locate import DEFAULT_CONFIG
     from ldm.util import load_config
 
     config = load_config(DEFAULT_CONFIG)

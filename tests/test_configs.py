@@ -14,7 +14,8 @@ import yaml
 from omegaconf import OmegaConf
 from PIL import Image
 
-from ldm.checkpoint import FIRST_CONV, empty_model, read_checkpoint, write_checkpoint
+from ldm.checkpoint import read_checkpoint
+from ldm.checkpoint.load import FIRST_CONV, empty_model, write_checkpoint
 from ldm.editing.metadata import save_with_settings
 from ldm.models.trained import Trained
 from ldm.pipeline import PaintByExample

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ldm.batch.table import read_jobs
-from ldm.checkpoint import MINI_CKPT, MINI_CONFIG
+from ldm.checkpoint.locate import MINI_CKPT, MINI_CONFIG
 from ldm.editing.metadata import read_settings
 from ldm.util import UserError, batches_alike
 from tests.conftest import ROOT

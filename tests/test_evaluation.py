@@ -347,7 +347,7 @@ def test_openai_ships_torchscript(weights, tmp_path):
             module = getattr(module, part)
         module.register_buffer(last, tensor.half())
     torch.jit.save(torch.jit.trace(shipped, torch.ones(1)), tmp_path / "traced.pt")
-    from ldm.weight_files import read_file
+    from ldm.checkpoint.files import read_file
 
     found = read_file(tmp_path / "traced.pt")
     assert {k for k in found if k.startswith("visual.")} == set(visual)

@@ -13,7 +13,7 @@ ORDER = [
         "ldm.models.diffusion.schedule",
         "ldm.models.diffusion.draws",
         "ldm.fast.offload",
-        "ldm.weight_files",
+        "ldm.checkpoint.files",
     ],
     [
         "ldm.editing.background",
@@ -23,8 +23,8 @@ ORDER = [
         "ldm.editing.watermark",
     ],
     ["ldm.editing.regions", "ldm.editing.window"],
-    ["ldm.diffusers_folder"],
-    ["ldm.checkpoint", "ldm.modules", "ldm.lora"],
+    ["ldm.checkpoint.diffusers"],
+    ["ldm.checkpoint", "ldm.modules", "ldm.checkpoint.lora"],
     ["ldm.models.autoencoder", "ldm.editing.asymmetric_decoder", "ldm.models.trained"],
     ["ldm.models.diffusion.presets", "ldm.models.diffusion.sampling", "ldm.models.diffusion.conditioning"],
     ["ldm.models.diffusion.denoiser", "ldm.editing.inputs", "ldm.editing.checks"],
@@ -47,7 +47,7 @@ ORDER = [
 SEPARATE = {  # see these and themselves, never models
     "ldm.data": {"ldm.util", "ldm.conventions", "ldm.images"},
     "ldm.evaluation": {
-        *("ldm.util", "ldm.conventions", "ldm.images", "ldm.weight_files"),
+        *("ldm.util", "ldm.conventions", "ldm.images", "ldm.checkpoint.files"),
         *("ldm.data.bench.cocoee", "ldm.miniworld.crops", "ldm.miniworld.scene"),
         *("ldm.miniworld.oracle", "ldm.modules.encoders.clip"),
     },

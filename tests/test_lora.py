@@ -14,10 +14,11 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ldm.checkpoint import empty_model, load_model, read_checkpoint
-from ldm.diffusers_folder import UNET
+from ldm.checkpoint import load_model, read_checkpoint
+from ldm.checkpoint.diffusers import UNET
+from ldm.checkpoint.load import empty_model
+from ldm.checkpoint.lora import Adapter, FactorsOnly, adapter_of, inject, merge, merge_into, read_adapter, write_adapter
 from ldm.editing.metadata import read_settings
-from ldm.lora import Adapter, FactorsOnly, adapter_of, inject, merge, merge_into, read_adapter, write_adapter
 from ldm.modules.ema import LitEma
 from ldm.pipeline import PaintByExample
 from ldm.training.checkpoints import AtomicCheckpointIO, adapter_beside

@@ -18,8 +18,10 @@ from safetensors.torch import load_file as read_safetensors
 from safetensors.torch import save_file
 from torch.utils.data import default_collate
 
-from ldm import checkpoint
-from ldm.checkpoint import FIRST_CONV, MINI_CONFIG, load_model, read_checkpoint, widen, write_checkpoint
+from ldm.checkpoint import load_model, locate, read_checkpoint
+from ldm.checkpoint.load import FIRST_CONV, write_checkpoint
+from ldm.checkpoint.locate import MINI_CONFIG
+from ldm.checkpoint.surgery import widen
 from ldm.conventions import reference_to_tensor
 from ldm.data.bench.cocoee import COCOImageDataset, result_path
 from ldm.evaluation.benchmark import identity_scores
@@ -139,26 +141,26 @@ def test_a_world_that_is_not_there(tmp_path):
 def test_which_model_where_none_is_named(tmp_path, monkeypatch, capsys):
     """The released one where it is, in checkpoints/ or the hub's cache; else the miniature, which is said."""
     for name in ("DEFAULT_CKPT", "MINI_CKPT"):
-        monkeypatch.setattr(checkpoint, name, tmp_path / name)
+        monkeypatch.setattr(locate, name, tmp_path / name)
     cached = []
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: cached[0] if cached else None)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_: "fetched")
-    assert checkpoint.choose_model() == (checkpoint.DEFAULT_CONFIG, Path("fetched"))
+    assert locate.choose_model() == (locate.DEFAULT_CONFIG, Path("fetched"))
     (tmp_path / "MINI_CKPT").touch()
     capsys.readouterr()
-    assert checkpoint.choose_model() == (MINI_CONFIG, tmp_path / "MINI_CKPT")
+    assert locate.choose_model() == (MINI_CONFIG, tmp_path / "MINI_CKPT")
     assert "the miniature model takes its place" in capsys.readouterr().err
     for given, wanted in (
         (("c.yaml", None), ("c.yaml", Path("fetched"))),
-        ((None, "m.ckpt"), (checkpoint.DEFAULT_CONFIG, Path("m.ckpt"))),
+        ((None, "m.ckpt"), (locate.DEFAULT_CONFIG, Path("m.ckpt"))),
         (("c.yaml", "m.ckpt"), ("c.yaml", Path("m.ckpt"))),
-        ((None, None, True), (checkpoint.DEFAULT_CONFIG, Path("fetched"))),
+        ((None, None, True), (locate.DEFAULT_CONFIG, Path("fetched"))),
     ):
-        assert checkpoint.choose_model(*given) == wanted
+        assert locate.choose_model(*given) == wanted
     cached.append("in the cache")
-    assert checkpoint.choose_model() == (checkpoint.DEFAULT_CONFIG, Path("fetched"))
+    assert locate.choose_model() == (locate.DEFAULT_CONFIG, Path("fetched"))
     (tmp_path / "DEFAULT_CKPT").touch()
-    assert checkpoint.choose_model() == (checkpoint.DEFAULT_CONFIG, tmp_path / "DEFAULT_CKPT")
+    assert locate.choose_model() == (locate.DEFAULT_CONFIG, tmp_path / "DEFAULT_CKPT")
 
 
 # ------------------------------------------------------------------------------------------------ parts

@@ -102,7 +102,7 @@ def test_the_mask_follows_the_image(edit, example):
 
 def test_a_small_region_of_a_large_photo():
     """12 megapixels, of which the mask is 1%: all else is the photo's own, byte for byte."""
-    from ldm.checkpoint import MINI_CKPT, MINI_CONFIG
+    from ldm.checkpoint.locate import MINI_CKPT, MINI_CONFIG
 
     mini = PaintByExample.load(MINI_CONFIG, MINI_CKPT, "cpu")
     photo = Image.open(ROOT / "examples/image/example_1.jpg").resize((4000, 3000))

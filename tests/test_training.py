@@ -20,7 +20,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from ldm.checkpoint import load_model, read_checkpoint, write_checkpoint
+from ldm.checkpoint import load_model, read_checkpoint
+from ldm.checkpoint.load import write_checkpoint
 from ldm.models.diffusion.conditioning import reference_token, unconditional_token
 from ldm.models.diffusion.draws import Draws
 from ldm.modules.ema import LitEma
@@ -650,7 +651,7 @@ def test_help_is_readable(script):
 
 def test_compiling_changes_no_name_of_a_weight(golden_config):
     """What is compiled is the networks that a step runs; what has none says so."""
-    from ldm.checkpoint import empty_model
+    from ldm.checkpoint.load import empty_model
     from ldm.models.trained import Trained
 
     model = empty_model(golden_config)

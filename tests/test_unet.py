@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from ldm.checkpoint import FIRST_CONV, empty_model
+from ldm.checkpoint.load import FIRST_CONV, empty_model
 from ldm.models.diffusion.denoiser import denoiser_of, guided_eps
 from ldm.modules.attention import CrossAttention
 from ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel

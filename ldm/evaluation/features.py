@@ -28,12 +28,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ldm.checkpoint.files import StateDict, read_file
 from ldm.conventions import pixels_to_tensor
 from ldm.miniworld.crops import region_to_tensor
 from ldm.miniworld.oracle import Oracle
 from ldm.modules.encoders.clip import clip_of
 from ldm.util import UserError, listing, sha256_of
-from ldm.weight_files import StateDict, read_file
 
 CLIP = "ViT-B-32-quickgelu"  # OpenAI's weights were trained with this activation, "ViT-B-32" of open_clip has another
 DINO = "vit_small_patch16_224.dino"

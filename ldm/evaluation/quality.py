@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ldm.checkpoint.files import Inert, Unalterable
 from ldm.util import UserError, staging
-from ldm.weight_files import Inert, Unalterable
 
 COMPONENTS = 20
 FULL_MARKS = 300.0  # the log-likelihood that counts as 100

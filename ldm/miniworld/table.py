@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.batch.benchmark import agree, edit_cases
+from ldm.checkpoint.files import read_file
 from ldm.conventions import image_to_tensor, reference_to_tensor
 from ldm.data.bench.cocoee import COCOImageDataset, case_path, result_path
 from ldm.data.masks import REFERENCE_PADDING
@@ -28,7 +29,6 @@ from ldm.miniworld.scene import PATTERNS, SHAPES, caption_tokens, pattern_captio
 from ldm.modules.encoders.clip import clip_of
 from ldm.pipeline import PaintByExample
 from ldm.util import UserError, staging
-from ldm.weight_files import read_file
 
 SKIPPED = ("fid_inception", "kid", "dino", "lpips", "psnr", "ssim", "qs")
 COLUMNS = {  # metric -> head of its column

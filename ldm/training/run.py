@@ -22,9 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
+from ldm.checkpoint.lora import FactorsOnly, inject
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.fast.networks import suited
-from ldm.lora import FactorsOnly, inject
 from ldm.training.callbacks import FiniteLoss, Pictures, Throughput
 from ldm.training.checkpoints import AtomicCheckpointIO, Last, best
 from ldm.training.start import initial_model

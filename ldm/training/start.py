@@ -7,12 +7,14 @@ from pathlib import Path
 from omegaconf import DictConfig
 from torch import nn
 
-from ldm.checkpoint import FIRST_CONV, load_weights, read_checkpoint, widen
-from ldm.diffusers_folder import CLIP, MAPPER, TOWER, UNET, VAE
+from ldm.checkpoint import read_checkpoint
+from ldm.checkpoint.diffusers import CLIP, MAPPER, TOWER, UNET, VAE
+from ldm.checkpoint.files import StateDict, read_file
+from ldm.checkpoint.load import FIRST_CONV, load_weights
+from ldm.checkpoint.surgery import widen
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.encoders.modules import CLIP_VERSION
 from ldm.util import UserError, instantiate_from_config, listing
-from ldm.weight_files import StateDict, read_file
 
 STABLE_DIFFUSION = Path("pretrained_models/sd-v1-4-modified-9channel.ckpt")
 

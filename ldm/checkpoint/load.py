@@ -9,15 +9,14 @@ of Stable Diffusion's sd-v1-4.ckpt. Files are recognised by content:
 | .safetensors       | published names                                     | published names (the default) |
 | diffusers folder   | Paint-by-Example and Stable Diffusion v1 layouts    | the same                      |
 
-Tensors are memory-mapped: what is not used is not read. How a file is read is in weight_files.py, how names map to
-diffusers' in diffusers_folder.py; others read models through this module alone."""
+Tensors are memory-mapped: what is not used is not read. How a file is read is in files.py, how names map to
+diffusers' in diffusers.py; others read models through this module alone."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,17 +24,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from ldm.diffusers_folder import CLIP, MAPPER, UNET, VAE, read_diffusers, to_diffusers
+from ldm.checkpoint.diffusers import CLIP, MAPPER, UNET, VAE, read_diffusers, to_diffusers
+from ldm.checkpoint.files import StateDict, read_file
+from ldm.checkpoint.locate import DEFAULT_CONFIG
 from ldm.models.diffusion.schedule import BUFFERS
 from ldm.util import UserError, instantiate_from_config, listing, load_config, staging
-from ldm.weight_files import StateDict, read_file
-
-ROOT = Path(__file__).resolve().parent.parent
-DEFAULT_CONFIG = ROOT / "configs" / "v1.yaml"
-DEFAULT_CKPT = ROOT / "checkpoints" / "model.ckpt"
-MINI_CONFIG = ROOT / "configs" / "mini" / "paint_by_example.yaml"
-MINI_CKPT = ROOT / "pretrained_models" / "mini.safetensors"
-HUB_REPO, HUB_FILE = "Fantasy-Studio/Paint-by-Example", "model.ckpt"
 
 EMA = "model_ema."
 TEACHER = "teacher."  # what a run of distillation keeps beside its model
@@ -174,84 +167,3 @@ def write_checkpoint(tensors: StateDict, path: str | os.PathLike, config: Any = 
                     file.write_text(json.dumps(content, indent=2) + "\n")
                 else:
                     save_file({key: t.contiguous() for key, t in content.items()}, file, {"format": "pt"})
-
-
-def widen(tensors: StateDict, in_channels: int = 9) -> StateDict:
-    """4 -> 9 input channels: zeros for the new ones, so that the model starts as the prior (Yang et al. 2022, 3.1)."""
-    weight = tensors.get(FIRST_CONV)
-    if weight is None or weight.ndim != 4:
-        raise UserError(f"checkpoint: has no {FIRST_CONV}; name a Stable Diffusion v1 model")
-    if weight.shape[1] >= in_channels:
-        raise UserError(f"checkpoint: its UNet takes {weight.shape[1]} input channels already; nothing to widen")
-    new = weight.new_zeros(weight.shape[0], in_channels - weight.shape[1], *weight.shape[2:])
-    return {**tensors, FIRST_CONV: torch.cat([weight, new], dim=1)}
-
-
-def add_difference(a: StateDict, b: StateDict, c: StateDict) -> StateDict:
-    """A + (B - C) over the UNet and the autoencoder, in float32: what B learned beyond its base C, given to A.
-
-    For instance A = Paint by Example, B = a fine-tuned SD v1 model, C = SD v1-4. Where A's first convolution has
-    more input channels, its first ones are those of B and C. Raises UserError if the three do not fit."""
-    if FIRST_CONV not in a:
-        raise UserError("add difference: A has no UNet; give a model such as checkpoints/model.ckpt")
-    out = dict(a)
-    for name in [name for name in a if name.startswith((UNET, VAE))]:
-        if name not in b or name not in c:
-            raise UserError(f"add difference: {name} is not in {'B' if name not in b else 'C'}; give SD v1 models")
-        delta = b[name].float() - c[name].float() if b[name].shape == c[name].shape else None
-        value = a[name].float().clone()
-        widened = name == FIRST_CONV and delta is not None and delta.shape == value[:, : b[name].shape[1]].shape
-        if delta is None or (delta.shape != value.shape and not widened):
-            shapes = ", ".join(str(tuple(x[name].shape)) for x in (a, b, c))
-            raise UserError(f"add difference: {name} has the shapes {shapes} in A, B and C; give models that fit")
-        same = value[:, : delta.shape[1]] if name == FIRST_CONV else value
-        same += delta
-        out[name] = value.to(a[name].dtype)
-    return out
-
-
-def halve(tensors: StateDict) -> StateDict:
-    """Weights to float16, half the size; the schedule stays float32."""
-    return {name: t.half() if t.is_floating_point() and name not in BUFFERS else t for name, t in tensors.items()}
-
-
-def choose_model(config: Any = None, ckpt: str | os.PathLike | None = None, adapted: bool = False) -> tuple[Any, Path]:
-    """Config and checkpoint, where one of them or both are not named.
-
-    Neither: the released model if it is at hand, in DEFAULT_CKPT or the hub's cache; or else the miniature one, which
-    is told, unless the model is to be `adapted`, as the released one can. A config alone goes with the released model's
-    weights, a checkpoint alone with its config. Raises UserError as find_checkpoint does."""
-    if config is None and ckpt is None and not (adapted or DEFAULT_CKPT.exists()) and MINI_CKPT.exists():
-        from huggingface_hub import try_to_load_from_cache
-
-        if not isinstance(try_to_load_from_cache(HUB_REPO, HUB_FILE), str):
-            print(
-                f"{DEFAULT_CKPT} is not there: the miniature model takes its place, 64 x 64 pixels of a small world of "
-                "painted shapes; --ckpt hub fetches the released model",
-                file=sys.stderr,
-            )
-            return MINI_CONFIG, MINI_CKPT
-    return DEFAULT_CONFIG if config is None else config, find_checkpoint(ckpt)
-
-
-def find_checkpoint(name: str | os.PathLike | None = None) -> Path:
-    """A path as it is; None the released model in DEFAULT_CKPT, or else from the hub; "hub" the hub.
-
-    Raises UserError, saying where to get the file and where to put it, when the hub cannot be reached."""
-    if name not in (None, "hub"):
-        return Path(name)
-    if name is None and DEFAULT_CKPT.exists():
-        return DEFAULT_CKPT
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import logging
-
-    print(f"fetching {HUB_FILE} (several GB, once) of {HUB_REPO} from the hub", file=sys.stderr)
-    logging.set_verbosity_error()  # one sentence at the end says what its retries would
-    try:
-        return Path(hf_hub_download(HUB_REPO, HUB_FILE))
-    except Exception as error:  # the hub's client raises those of its HTTP library as they are
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"the released model could not be fetched from the hub ({reason}); download https://huggingface.co/"
-            f"{HUB_REPO}/resolve/main/{HUB_FILE} to {DEFAULT_CKPT}, or name a file with --ckpt"
-        ) from error

@@ -29,9 +29,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ldm.diffusers_folder import UNET
+from ldm.checkpoint.diffusers import UNET
+from ldm.checkpoint.files import StateDict
 from ldm.util import UserError, listing, staging
-from ldm.weight_files import StateDict
 
 A, B = ".lora_A.weight", ".lora_B.weight"
 PEFT_A, PEFT_B = ".lora_A.default.weight", ".lora_B.default.weight"  # as peft calls them inside the model

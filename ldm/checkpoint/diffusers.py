@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.checkpoint.files import StateDict, read_file
 from ldm.models.diffusion.schedule import BUFFERS, NoiseSchedule
 from ldm.util import UserError, listing
-from ldm.weight_files import StateDict, read_file
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 TOWER = "cond_stage_model.transformer."

@@ -1,0 +1,13 @@
+"""Checkpoints, in and out. Reading one never runs code from it.
+
+load.py       any format -> tensors under the published names -> a LatentDiffusion, strictly
+files.py      one file -> its tensors
+diffusers.py  published names <-> diffusers' names, as tables
+surgery.py    4 -> 9 input channels, A + (B - C), half precision
+locate.py     which model where none is named
+lora.py       adapters: train, write, read, add to a model
+"""
+
+from ldm.checkpoint.load import load_model, read_checkpoint
+
+__all__ = ["load_model", "read_checkpoint"]
