@@ -17,7 +17,7 @@ from PIL import Image
 from ldm.checkpoint import read_checkpoint
 from ldm.checkpoint.load import FIRST_CONV, empty_model, write_checkpoint
 from ldm.editing.metadata import save_with_settings
-from ldm.models.trained import Trained
+from ldm.models.base import Trained
 from ldm.pipeline import PaintByExample
 from ldm.training.run import MONITORED
 from ldm.util import UserError, get_obj_from_str, instantiate_from_config

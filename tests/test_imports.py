@@ -25,7 +25,7 @@ ORDER = [
     ["ldm.editing.regions", "ldm.editing.window"],
     ["ldm.checkpoint.diffusers"],
     ["ldm.checkpoint", "ldm.modules", "ldm.checkpoint.lora"],
-    ["ldm.models.autoencoder", "ldm.editing.asymmetric_decoder", "ldm.models.trained"],
+    ["ldm.models.autoencoder", "ldm.editing.asymmetric_decoder", "ldm.models.base"],
     ["ldm.models.diffusion.presets", "ldm.models.diffusion.sampling", "ldm.models.diffusion.conditioning"],
     ["ldm.models.diffusion.denoiser", "ldm.editing.inputs", "ldm.editing.checks"],
     ["ldm.models.diffusion.ddim", "ldm.models.diffusion.plms", "ldm.fast.networks"],

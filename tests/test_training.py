@@ -652,7 +652,7 @@ def test_help_is_readable(script):
 def test_compiling_changes_no_name_of_a_weight(golden_config):
     """What is compiled is the networks that a step runs; what has none says so."""
     from ldm.checkpoint.load import empty_model
-    from ldm.models.trained import Trained
+    from ldm.models.base import Trained
 
     model = empty_model(golden_config)
     names = list(model.state_dict())

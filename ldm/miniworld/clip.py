@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ldm.models.trained import ByLosses
+from ldm.models.base import ByLosses
 from ldm.modules.encoders.clip import clip_of
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.miniworld.oracle import Oracle, colour_error
-from ldm.models.trained import ByLosses
+from ldm.models.base import ByLosses
 
 
 class OracleTraining(ByLosses):

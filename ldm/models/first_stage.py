@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.models.base import Trained
 from ldm.models.diffusion.draws import TRAINING, Draws
-from ldm.models.trained import Trained
 from ldm.util import instantiate_from_config
 
 

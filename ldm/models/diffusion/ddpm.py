@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ldm.conventions import INPAINT, NOISY_LATENT, resize_tensor
+from ldm.models.base import Trained
 from ldm.models.diffusion import conditioning
 from ldm.models.diffusion.draws import TRAINING, VALIDATION, Draws
 from ldm.models.diffusion.schedule import NoiseSchedule
-from ldm.models.trained import Trained
 from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.modules.ema import LitEma
 from ldm.util import UserError, instantiate_from_config
