@@ -63,10 +63,10 @@ def main() -> None:
 
     import torch
 
-    from ldm import speed
     from ldm.editing.checks import pick_device
     from ldm.fast.networks import suited
     from ldm.pipeline import PaintByExample
+    from ldm.speed import contestants as speed
 
     device = pick_device(opt.device)
     opt.precision = opt.precision or ["full", *(["bf16"] if suited(device) == torch.bfloat16 else [])]

@@ -25,7 +25,7 @@ from ldm.checkpoint.load import empty_model
 from ldm.data.open_images import OpenImageDataset
 from ldm.editing.checks import pick_device
 from ldm.models.diffusion.conditioning import reference_token
-from ldm.speed import peak_flops
+from ldm.speed.contestants import peak_flops
 from ldm.util import UserError, command, instantiate_from_config, load_config
 
 PRECISIONS = {"32": None, "bf16": torch.bfloat16}

@@ -194,7 +194,7 @@ def test_the_profile_counts_operations_by_formula(edit, tmp_path):
     """The residual blocks' by hand: two multiply-adds for each weight of a convolution and place, for two branches
     from the second block of the first level on."""
     from ldm.fast.unet import FastResBlock
-    from ldm.speed import profile_step
+    from ldm.speed.contestants import profile_step
 
     rows = {row["part"]: row for row in profile_step(edit, 64, str(tmp_path / "trace.json.gz"))}
     parts = [row for part, row in rows.items() if part != "step"]

@@ -40,7 +40,7 @@ ORDER = [
         "ldm.miniworld.presets",
         "ldm.batch.table",
     ],
-    ["ldm.speed", "ldm.web"],
+    ["ldm.speed.contestants", "ldm.web"],
     ["ldm.batch.runner"],
     ["main", "scripts"],
 ]
