@@ -6,7 +6,7 @@ python scripts/demo.py --ckpt checkpoints/model.ckpt --listen 0.0.0.0 --port 786
 import argparse
 from pathlib import Path
 
-from ldm.arguments import add_model, loading_of
+from ldm.cli.flags import add_model, loading_of
 from ldm.util import UserError, command, share_memory
 
 

@@ -12,8 +12,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from ldm.arguments import add_editing, add_model, add_sampling, loading_of
-from ldm.edit_arguments import check_editing, sampling_asked
+from ldm.cli.edit_flags import check_editing, sampling_asked
+from ldm.cli.flags import add_editing, add_model, add_sampling, loading_of
 from ldm.util import UserError, command, keep_memory
 
 

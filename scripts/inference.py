@@ -26,8 +26,8 @@ from typing import Any
 
 from PIL import Image, ImageChops
 
-from ldm.arguments import loading_of
-from ldm.edit_arguments import arguments, check_editing, read_references, sampling_asked, settings
+from ldm.cli.edit_flags import arguments, check_editing, read_references, sampling_asked, settings
+from ldm.cli.flags import loading_of
 from ldm.editing.regions import mask_of
 from ldm.util import UserError, command, keep_memory, staging
 

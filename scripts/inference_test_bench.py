@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-from ldm.arguments import add_model, add_sampling, loading_of, sampling_of
+from ldm.cli.flags import add_model, add_sampling, loading_of, sampling_of
 from ldm.util import UserError, command, keep_memory, sha256_of, staging
 
 

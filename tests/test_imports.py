@@ -31,11 +31,11 @@ ORDER = [
     ["ldm.models.diffusion.ddim", "ldm.models.diffusion.plms", "ldm.fast.networks"],
     ["ldm.models.diffusion.ddpm", "ldm.models.first_stage", "ldm.miniworld.clip", "ldm.miniworld.oracle_training"],
     ["ldm.models.diffusion.prior", "ldm.models.diffusion.distill"],
-    ["ldm.pipeline", "ldm.data", "ldm.evaluation", "ldm.arguments"],
+    ["ldm.pipeline", "ldm.data", "ldm.evaluation", "ldm.cli.flags"],
     [
         "ldm.training",
         "ldm.batch.benchmark",
-        "ldm.edit_arguments",
+        "ldm.cli.edit_flags",
         "ldm.miniworld.table",
         "ldm.miniworld.presets",
         "ldm.batch.table",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.edit_arguments import arguments
+from ldm.cli.edit_flags import arguments
 from ldm.editing.metadata import read_settings, save_with_settings
 from ldm.util import UserError
 

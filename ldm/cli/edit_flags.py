@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from ldm.arguments import add_editing, add_model, add_sampling, sampling_of
+from ldm.cli.flags import add_editing, add_model, add_sampling, sampling_of
 from ldm.editing.metadata import read_settings
 from ldm.editing.regions import checked_region, parse_box, parse_point
 from ldm.images import open_picture
