@@ -19,10 +19,11 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ldm.cli.command import command
 from ldm.data.datamodule import DataModuleFromConfig  # noqa: F401  configs name it main.DataModuleFromConfig
 from ldm.training.checkpoints import LAST
 from ldm.training.run import DEFAULTS, train
-from ldm.util import UserError, command, load_config
+from ldm.util import UserError, load_config
 
 TRAINER_HELP = {  # the flags of Lightning's Trainer that most runs need; it takes its others, too
     "accelerator": "cpu, gpu, mps, auto",

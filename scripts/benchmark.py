@@ -12,7 +12,10 @@ import json
 import sys
 from pathlib import Path
 
-from ldm.util import UserError, command, keep_memory, staging
+from ldm.cli.command import command
+from ldm.fast.memory import keep_memory
+from ldm.files import staging
+from ldm.util import UserError
 
 
 def parser() -> argparse.ArgumentParser:

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from ldm.cli.command import command
 from ldm.conventions import CLIP_MEAN, CLIP_STD
 from ldm.data import annotations
 from ldm.data.index import BoxIndex
@@ -34,7 +35,6 @@ from ldm.data.masks import distinct
 from ldm.data.open_images import OpenImageDataset
 from ldm.data.prepare.formats import read_open_images
 from ldm.data.reference import augment_reference
-from ldm.util import command
 
 HEADER = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside"
 PHOTOS = Path(__file__).resolve().parent.parent / "examples/image"

@@ -22,11 +22,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from ldm.checkpoint.load import empty_model
+from ldm.cli.command import command
 from ldm.data.open_images import OpenImageDataset
 from ldm.editing.checks import pick_device
 from ldm.models.diffusion.conditioning import reference_token
 from ldm.speed.contestants import peak_flops
-from ldm.util import UserError, command, instantiate_from_config, load_config
+from ldm.util import UserError, instantiate_from_config, load_config
 
 PRECISIONS = {"32": None, "bf16": torch.bfloat16}
 WARM_UP = 2  # steps that are not counted

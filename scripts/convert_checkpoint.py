@@ -13,7 +13,8 @@ from ldm.checkpoint.load import write_checkpoint
 from ldm.checkpoint.locate import DEFAULT_CONFIG
 from ldm.checkpoint.lora import merge, read_adapter
 from ldm.checkpoint.surgery import halve
-from ldm.util import UserError, command
+from ldm.cli.command import command
+from ldm.util import UserError
 
 
 @command

@@ -8,8 +8,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from ldm.cli.command import command
 from ldm.data.bench.squares import square_folder
-from ldm.util import UserError, command
+from ldm.util import UserError
 
 
 @command

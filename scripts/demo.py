@@ -6,8 +6,10 @@ python scripts/demo.py --ckpt checkpoints/model.ckpt --listen 0.0.0.0 --port 786
 import argparse
 from pathlib import Path
 
+from ldm.cli.command import command
 from ldm.cli.flags import add_model, loading_of
-from ldm.util import UserError, command, share_memory
+from ldm.fast.memory import share_memory
+from ldm.util import UserError
 
 
 def parser() -> argparse.ArgumentParser:

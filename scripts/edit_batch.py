@@ -12,9 +12,11 @@ import argparse
 import sys
 from pathlib import Path
 
+from ldm.cli.command import command
 from ldm.cli.edit_flags import check_editing, sampling_asked
 from ldm.cli.flags import add_editing, add_model, add_sampling, loading_of
-from ldm.util import UserError, command, keep_memory
+from ldm.fast.memory import keep_memory
+from ldm.util import UserError
 
 
 def parser() -> argparse.ArgumentParser:

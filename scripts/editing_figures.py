@@ -15,11 +15,12 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from ldm.checkpoint.locate import MINI_CKPT, MINI_CONFIG
+from ldm.cli.command import command
 from ldm.editing.regions import box_mask
+from ldm.files import staging
 from ldm.images import grid
 from ldm.miniworld.scene import scene
 from ldm.pipeline import PaintByExample
-from ldm.util import command, staging
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCES = sorted((ROOT / "examples/mini/Ref_3500").glob("*.png"))

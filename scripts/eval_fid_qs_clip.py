@@ -13,7 +13,9 @@ import json
 import sys
 from pathlib import Path
 
-from ldm.util import UserError, command, sha256_of, staging
+from ldm.cli.command import command
+from ldm.files import sha256_of, staging
+from ldm.util import UserError
 
 ORACLE = Path(__file__).resolve().parent.parent / "pretrained_models/mini_oracle.safetensors"
 

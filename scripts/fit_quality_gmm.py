@@ -9,7 +9,8 @@ scikit-learn object, without running code of the file. Either writes --output, a
 import argparse
 from pathlib import Path
 
-from ldm.util import UserError, command
+from ldm.cli.command import command
+from ldm.util import UserError
 
 
 @command

@@ -26,10 +26,13 @@ from typing import Any
 
 from PIL import Image, ImageChops
 
+from ldm.cli.command import command
 from ldm.cli.edit_flags import arguments, check_editing, read_references, sampling_asked, settings
 from ldm.cli.flags import loading_of
 from ldm.editing.regions import mask_of
-from ldm.util import UserError, command, keep_memory, staging
+from ldm.fast.memory import keep_memory
+from ldm.files import staging
+from ldm.util import UserError
 
 
 def check_numbers(opt: argparse.Namespace) -> dict[str, Any]:

@@ -13,8 +13,11 @@ import os
 import sys
 from pathlib import Path
 
+from ldm.cli.command import command
 from ldm.cli.flags import add_model, add_sampling, loading_of, sampling_of
-from ldm.util import UserError, command, keep_memory, sha256_of, staging
+from ldm.fast.memory import keep_memory
+from ldm.files import sha256_of, staging
+from ldm.util import UserError
 
 
 def parser() -> argparse.ArgumentParser:

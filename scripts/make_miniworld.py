@@ -9,7 +9,8 @@ and pattern that the benchmark's references have."""
 import argparse
 from pathlib import Path
 
-from ldm.util import UserError, command
+from ldm.cli.command import command
+from ldm.util import UserError
 
 
 @command

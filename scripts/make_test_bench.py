@@ -10,9 +10,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from ldm.cli.command import command
 from ldm.data.bench.make import Instances, make_bench
 from ldm.data.index import SPLITS
-from ldm.util import UserError, command
+from ldm.util import UserError
 
 
 @command

@@ -19,7 +19,9 @@ writes <outdir>/presets.json, presets.jpg and the edits; --student adds the rows
 import argparse
 from pathlib import Path
 
-from ldm.util import UserError, command, staging
+from ldm.cli.command import command
+from ldm.files import staging
+from ldm.util import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 

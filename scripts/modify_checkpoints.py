@@ -17,7 +17,8 @@ from ldm.checkpoint import read_checkpoint
 from ldm.checkpoint.load import write_checkpoint
 from ldm.checkpoint.locate import DEFAULT_CONFIG, ROOT
 from ldm.checkpoint.surgery import add_difference, widen
-from ldm.util import UserError, command
+from ldm.cli.command import command
+from ldm.util import UserError
 
 
 @command

@@ -10,7 +10,8 @@ import argparse
 import torch
 
 from ldm.checkpoint.load import write_checkpoint
-from ldm.util import command, instantiate_from_config, load_config
+from ldm.cli.command import command
+from ldm.util import instantiate_from_config, load_config
 
 
 @command

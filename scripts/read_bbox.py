@@ -10,6 +10,7 @@ import argparse
 import os
 from pathlib import Path
 
+from ldm.cli.command import command
 from ldm.data.index import SPLITS, split_folders
 from ldm.data.prepare.annotations import (
     MAX_AREA,
@@ -23,7 +24,7 @@ from ldm.data.prepare.annotations import (
     write_txt,
 )
 from ldm.data.prepare.formats import READERS, read_open_images
-from ldm.util import UserError, command
+from ldm.util import UserError
 
 EXPECTED = {
     "openimages": "the layout of dataset/README.md",

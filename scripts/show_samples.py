@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
+from ldm.cli.command import command
 from ldm.conventions import mask_to_image, reference_to_image, tensor_to_image
 from ldm.data.index import SPLITS
 from ldm.data.open_images import OpenImageDataset
 from ldm.data.sample import Sample
+from ldm.files import staging
 from ldm.images import grid
-from ldm.util import UserError, command, staging
+from ldm.util import UserError
 
 TILE = 256  # px
 TITLE = 16  # px, the height of a line of text

@@ -87,7 +87,7 @@ def script(monkeypatch, capfd):
     (exit code, stdout, stderr). Signal handlers and the number of threads, which they set, are put back."""
     before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
     threads = torch.get_num_threads()
-    monkeypatch.setattr("ldm.util.keep_memory", lambda: None)  # it cannot be undone
+    monkeypatch.setattr("ldm.fast.memory.keep_memory", lambda: None)  # it cannot be undone
 
     def run(name: str, *args: object) -> tuple[int, str, str]:
         path = ROOT / "main.py" if name == "main" else ROOT / "scripts" / f"{name}.py"

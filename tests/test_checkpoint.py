@@ -806,7 +806,7 @@ class Hub(BaseHTTPRequestHandler):
 
 def find(env, name="'hub'"):
     code = f"""
-from ldm.util import command
+from ldm.cli.command import command
 @command
 def main():
     from ldm.checkpoint.locate import find_checkpoint

@@ -147,7 +147,7 @@ def test_tiles_of_the_autoencoder_are_near_the_whole(model):
 
 KEEPING = """
 import resource, sys, torch
-from ldm.util import keep_memory
+from ldm.fast.memory import keep_memory
 if sys.argv[1] == "keep":
     keep_memory()
 def work():

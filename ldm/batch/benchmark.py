@@ -17,9 +17,10 @@ from tqdm import tqdm
 from ldm.conventions import tensor_to_image
 from ldm.data.bench.cocoee import COCOImageDataset, result_path
 from ldm.editing.inputs import Inputs, stack
+from ldm.files import sha256_of, staging
 from ldm.images import grid, open_picture, upright_rgb
 from ldm.pipeline import PaintByExample
-from ldm.util import UserError, batches_alike, sha256_of, staging
+from ldm.util import UserError, batches_alike
 
 
 def share() -> tuple[int, int]:

@@ -23,9 +23,10 @@ from ldm.editing.inputs import Planned, stack
 from ldm.editing.metadata import save_with_settings
 from ldm.editing.regions import mask_of
 from ldm.editing.watermark import check_watermark, embed
+from ldm.fast.memory import keep_memory
 from ldm.images import open_picture
 from ldm.pipeline import PaintByExample
-from ldm.util import UserError, batches_alike, keep_memory
+from ldm.util import UserError, batches_alike
 
 Report = Callable[[Outcome], None]
 

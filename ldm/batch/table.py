@@ -16,7 +16,8 @@ from typing import Any
 from ldm.editing.checks import check_request
 from ldm.editing.metadata import check_format
 from ldm.editing.regions import Region, parse_box
-from ldm.util import UserError, staging
+from ldm.files import staging
+from ldm.util import UserError
 
 NEEDED = ("image", "reference", "out")
 COLUMNS = (*NEEDED, "mask", "box", "seed", "scale", "sampler", "steps")

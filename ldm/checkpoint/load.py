@@ -27,8 +27,9 @@ from safetensors.torch import save_file
 from ldm.checkpoint.diffusers import CLIP, MAPPER, UNET, VAE, read_diffusers, to_diffusers
 from ldm.checkpoint.files import StateDict, read_file
 from ldm.checkpoint.locate import DEFAULT_CONFIG
+from ldm.files import staging
 from ldm.models.diffusion.schedule import BUFFERS
-from ldm.util import UserError, instantiate_from_config, listing, load_config, staging
+from ldm.util import UserError, instantiate_from_config, listing, load_config
 
 EMA = "model_ema."
 TEACHER = "teacher."  # what a run of distillation keeps beside its model

@@ -31,7 +31,8 @@ from torch import Tensor, nn
 
 from ldm.checkpoint.diffusers import UNET
 from ldm.checkpoint.files import StateDict
-from ldm.util import UserError, listing, staging
+from ldm.files import staging
+from ldm.util import UserError, listing
 
 A, B = ".lora_A.weight", ".lora_B.weight"
 PEFT_A, PEFT_B = ".lora_A.default.weight", ".lora_B.default.weight"  # as peft calls them inside the model

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ldm.util import UserError, staging
+from ldm.files import staging
+from ldm.util import UserError
 
 SPLITS = ("train", "validation", "test")
 MOST = 2**30  # pixels, of a box's edge

@@ -29,8 +29,9 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from ldm.data.index import BoxIndex, index_path
 from ldm.data.sample import Recipe
+from ldm.files import staging
 from ldm.images import PictureFile
-from ldm.util import UserError, staging
+from ldm.util import UserError
 
 log = logging.getLogger(__name__)
 

@@ -30,10 +30,11 @@ from torch import Tensor, nn
 
 from ldm.checkpoint.files import StateDict, read_file
 from ldm.conventions import pixels_to_tensor
+from ldm.files import sha256_of
 from ldm.miniworld.crops import region_to_tensor
 from ldm.miniworld.oracle import Oracle
 from ldm.modules.encoders.clip import clip_of
-from ldm.util import UserError, listing, sha256_of
+from ldm.util import UserError, listing
 
 CLIP = "ViT-B-32-quickgelu"  # OpenAI's weights were trained with this activation, "ViT-B-32" of open_clip has another
 DINO = "vit_small_patch16_224.dino"

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ldm.util import UserError, staging
+from ldm.files import staging
+from ldm.util import UserError
 
 MOST_ROWS = 5000  # single features that are kept for the kernel distance, whatever the number of pictures
 SUBSETS, SUBSET = 100, 1000  # of the kernel distance: how many, and of how many features at most

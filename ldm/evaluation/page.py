@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
 from ldm.evaluation.benchmark import GROUPS
-from ldm.util import UserError, staging
+from ldm.files import staging
+from ldm.util import UserError
 
 Pictures = Callable[[str], dict[str, Image.Image]]
 PARTS = ("source", "to paint", "reference", "result")  # the pictures of a case, in this order

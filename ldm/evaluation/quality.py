@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from ldm.checkpoint.files import Inert, Unalterable
-from ldm.util import UserError, staging
+from ldm.files import staging
+from ldm.util import UserError
 
 COMPONENTS = 20
 FULL_MARKS = 300.0  # the log-likelihood that counts as 100

@@ -24,11 +24,12 @@ from ldm.evaluation.clip_score import bounding_box
 from ldm.evaluation.features import Extractor
 from ldm.evaluation.fid import Statistics, frechet_distance
 from ldm.evaluation.folder import features_of
+from ldm.files import staging
 from ldm.miniworld.crops import ATTRIBUTES, bench_identities
 from ldm.miniworld.scene import PATTERNS, SHAPES, caption_tokens, pattern_caption, shape_caption
 from ldm.modules.encoders.clip import clip_of
 from ldm.pipeline import PaintByExample
-from ldm.util import UserError, staging
+from ldm.util import UserError
 
 SKIPPED = ("fid_inception", "kid", "dino", "lpips", "psnr", "ssim", "qs")
 COLUMNS = {  # metric -> head of its column

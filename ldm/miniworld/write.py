@@ -30,9 +30,10 @@ from ldm.data.bench.squares import all_cores, central_square, cut, cut_square, s
 from ldm.data.index import SPLITS
 from ldm.data.masks import reference_region
 from ldm.data.prepare.formats import OPEN_IMAGES
+from ldm.files import staging
 from ldm.miniworld.crops import ATTRIBUTES
 from ldm.miniworld.scene import SHAPES, Object, caption, scene
-from ldm.util import UserError, staging
+from ldm.util import UserError
 
 COLUMNS = (
     *("ImageID", "Source", "LabelName", "Confidence", "XMin", "XMax", "YMin", "YMax"),

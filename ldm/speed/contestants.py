@@ -21,13 +21,14 @@ from tqdm import tqdm
 from ldm.checkpoint.diffusers import to_diffusers
 from ldm.checkpoint.load import with_constants
 from ldm.editing.inputs import Inputs, stack
+from ldm.fast.memory import keep_memory
 from ldm.fast.unet import FastResBlock, FastSelfAttention, FastTransformer, PhaseUpsample
 from ldm.models.diffusion.conditioning import inpaint_channels, reference_token, unconditional_token
 from ldm.models.diffusion.denoiser import guided_eps
 from ldm.modules.attention import FeedForward
 from ldm.modules.diffusionmodules.openaimodel import Downsample
 from ldm.pipeline import PaintByExample
-from ldm.util import UserError, instantiate_from_config, keep_memory, load_config
+from ldm.util import UserError, instantiate_from_config, load_config
 
 SCALE, STEPS, T = 5.0, 50, 501
 EVALUATIONS = STEPS + 1  # PLMS evaluates its first step twice; diffusers' PNDM does, too

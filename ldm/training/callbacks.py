@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ldm.conventions import reference_to_image, tensor_to_image
 from ldm.editing.inputs import Inputs
+from ldm.files import staging
 from ldm.images import grid
 from ldm.models.diffusion.conditioning import unconditional_token
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -26,7 +27,7 @@ from ldm.models.diffusion.sampling import sample
 from ldm.models.first_stage import FirstStage
 from ldm.pipeline import PaintByExample
 from ldm.training.checkpoints import Last
-from ldm.util import UserError, staging
+from ldm.util import UserError
 
 TILE = 256  # px, of a picture in a grid
 

@@ -25,10 +25,11 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException, SI
 from ldm.checkpoint.lora import FactorsOnly, inject
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.fast.networks import suited
+from ldm.files import staging
 from ldm.training.callbacks import FiniteLoss, Pictures, Throughput
 from ldm.training.checkpoints import AtomicCheckpointIO, Last, best
 from ldm.training.start import initial_model
-from ldm.util import UserError, instantiate_from_config, staging
+from ldm.util import UserError, instantiate_from_config
 
 MONITORED = ("val/loss_simple", "val/loss_simple_ema", "val/rec_loss", "val/loss")
 CLUSTER = (

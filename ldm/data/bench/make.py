@@ -27,8 +27,9 @@ from ldm.data.bench.cocoee import FILES, case_id, case_path
 from ldm.data.bench.squares import all_cores, cut, cut_square, save_png
 from ldm.data.index import index_path
 from ldm.data.masks import Box, reference_region
+from ldm.files import staging
 from ldm.images import PictureFile
-from ldm.util import UserError, staging
+from ldm.util import UserError
 
 ROUND = 1000  # cases drafted at a time
 REFERENCES = 10  # drawn for a box; all but the first are for when those before cannot be read

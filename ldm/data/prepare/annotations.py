@@ -30,8 +30,9 @@ import polars as pl
 from tqdm import tqdm
 
 from ldm.data.index import index_path, split_folders
+from ldm.files import staging
 from ldm.images import size_in_header
-from ldm.util import UserError, cores, staging
+from ldm.util import UserError, cores
 
 MIN_AREA, MAX_AREA = 0.02, 0.8  # of the picture's area: which boxes the published recipe keeps
 CHUNK = 500  # pictures that one process takes at a time

@@ -1,0 +1,40 @@
+"""How a command ends: a mistake of its user's is one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ldm.util import UserError
+
+
+def command(main: Callable[..., None]) -> Callable[..., None]:
+    """Decorates a script's main: a UserError becomes one line on stderr and exit code 2; Ctrl-C and SIGTERM end it with
+    130 and 143 and leave nothing half-written."""
+
+    @functools.wraps(main)
+    def run(*args: Any, **kwargs: Any) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # runs the cleaning up that a kill would not
+        try:
+            main(*args, **kwargs)
+        except (UserError, MemoryError) as error:
+            words = (
+                "the memory is full; ask for fewer or smaller pictures"
+                if isinstance(error, MemoryError)
+                else str(error)
+            )
+            print(f"{Path(sys.argv[0]).name}: error: {' '.join(words.split())}", file=sys.stderr)
+            sys.exit(2)
+        except BrokenPipeError:  # whoever read the output, such as head, has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+
+    return run

@@ -1,0 +1,63 @@
+"""Files that are written whole or not at all, and their hashes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from ldm.util import UserError
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """Of a file, or of all files of a folder with their names; hexadecimal. Raises UserError."""
+    path, digest = Path(path), hashlib.sha256()
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    try:
+        for file in files:
+            if path.is_dir():
+                digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
+            with open(file, "rb") as content:
+                while block := content.read(2**22):
+                    digest.update(block)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """A temporary folder inside `folder`. When the block ends, what was put there moves to `folder`, replacing files of
+    the same name; when it fails, nothing does. Raises UserError where the disk is full or writing is not allowed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to ({error.strerror}); name another folder") from error
+    try:
+        yield temporary
+        _move(temporary, folder)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save and safetensors raise the latter two
+        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
+        raise UserError(f"{folder}: writing failed ({reason}); free some space or name another folder") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _move(source: Path, target: Path) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    for child in source.iterdir():
+        if child.is_file():
+            child.chmod(0o666 & ~umask)  # safetensors makes its files readable by nobody else
+        place = target / child.name
+        if child.is_dir() and place.is_dir():
+            _move(child, place)
+        else:
+            os.replace(child, place)
