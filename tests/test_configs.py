@@ -148,11 +148,11 @@ OWN_MODEL = re.compile(
 DATA_COMMANDS = [
     c for c in COMMANDS if OWN_MODEL.search(c) and "--gpus" not in c
 ]  # from one's own pictures to one's own model, and figures
-EVALUATION_COMMANDS = [  # run in tests/test_evaluation.py
+EVALUATION_COMMANDS = [  # run in tests/evaluation/test_evaluation.py
     c for c in COMMANDS if re.search(r"scripts/(create_square|fit_quality|inference_test_bench|eval_fid)", c)
 ]
-MINI_COMMANDS = [c for c in COMMANDS if "scripts/mini_table.py" in c]  # run in tests/test_mini.py
-WEB_COMMANDS = [c for c in COMMANDS if "scripts/demo.py" in c]  # run in tests/test_web.py
+MINI_COMMANDS = [c for c in COMMANDS if "scripts/mini_table.py" in c]  # run in tests/miniworld/test_mini.py
+WEB_COMMANDS = [c for c in COMMANDS if "scripts/demo.py" in c]  # run in tests/web/test_web.py
 GPU_COMMANDS = [c for c in COMMANDS if "--gpus" in c]
 MODEL_COMMANDS = [
     c

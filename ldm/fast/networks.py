@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ldm.fast.offload import moved
-from ldm.fast.region import EVERYWHERE, Everywhere, Rectangle
+from ldm.fast.region import EVERYWHERE, Everywhere, Rectangle, refreshed_eps
 from ldm.fast.unet import FastUNet, converted, with_phases
 from ldm.models.autoencoder import decode_in_tiles, encode_in_tiles
-from ldm.models.diffusion.denoiser import denoiser_of, refreshed_eps
+from ldm.models.diffusion.denoiser import denoiser_of
 from ldm.models.diffusion.sampling import Eps
 from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.util import UserError

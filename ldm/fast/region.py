@@ -7,13 +7,18 @@ last. Sparse inference (Li et al. 2022, SIGE) keeps activations of an earlier ed
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.fast.winograd import TiledConv2d
+from ldm.models.diffusion.sampling import Eps, eps_towards, predicted_x0
+from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.modules.diffusionmodules.openaimodel import Downsample
+from ldm.modules.diffusionmodules.util import tile_batch
 
 MARGIN = 1  # pixels of the latent around a region
 WORTH = 0.8  # a rectangle that is more of the picture saves too little
@@ -110,3 +115,28 @@ class Within(Everywhere):
         if isinstance(conv, nn.Conv2d):
             return F.conv2d(x, conv.weight, conv.bias, conv.stride)
         return layer(x)[:, :, 2:-2, 2:-2]  # PhaseUpsample: twice as large
+
+
+def refreshed_eps(
+    eps_of: Callable[[Tensor, int, Everywhere], Tensor], rectangle: Rectangle, refresh: int, schedule: NoiseSchedule
+) -> Eps:
+    """One of `refresh` evaluations, the first to begin with, is of the whole picture; the others are of a rectangle
+    around the region. Outside it pred_x0 stays as it was when last evaluated.
+
+    eps_of: (x (b,4,h,w), t, area) -> eps of the area that is computed, of b edits or of all their branches."""
+    count, remembered, pred_x0 = itertools.count(), None, None
+
+    def eps(x: Tensor, t: int) -> Tensor:
+        nonlocal remembered, pred_x0
+        abar = float(schedule.alphas_cumprod[t])
+        if next(count) % refresh == 0:
+            remembered = Remembered()
+            whole = eps_of(x, t, remembered)
+            pred_x0 = predicted_x0(tile_batch(x, whole.shape[0]), whole, abar)
+        else:
+            inside = eps_of(x, t, Within(rectangle, remembered))
+            whole = eps_towards(tile_batch(x, inside.shape[0]), pred_x0, abar)
+            rectangle.cut(whole).copy_(inside)
+        return whole
+
+    return eps

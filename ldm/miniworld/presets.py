@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ldm.evaluation.benchmark import mean_interval
-from ldm.fast.region import Everywhere, Rectangle, Within
+from ldm.fast.region import Everywhere, Rectangle, Within, refreshed_eps
 from ldm.miniworld.table import COLUMNS, Scored, interval_around
-from ldm.models.diffusion.denoiser import guided_eps, refreshed_eps
+from ldm.models.diffusion.denoiser import guided_eps
 from ldm.models.diffusion.presets import PRESETS, Preset
 from ldm.models.diffusion.sampling import Eps, sample
 from ldm.models.diffusion.schedule import NoiseSchedule

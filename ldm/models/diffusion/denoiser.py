@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ldm.fast.region import Everywhere, Rectangle, Remembered, Within
-from ldm.models.diffusion.sampling import Eps, eps_towards, predicted_x0
+from ldm.models.diffusion.sampling import Eps, eps_towards
 from ldm.models.diffusion.schedule import NoiseSchedule
-from ldm.modules.diffusionmodules.util import tile_batch
 
 # (inpaint (b,5,h,w), contexts (B,M,D)) -> eps of both, (b,4,h,w) to (B,4,h,w)
 Denoiser = Callable[[Tensor, Tensor], Eps]
@@ -62,31 +59,6 @@ def guided_eps(
         if not first <= t <= last:
             return alone(x, t)
         return guided(both(x, t), scale)
-
-    return eps
-
-
-def refreshed_eps(
-    eps_of: Callable[[Tensor, int, Everywhere], Tensor], rectangle: Rectangle, refresh: int, schedule: NoiseSchedule
-) -> Eps:
-    """One of `refresh` evaluations, the first to begin with, is of the whole picture; the others are of a rectangle
-    around the region. Outside it pred_x0 stays as it was when last evaluated.
-
-    eps_of: (x (b,4,h,w), t, area) -> eps of the area that is computed, of b edits or of all their branches."""
-    count, remembered, pred_x0 = itertools.count(), None, None
-
-    def eps(x: Tensor, t: int) -> Tensor:
-        nonlocal remembered, pred_x0
-        abar = float(schedule.alphas_cumprod[t])
-        if next(count) % refresh == 0:
-            remembered = Remembered()
-            whole = eps_of(x, t, remembered)
-            pred_x0 = predicted_x0(tile_batch(x, whole.shape[0]), whole, abar)
-        else:
-            inside = eps_of(x, t, Within(rectangle, remembered))
-            whole = eps_towards(tile_batch(x, inside.shape[0]), pred_x0, abar)
-            rectangle.cut(whole).copy_(inside)
-        return whole
 
     return eps
 

@@ -9,8 +9,8 @@ from ldm.conventions import INPAINT, NOISY_LATENT
 from ldm.models.diffusion.conditioning import reference_token, unconditional_token
 from ldm.models.diffusion.draws import Draws
 from ldm.training.start import initial_model
+from tests.checkpoint.test_lora import edit_with, picture, prepared, training_batch  # noqa: F401  a fixture among them
 from tests.conftest import ROOT
-from tests.test_lora import edit_with, picture, prepared, training_batch  # noqa: F401  a fixture among them
 
 TINY = ROOT / "configs/tiny.yaml"
 CONFIG = OmegaConf.merge(OmegaConf.load(TINY), OmegaConf.load(ROOT / "configs/distill.yaml"))

@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from ldm.fast.networks import Networks
-from ldm.fast.region import EVERYWHERE, Rectangle, Remembered, Within
+from ldm.fast.region import EVERYWHERE, Rectangle, Remembered, Within, refreshed_eps
 from ldm.fast.unet import FastSelfAttention, FastTransformer, FastUNet, PhaseUpsample
-from ldm.models.diffusion.denoiser import guided_eps, refreshed_eps
+from ldm.models.diffusion.denoiser import guided_eps
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.util import UserError
 

@@ -91,7 +91,7 @@ def count_batches(root):
 
 
 def test_two_processes_divide_an_epoch(photos):
-    code = f"from tests.test_datamodule import count_batches; count_batches({str(photos)!r})"
+    code = f"from tests.data.test_datamodule import count_batches; count_batches({str(photos)!r})"
     script = photos / "count.py"
     script.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}\n")
     done = subprocess.run([sys.executable, str(script)], cwd=ROOT, capture_output=True, text=True, timeout=300)
