@@ -29,10 +29,10 @@ from tqdm import tqdm
 
 from ldm.cli.command import command
 from ldm.conventions import CLIP_MEAN, CLIP_STD
-from ldm.data import annotations
 from ldm.data.index import BoxIndex
 from ldm.data.masks import distinct
 from ldm.data.open_images import OpenImageDataset
+from ldm.data.prepare import annotations
 from ldm.data.prepare.formats import read_open_images
 from ldm.data.reference import augment_reference
 

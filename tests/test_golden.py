@@ -186,7 +186,7 @@ def test_warm_up(golden):
 
 
 def cases(name):
-    arrays = np.load(f"{__file__.rsplit('/', 1)[0]}/golden/{name}.npz")
+    arrays = np.load(GOLDEN / f"{name}.npz")
     return sorted({key.split("/")[1] for key in arrays.files if key.endswith("/final")})
 
 

@@ -18,8 +18,7 @@ from PIL import Image
 from ldm.data.index import SPLITS, BoxIndex
 from ldm.data.prepare.annotations import CHUNK, parallel
 from ldm.images import ORIENTATION
-
-from .conftest import GOLDEN, ROOT
+from tests.conftest import GOLDEN, ROOT
 
 PUBLISHED = json.loads((GOLDEN / "eval_read_bbox.json").read_text())
 CSV = {split: f"{name}-annotations-bbox.csv" for split, name in zip(SPLITS, ("oidv6-train", *SPLITS[1:]), strict=True)}

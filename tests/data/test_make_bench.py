@@ -19,8 +19,7 @@ from ldm.data.bench.cocoee import COCOImageDataset
 from ldm.data.bench.make import box_mask, square_around
 from ldm.data.bench.squares import square_names
 from ldm.images import ORIENTATION
-
-from .conftest import ROOT
+from tests.conftest import ROOT
 
 SIDE = 64  # of the pictures' shorter side: squares of this size are not resized
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ldm.fast import winograd
 from ldm.fast.networks import Networks
 from ldm.fast.region import Rectangle, Remembered, Within
 from ldm.fast.unet import converted
 from ldm.fast.winograd import TiledConv2d, convolved, transformed
 from ldm.models.diffusion.conditioning import latent_of
-from ldm.modules.diffusionmodules import winograd
 
 KINDS = [(2, 3), (4, 2), (4, 3)]
 

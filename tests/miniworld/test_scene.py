@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.data import miniworld
 from ldm.data.bench.cocoee import COCOImageDataset
+from ldm.miniworld import scene as miniworld
 from ldm.miniworld.scene import HELD_OUT, PATTERNS, SHAPES, Identity, caption, colour_name, draw_identity, scene
 
 
