@@ -6,6 +6,7 @@ import importlib
 import os
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 import yaml
@@ -15,8 +16,26 @@ from omegaconf.errors import OmegaConfBaseException
 Item = TypeVar("Item")
 
 
+EXTRAS = {  # of the package: what each is needed for
+    "train": "training",
+    "eval": "evaluation",
+    "web": "the web page",
+    "docs": "building the documentation",
+}
+
+
 class UserError(Exception):
     """A mistake that the user can mend: one sentence that names the thing and the cure."""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import a module that only one of EXTRAS installs. Raises UserError where it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.split(".")[0]:  # it is installed, and one of its own imports is missing
+            raise
+        raise UserError(f"{EXTRAS[extra]} needs {error.name}: pip install 'paint-by-example[{extra}]'") from error
 
 
 def get_obj_from_str(target: str) -> Any:
