@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -163,3 +164,59 @@ def example() -> dict[str, Image.Image]:
     """A photo (600 x 400) with its mask and reference."""
     files = {"image": "image/example_2.jpg", "mask": "mask/example_2.png", "reference": "reference/example_2.jpg"}
     return {name: Image.open(ROOT / "examples" / file) for name, file in files.items()}
+
+
+@pytest.fixture
+def edit_example(script):
+    """`edit_example(outdir, checkpoint, "--scale", 1)` runs scripts/inference.py on example 2 with configs/tiny.yaml,
+    two steps -> (exit code, stdout, stderr)."""
+
+    def run(outdir: Path, checkpoint: Path, *flags: object) -> tuple[int, str, str]:
+        given = {
+            "image_path": ROOT / "examples/image/example_2.jpg",
+            "mask_path": ROOT / "examples/mask/example_2.png",
+            "reference_path": ROOT / "examples/reference/example_2.jpg",
+            "config": ROOT / "configs/tiny.yaml",
+            "ckpt": checkpoint,
+            "outdir": outdir,
+            "ddim_steps": 2,
+            "H": 64,
+            "W": 96,
+            "device": "cpu",
+        }
+        return script("inference", *(x for name, value in given.items() for x in (f"--{name}", value)), *flags)
+
+    return run
+
+
+def edited_pixels(outdir: Path) -> np.ndarray:
+    """What `edit_example` painted: (H,W,3), int64."""
+    return np.asarray(Image.open(outdir / "results/example_2_321.png")).astype(int)
+
+
+@pytest.fixture(scope="session")
+def training_folder(tmp_path_factory) -> Path:
+    """Eight pictures with a box each, prepared by scripts/read_bbox.py: seven to train on and one held out."""
+    folder = tmp_path_factory.mktemp("mine")
+    rng = np.random.default_rng(0)
+    (folder / "photos").mkdir()
+    with open(folder / "boxes.csv", "w", newline="") as file:
+        for i in range(8):
+            Image.fromarray(rng.integers(0, 256, (128, 160, 3), np.uint8)).save(folder / f"photos/{i}.png")
+            csv.writer(file).writerow([f"{i}.png", 30, 20, 90, 100])
+    command = "scripts/read_bbox.py --format csv --images {0}/photos --annotations {0}/boxes.csv --dataset_dir {0}/data"
+    subprocess.run([sys.executable, *command.format(folder).split()], cwd=ROOT, check=True)
+    return folder / "data"
+
+
+def training_batch(batch: int = 2) -> dict[str, torch.Tensor]:
+    """Random pictures of 128 x 128 with a square to paint, as the data loader gives them."""
+    image = torch.rand(batch, 3, 128, 128) * 2 - 1
+    mask = torch.ones(batch, 1, 128, 128)
+    mask[..., 32:96, 32:96] = 0
+    return {
+        "GT": image,
+        "inpaint_image": image * mask,
+        "inpaint_mask": mask,
+        "ref_imgs": torch.randn(batch, 3, 224, 224),
+    }

@@ -1,16 +1,12 @@
 """LoRA (Hu et al. 2021): against its formula, through the loss, as files, and from main.py to an edit."""
 
-import csv
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -23,7 +19,7 @@ from ldm.modules.ema import LitEma
 from ldm.pipeline import PaintByExample
 from ldm.training.checkpoints import AtomicCheckpointIO, adapter_beside
 from ldm.util import UserError
-from tests.conftest import GOLDEN, ROOT
+from tests.conftest import GOLDEN, ROOT, edited_pixels, training_batch
 
 TINY = ROOT / "configs/tiny.yaml"
 LORA = OmegaConf.load(ROOT / "configs/finetune_lora.yaml")["model"]["lora"]
@@ -64,18 +60,6 @@ def unet_inputs(batch=2):
 def predict(model, inputs):
     with torch.no_grad():
         return model.apply_model(*inputs)
-
-
-def training_batch(batch=2):
-    image = torch.rand(batch, 3, 128, 128) * 2 - 1
-    mask = torch.ones(batch, 1, 128, 128)
-    mask[..., 32:96, 32:96] = 0
-    return {
-        "GT": image,
-        "inpaint_image": image * mask,
-        "inpaint_mask": mask,
-        "ref_imgs": torch.randn(batch, 3, 224, 224),
-    }
 
 
 def test_it_starts_as_the_model_itself(plain, injected):
@@ -256,39 +240,19 @@ def test_a_config_with_a_mistake_is_named(plain, config, words):
         inject(plain, config)
 
 
-def edit_with(script, outdir, ckpt, *more):
-    flags = {
-        "image_path": ROOT / "examples/image/example_2.jpg",
-        "mask_path": ROOT / "examples/mask/example_2.png",
-        "reference_path": ROOT / "examples/reference/example_2.jpg",
-        "config": TINY,
-        "ckpt": ckpt,
-        "outdir": outdir,
-        "ddim_steps": 2,
-        "H": 64,
-        "W": 96,
-        "device": "cpu",
-    }
-    return script("inference", *(x for name, value in flags.items() for x in (f"--{name}", value)), *more)
-
-
-def picture(outdir):
-    return np.asarray(Image.open(outdir / "results/example_2_321.png")).astype(int)
-
-
-def test_inference_takes_it(script, tiny, adapter_file, tmp_path):
+def test_inference_takes_it(edit_example, tiny, adapter_file, tmp_path):
     runs = {"plain": [], "lora": ["--lora", adapter_file], "zero": ["--lora", adapter_file, "--lora_scale", 0]}
     for name, flags in runs.items():
-        code, _, err = edit_with(script, tmp_path / name, tiny, *flags)
+        code, _, err = edit_example(tmp_path / name, tiny, *flags)
         assert code == 0, err
-    assert np.array_equal(picture(tmp_path / "plain"), picture(tmp_path / "zero"))
-    assert np.abs(picture(tmp_path / "plain") - picture(tmp_path / "lora")).max() > 0
+    assert np.array_equal(edited_pixels(tmp_path / "plain"), edited_pixels(tmp_path / "zero"))
+    assert np.abs(edited_pixels(tmp_path / "plain") - edited_pixels(tmp_path / "lora")).max() > 0
     kept = read_settings(tmp_path / "lora/results/example_2_321.png")
     assert (kept["checkpoint"], kept["lora"], kept["lora_scale"]) == ("tiny.safetensors", str(adapter_file), 1.0)
     for flags, words in ((["--lora", tmp_path / "no"], "cannot be read"), (["--lora", tiny], "has no rank and alpha")):
-        code, out, err = edit_with(script, tmp_path / "bad", tiny, *flags)
+        code, out, err = edit_example(tmp_path / "bad", tiny, *flags)
         assert code == 2 and words in err and not out and "Traceback" not in err
-    code, _, err = edit_with(script, tmp_path / "bad", tiny, "--lora", adapter_file, "--lora_scale", "nan")
+    code, _, err = edit_example(tmp_path / "bad", tiny, "--lora", adapter_file, "--lora_scale", "nan")
     assert code == 2 and "lora_scale nan" in err
 
 
@@ -312,21 +276,6 @@ def test_an_adapter_is_not_converted_as_if_it_were_a_model(script, tiny, adapter
     assert code == 2 and "is the input itself" in err and adapter_file.read_bytes() == before
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """Eight pictures with a box each, through read_bbox: seven to train on and one held out."""
-    folder = tmp_path_factory.mktemp("mine")
-    rng = np.random.default_rng(0)
-    (folder / "photos").mkdir()
-    with open(folder / "boxes.csv", "w", newline="") as file:
-        for i in range(8):
-            Image.fromarray(rng.integers(0, 256, (128, 160, 3), np.uint8)).save(folder / f"photos/{i}.png")
-            csv.writer(file).writerow([f"{i}.png", 30, 20, 90, 100])
-    command = "scripts/read_bbox.py --format csv --images {0}/photos --annotations {0}/boxes.csv --dataset_dir {0}/data"
-    subprocess.run([sys.executable, *command.format(folder).split()], cwd=ROOT, check=True)
-    return folder / "data"
-
-
 @pytest.fixture
 def train(script, monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -345,12 +294,12 @@ SMALL = [
 ]
 
 
-def test_from_pictures_to_an_edit(script, train, tiny, prepared, tmp_path):
+def test_from_pictures_to_an_edit(script, edit_example, train, tiny, training_folder, tmp_path):
     """main.py as a user calls it, further with -r, and the adapter in an edit."""
     run = tmp_path / "run"
     train(
         *("--base", TINY, "configs/finetune_lora.yaml", "-p", run, "--pretrained_model", tiny, "--max_steps", 3),
-        *(f"data.params.dataset_dir={prepared}", *SMALL),
+        *(f"data.params.dataset_dir={training_folder}", *SMALL),
     )
     last = run / "checkpoints/last.ckpt"
     adapter = read_adapter(run / "checkpoints/lora.safetensors")
@@ -368,10 +317,10 @@ def test_from_pictures_to_an_edit(script, train, tiny, prepared, tmp_path):
     for name, tensor in adapter.tensors.items():
         assert torch.equal(further.tensors[name], tensor) and not torch.equal(earlier.tensors[name], tensor), name
 
-    assert edit_with(script, tmp_path / "a", tiny)[0] == 0
-    code, _, err = edit_with(script, tmp_path / "b", tiny, "--lora", run / "checkpoints/lora.safetensors")
+    assert edit_example(tmp_path / "a", tiny)[0] == 0
+    code, _, err = edit_example(tmp_path / "b", tiny, "--lora", run / "checkpoints/lora.safetensors")
     assert code == 0, err
-    assert np.abs(picture(tmp_path / "a") - picture(tmp_path / "b")).max() > 0
+    assert np.abs(edited_pixels(tmp_path / "a") - edited_pixels(tmp_path / "b")).max() > 0
     code, _, err = script("convert_checkpoint", last, tmp_path / "x.safetensors")
     assert code == 2 and "holds an adapter and no model" in err
 
@@ -382,11 +331,13 @@ def test_from_pictures_to_an_edit(script, train, tiny, prepared, tmp_path):
     assert code == 2 and "was started from another model" in err, err[-2000:]
 
 
-def test_a_training_checkpoint_converts_with_and_without_its_average(script, train, tiny, prepared, tmp_path):
+def test_a_training_checkpoint_converts_with_and_without_its_average(
+    script, edit_example, train, tiny, training_folder, tmp_path
+):
     """What main.py writes (optimizer states, loops, callbacks, model_ema.*) to the small file for inference."""
     train(
         *("--base", TINY, "-p", tmp_path / "run", "--pretrained_model", tiny, "--max_steps", 3, "--no-test"),
-        f"data.params.dataset_dir={prepared}",
+        f"data.params.dataset_dir={training_folder}",
         *("model.params.use_ema=true", *SMALL),
     )
     last = tmp_path / "run/checkpoints/last.ckpt"
@@ -395,7 +346,7 @@ def test_a_training_checkpoint_converts_with_and_without_its_average(script, tra
     for name, flags in (("trained", []), ("averaged", ["--ema"])):
         code, _, err = script("convert_checkpoint", last, tmp_path / f"{name}.safetensors", *flags)
         assert code == 0, err
-        assert edit_with(script, tmp_path / name, tmp_path / f"{name}.safetensors")[0] == 0
+        assert edit_example(tmp_path / name, tmp_path / f"{name}.safetensors")[0] == 0
     trained, averaged = (load_file(tmp_path / f"{name}.safetensors") for name in ("trained", "averaged"))
     assert trained.keys() == averaged.keys() == read_checkpoint(tiny).keys()
     state = written["state_dict"]

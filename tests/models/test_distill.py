@@ -9,8 +9,7 @@ from ldm.conventions import INPAINT, NOISY_LATENT
 from ldm.models.diffusion.conditioning import reference_token, unconditional_token
 from ldm.models.diffusion.draws import Draws
 from ldm.training.start import initial_model
-from tests.checkpoint.test_lora import edit_with, picture, prepared, training_batch  # noqa: F401  a fixture among them
-from tests.conftest import ROOT
+from tests.conftest import ROOT, edited_pixels, training_batch
 
 TINY = ROOT / "configs/tiny.yaml"
 CONFIG = OmegaConf.merge(OmegaConf.load(TINY), OmegaConf.load(ROOT / "configs/distill.yaml"))
@@ -79,11 +78,11 @@ def test_steps_lower_the_loss_and_leave_the_teacher_alone(model, tiny):
     assert len(changed) > 50
 
 
-def test_from_main_to_an_edit(script, tiny, prepared, tmp_path, monkeypatch):  # noqa: F811
+def test_from_main_to_an_edit(script, edit_example, tiny, training_folder, tmp_path, monkeypatch):
     """A run that is stopped goes on with the same teacher; its checkpoint is an ordinary one, for --scale 1."""
     monkeypatch.chdir(tmp_path)
     words = ["--pretrained_model", tiny, "--accelerator", "cpu", "--devices", 1, "--no-test", "--max_steps", 2]
-    words += [f"data.params.dataset_dir={prepared}", "data.params.batch_size=2", "data.params.num_workers=0"]
+    words += [f"data.params.dataset_dir={training_folder}", "data.params.batch_size=2", "data.params.num_workers=0"]
     words += ["lightning.images.steps=1", "lightning.images.count=1", "--enable_progress_bar", False]
     code, out, err = script("main", "--base", TINY, ROOT / "configs/distill.yaml", "--project", "run", *words)
     assert code == 0 and "trained to step 2" in out, err
@@ -98,5 +97,5 @@ def test_from_main_to_an_edit(script, tiny, prepared, tmp_path, monkeypatch):  #
     student = load_model(TINY, "run/checkpoints/last.ckpt").state_dict()
     assert all(torch.equal(tensor, last[name]) for name, tensor in student.items())
     monkeypatch.chdir(ROOT)
-    code, _, err = edit_with(script, tmp_path / "out", tmp_path / "run/checkpoints/last.ckpt", "--scale", 1)
-    assert code == 0 and picture(tmp_path / "out").std() > 0, err
+    code, _, err = edit_example(tmp_path / "out", tmp_path / "run/checkpoints/last.ckpt", "--scale", 1)
+    assert code == 0 and edited_pixels(tmp_path / "out").std() > 0, err
