@@ -5,7 +5,7 @@ files.py      one file -> its tensors
 diffusers.py  published names <-> diffusers' names, as tables
 surgery.py    4 -> 9 input channels, A + (B - C), half precision
 locate.py     which model where none is named
-lora.py       adapters: train, write, read, add to a model
+lora.py       adapters: their files, and merging them into a model
 """
 
 from ldm.checkpoint.load import load_model, read_checkpoint

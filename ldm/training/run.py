@@ -22,12 +22,12 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from ldm.checkpoint.lora import FactorsOnly, inject
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.fast.networks import suited
 from ldm.files import staging
 from ldm.training.callbacks import FiniteLoss, Pictures, Throughput
 from ldm.training.checkpoints import AtomicCheckpointIO, Last, best
+from ldm.training.lora import AdapterCheckpoints, inject_adapter
 from ldm.training.start import initial_model
 from ldm.util import UserError, instantiate_from_config
 
@@ -138,7 +138,7 @@ def train(
         config["model"]["pretrained_model"] = str(pretrained)  # the frozen weights, which going on needs again
     model = initial_model(config, "none" if resume and not lora else pretrained)
     if lora:
-        inject(model, lora)
+        inject_adapter(model, lora)
     model.seed = seed
     if settings["compile"]:
         model.compile_networks()
@@ -150,7 +150,7 @@ def train(
         last,
     ]
     if lora:
-        callbacks.append(FactorsOnly(model))
+        callbacks.append(AdapterCheckpoints(model))
     if model.monitor not in (None, *MONITORED):
         raise UserError(f"config: model.params.monitor is {model.monitor}; it has to be one of {', '.join(MONITORED)}")
     if str(options.get("strategy")).startswith(("fsdp", "deepspeed")) and (model.use_ema or lora):
