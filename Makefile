@@ -8,7 +8,7 @@ RELEASED := checkpoints/model.ckpt
 .PHONY: demo web test test-slow lint mini mini-table3 clean
 
 $(READY): setup.py pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 12) or sys.exit("Python %d.%d does not do: use 3.10 to 3.12, for instance make PYTHON=python3.11" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 14) or sys.exit("Python %d.%d does not do: use 3.10 to 3.14, for instance make PYTHON=python3.11" % v)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[test]'
 	@touch $@

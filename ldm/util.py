@@ -1,4 +1,4 @@
-"""Configs to objects, and errors that a user can mend."""
+"""Configs to objects, files that come with the project, and errors that a user can mend."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 Item = TypeVar("Item")
 
-
+PACKAGE = Path(__file__).resolve().parent
+INSTALLED = (PACKAGE / "shipped").is_dir()  # else this is a checkout, or an editable install of one
 EXTRAS = {  # of the package: what each is needed for
     "train": "training",
     "eval": "evaluation",
     "web": "the web page",
     "docs": "building the documentation",
+}
+ALIASES = {  # targets of published configs -> where these classes are; an installed package has no main.py
+    "main.DataModuleFromConfig": "ldm.data.datamodule.DataModuleFromConfig",
 }
 
 
@@ -38,10 +42,21 @@ def require(module: str, extra: str) -> ModuleType:
         raise UserError(f"{EXTRAS[extra]} needs {error.name}: pip install 'paint-by-example[{extra}]'") from error
 
 
+def shipped(name: str | os.PathLike) -> Path:
+    """A file that comes with the project, such as `configs/v1.yaml`: in a checkout it is at the top level, in an
+    installed package in ldm/shipped."""
+    return (PACKAGE / "shipped" if INSTALLED else PACKAGE.parent) / name
+
+
+def own_or_shipped(path: str | os.PathLike) -> Path:
+    """The path itself, or the file that comes with the project under this name if the working folder has none."""
+    return Path(path) if os.path.exists(path) or not os.path.exists(shipped(path)) else shipped(path)
+
+
 def get_obj_from_str(target: str) -> Any:
     """`package.module.Name` -> the object; a hyphen in a module's name is read as an underscore."""
     try:
-        module, _, name = target.rpartition(".")
+        module, _, name = ALIASES.get(target, target).rpartition(".")
         return getattr(importlib.import_module(module.replace("-", "_")), name)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UserError(f"config: target {target!r} cannot be found ({error}); correct its name") from error
@@ -68,9 +83,10 @@ def instantiate_from_config(config: Any, kind: type = object) -> Any:
 
 
 def load_config(config: str | os.PathLike | DictConfig | dict) -> DictConfig:
-    """A YAML file, or a config already read, as an OmegaConf node with a `model` in it."""
+    """A YAML file, or a config already read, as an OmegaConf node with a `model` in it. The path may also be that
+    of a config that comes with the project."""
     if isinstance(config, (str, os.PathLike)):
-        path = Path(config)
+        path = own_or_shipped(config)
         try:
             config = OmegaConf.load(path)
         except OSError as error:

@@ -29,7 +29,7 @@ from ldm.checkpoint.files import StateDict, read_file
 from ldm.checkpoint.locate import DEFAULT_CONFIG
 from ldm.files import staging
 from ldm.models.diffusion.schedule import BUFFERS
-from ldm.util import UserError, instantiate_from_config, listing, load_config
+from ldm.util import UserError, instantiate_from_config, listing, load_config, own_or_shipped
 
 EMA = "model_ema."
 TEACHER = "teacher."  # what a run of distillation keeps beside its model
@@ -43,7 +43,7 @@ def read_checkpoint(path: str | os.PathLike, ema: bool = False) -> StateDict:
     Averaged weights that a file carries beside the trained ones (model_ema.*) are left out; with `ema` they take the
     place of the trained ones. A teacher's (teacher.*) are left out, too. Raises UserError: missing, truncated, not a
     checkpoint, no averaged weights."""
-    path = Path(path)
+    path = own_or_shipped(path)
     try:
         tensors = read_diffusers(path) if path.is_dir() else read_file(path)
     except OSError as error:

@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ldm.util import UserError
+from ldm.util import INSTALLED, PACKAGE, UserError, own_or_shipped, shipped
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-DEFAULT_CONFIG = ROOT / "configs" / "v1.yaml"
+ROOT = Path() if INSTALLED else PACKAGE.parent  # the folder of checkpoints/: the working folder, or the checkout
+DEFAULT_CONFIG = shipped("configs/v1.yaml")
 DEFAULT_CKPT = ROOT / "checkpoints" / "model.ckpt"
-MINI_CONFIG = ROOT / "configs" / "mini" / "paint_by_example.yaml"
-MINI_CKPT = ROOT / "pretrained_models" / "mini.safetensors"
+MINI_CONFIG = shipped("configs/mini/paint_by_example.yaml")
+MINI_CKPT = shipped("pretrained_models/mini.safetensors")
 HUB_REPO, HUB_FILE = "Fantasy-Studio/Paint-by-Example", "model.ckpt"
 
 
@@ -37,11 +37,12 @@ def choose_model(config: Any = None, ckpt: str | os.PathLike | None = None, adap
 
 
 def find_checkpoint(name: str | os.PathLike | None = None) -> Path:
-    """A path as it is; None the released model in DEFAULT_CKPT, or else from the hub; "hub" the hub.
+    """A path: that file, or the one of this name that comes with the project; None: the released model in DEFAULT_CKPT,
+    or else from the hub; "hub": from the hub.
 
     Raises UserError, saying where to get the file and where to put it, when the hub cannot be reached."""
     if name not in (None, "hub"):
-        return Path(name)
+        return own_or_shipped(name)
     if name is None and DEFAULT_CKPT.exists():
         return DEFAULT_CKPT
     from huggingface_hub import hf_hub_download

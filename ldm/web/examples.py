@@ -6,8 +6,9 @@ from pathlib import Path
 
 from ldm.data.bench.cocoee import COCOImageDataset, case_path
 from ldm.pipeline import PaintByExample
+from ldm.util import shipped
 
-ROOT = Path(__file__).resolve().parents[2] / "examples"
+ROOT = shipped("examples")
 
 
 def examples_for(edit: PaintByExample) -> list[tuple[Path, Path, Path]]:
