@@ -6,3 +6,5 @@ diffusion     x_t (4) ++ masked latent (4) ++ mask (1) -> eps (4), loss         
 sampling      eps(x, t) + NoiseSchedule -> x_0                                                sampling.py
 evaluation    folder of results -> FID, QS, CLIP score                                        ldm/evaluation
 """
+
+__version__ = "0.2.0"

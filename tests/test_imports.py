@@ -16,7 +16,7 @@ FLOORS = [
     ["ldm.pipeline"],
     ["ldm.batch", "ldm.data", "ldm.evaluation"],
     ["ldm.training", "ldm.web", "ldm.miniworld", "ldm.speed", "ldm.cli"],
-    ["main", "scripts"],
+    ["main", "scripts", "ldm.__main__"],
 ]
 SEPARATE = {  # these see themselves and what is named here, never models
     "ldm.data": GROUND,

@@ -13,6 +13,13 @@ from typing import Any
 from ldm.util import UserError
 
 
+def program() -> str:
+    """The program's name in usage and errors, such as `inference.py` or `paint-by-example edit`."""
+    name = Path(sys.argv[0]).name
+    name = {"__main__.py": "python -m ldm"}.get(name, name)
+    return " ".join([name, *sys.argv[1:2]]) if name in ("paint-by-example", "python -m ldm") else name
+
+
 def command(main: Callable[..., None]) -> Callable[..., None]:
     """Decorates a script's main: a UserError becomes one line on stderr and exit code 2; Ctrl-C and SIGTERM end it with
     130 and 143 and leave nothing half-written."""
@@ -28,7 +35,7 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
                 if isinstance(error, MemoryError)
                 else str(error)
             )
-            print(f"{Path(sys.argv[0]).name}: error: {' '.join(words.split())}", file=sys.stderr)
+            print(f"{program()}: error: {' '.join(words.split())}", file=sys.stderr)
             sys.exit(2)
         except BrokenPipeError:  # whoever read the output, such as head, has enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
