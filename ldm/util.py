@@ -117,8 +117,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def batches_alike(items: Iterable[Item], size: int, key: Callable[[Item], Hashable]) -> Iterator[list[Item]]:
-    """Lists of up to `size` items of one key: each as soon as it is full, at the end those that are not."""
+def group_into_batches(items: Iterable[Item], size: int, key: Callable[[Item], Hashable]) -> Iterator[list[Item]]:
+    """Lists of up to `size` items with equal keys: each as soon as it is full, the incomplete ones at the end."""
     waiting: dict[Hashable, list[Item]] = {}
     for item in items:
         same = waiting.setdefault(key(item), [])

@@ -4,10 +4,11 @@ python scripts/demo.py
 python scripts/demo.py --ckpt checkpoints/model.ckpt --listen 0.0.0.0 --port 7860"""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from ldm.cli.command import command
-from ldm.cli.flags import add_model, loading_of
+from ldm.cli.flags import add_model, loading_from
 from ldm.fast.memory import share_memory
 from ldm.util import UserError
 
@@ -38,7 +39,7 @@ def main() -> None:
     from ldm.web.page import build, serve
 
     config, ckpt = choose_model(opt.config, opt.ckpt, adapted=opt.lora is not None)
-    edit = PaintByExample.load(config, ckpt, **loading_of(opt))
+    edit = PaintByExample.from_loading(replace(loading_from(opt), config=config, ckpt=ckpt))
     about = {"precision": edit.precision, "checkpoint": Path(ckpt).name}
     if opt.lora:
         about |= {"lora": Path(opt.lora).name, "lora_scale": opt.lora_scale}

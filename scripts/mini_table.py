@@ -57,19 +57,18 @@ def main() -> None:
         show(opt.show, opt.bench, opt.outdir, opt.name)
         return
 
-    from ldm.batch.benchmark import settings_of, sheet
+    from ldm.batch.benchmark import benchmark_settings, contact_sheet
     from ldm.data.bench.cocoee import COCOImageDataset
-    from ldm.editing.checks import check_request
+    from ldm.editing.options import Sampling, check_seed
     from ldm.evaluation.features import load_clip, load_oracle
     from ldm.evaluation.folder import real_statistics
     from ldm.miniworld import table as mini_table
     from ldm.miniworld.write import write_bench
-    from ldm.models.diffusion.presets import Preset
     from ldm.pipeline import PaintByExample
     from ldm.util import load_config
 
-    for scale in opt.scales:
-        check_request(scale, opt.steps, "plms", 0.0, [opt.seed])
+    check_seed(opt.seed)
+    samplings = [Sampling(scale=scale, steps=opt.steps) for scale in opt.scales]
     config = load_config(opt.config)
     clip = mini_table.read_clip(opt.clip_config, opt.clip)
     edit = PaintByExample.load(config, opt.ckpt, opt.device, opt.precision)
@@ -100,27 +99,27 @@ def main() -> None:
             folder = opt.outdir / name.replace(", ", "-")
             make(bench, folder)
             rows[name], *_ = mini_table.scored(folder, bench, extractors, real)
-    for scale in opt.scales:
+    for scale, sampling in zip(opt.scales, samplings, strict=True):
         outdir = opt.outdir / f"{opt.name}-scale-{scale:g}"
-        sampling = {"scale": scale, **Preset("plms", opt.steps)._asdict(), "eta": 0.0}
-        settings = settings_of(config, opt.ckpt, bench, edit.precision, opt.seed, **sampling)
-        mini_table.edited(edit, bench, outdir, settings, opt.batch_size)
+        settings = benchmark_settings(config, opt.ckpt, bench, edit.precision, opt.seed, sampling)
+        mini_table.edited(edit, bench, outdir, settings, sampling, opt.batch_size)
         label = f"{opt.name}, v for c" if scale == 0 else f"{opt.name}, scale {scale:g}"
         rows[label], cases, _ = mini_table.scored(outdir / "results", bench, extractors, real)
         failures = [i for i, case in enumerate(cases) if not case["shape"]]
         folders.append(outdir / "results")
     mini_table.write_rows(opt.outdir / f"{opt.name}.json", rows)
     with staging(opt.outdir) as temporary:
-        sheet(bench, folders, range(min(12, len(bench)))).save(temporary / f"{opt.name}.png")
+        contact_sheet(bench, folders, range(min(12, len(bench)))).save(temporary / f"{opt.name}.png")
         if failures:
-            sheet(bench, folders[-1:], failures[:12]).save(temporary / f"{opt.name}-failures.png")
+            contact_sheet(bench, folders[-1:], failures[:12]).save(temporary / f"{opt.name}-failures.png")
     print(mini_table.table(rows))
     print(f"wrote {opt.outdir / f'{opt.name}.json'}, pictures beside it")
 
 
 def compare(opt: argparse.Namespace, config, edit, bench, extractors, real) -> None:
     """The candidates of mini_presets, edited, scored, and compared with the first."""
-    from ldm.batch.benchmark import settings_of, sheet
+    from ldm.batch.benchmark import benchmark_settings, contact_sheet
+    from ldm.editing.options import Sampling
     from ldm.miniworld import presets as mini_presets
     from ldm.miniworld import table as mini_table
     from ldm.pipeline import PaintByExample
@@ -133,21 +132,24 @@ def compare(opt: argparse.Namespace, config, edit, bench, extractors, real) -> N
     for prefix, (model, ckpt, candidates, scale) in models.items():
         for name, preset in candidates.items():
             label = prefix + name
-            sampling = {"scale": scale, **preset._asdict(), "eta": 0.0}
+            sampling = Sampling(scale, preset.sampler, preset.steps, 0.0, preset.interval, preset.refresh)
             seed = opt.seed + (name == mini_presets.ANOTHER_SEED)
             outdir = opt.outdir / "presets" / label.replace(", ", "-").replace(" ", "-")
-            settings = settings_of(config, ckpt, bench, edit.precision, seed, **sampling)
-            mini_table.edited(model, bench, outdir, settings, opt.batch_size)
+            settings = benchmark_settings(config, ckpt, bench, edit.precision, seed, sampling)
+            mini_table.edited(model, bench, outdir, settings, sampling, opt.batch_size)
             scored = mini_table.scored(outdir / "results", bench, extractors, real)
             reference = reference or scored
             count = mini_presets.evaluations(preset, scale, edit.model.schedule)
-            rows[label] = scored.row | {"evaluations": count, "sampling": sampling | {"seed": seed}}
+            kept = {
+                name: settings[name] for name in ("scale", "sampler", "steps", "interval", "refresh", "eta", "seed")
+            }
+            rows[label] = scored.row | {"evaluations": count, "sampling": kept}
             if scored is not reference:
                 rows[label]["difference"] = mini_presets.differences(scored, reference)
     mini_table.write_rows(opt.outdir / "presets.json", rows)
     shown = [row["results"] for label, row in rows.items() if label in mini_presets.SHOWN]
     with staging(opt.outdir) as temporary:
-        pictures = sheet(bench, shown, range(min(8, len(bench))))
+        pictures = contact_sheet(bench, shown, range(min(8, len(bench))))
         pictures.save(temporary / "presets.jpg", quality=85)
     print(mini_presets.table(rows))
     print(f"wrote {opt.outdir / 'presets.json'}, pictures beside it")
@@ -155,7 +157,7 @@ def compare(opt: argparse.Namespace, config, edit, bench, extractors, real) -> N
 
 def show(files: list[Path], bench: Path, outdir: Path, name: str) -> None:
     """Prints the rows of files; of more than one, writes them together, and their edits side by side."""
-    from ldm.batch.benchmark import sheet
+    from ldm.batch.benchmark import contact_sheet
     from ldm.data.bench.cocoee import COCOImageDataset
     from ldm.miniworld.presets import table as table_of_presets
     from ldm.miniworld.table import read_rows, table, write_rows
@@ -169,7 +171,7 @@ def show(files: list[Path], bench: Path, outdir: Path, name: str) -> None:
         if bench.is_dir() and all(folder.is_dir() for folder in folders):
             cases = COCOImageDataset(bench)
             with staging(outdir) as temporary:
-                sheet(cases, folders, range(min(12, len(cases)))).save(temporary / f"{name}.png")
+                contact_sheet(cases, folders, range(min(12, len(cases)))).save(temporary / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from PIL import Image
 
 from ldm.conventions import resize_tensor, tensor_to_image
 from ldm.editing.checks import pick_device
+from ldm.editing.options import Sampling
 from ldm.pipeline import PaintByExample
 from ldm.util import UserError
 from tests.conftest import ROOT
@@ -118,7 +119,7 @@ def test_a_small_region_of_a_large_photo():
 def test_as_published_with_the_whole_photo_and_no_background(edit, example):
     """What sample() makes of prepare()'s whole photo, resized to the photo's size."""
     out = edit(**example, **FAST, context="photo", background="none")
-    tensor = edit.sample(edit.prepare(**example, height=64, width=96), [321], steps=3, progress=False)[0]
+    tensor = edit.sample(edit.prepare(**example, height=64, width=96), [321], Sampling(steps=3), progress=False)[0]
     assert levels(out, tensor_to_image(tensor).resize((600, 400), Image.Resampling.LANCZOS)) == 0
 
 
@@ -178,7 +179,7 @@ def test_sizes_are_checked_before_a_window_takes_their_shape(edit, example):
             edit(**example, steps=2, height=height, width=width)
 
 
-def test_memory_that_is_full_is_told(edit, example, monkeypatch):
+def test_full_memory_is_one_sentence(edit, example, monkeypatch):
     words = "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
 
     def full(z):

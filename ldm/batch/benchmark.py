@@ -1,11 +1,12 @@
-"""All cases of a benchmark, edited: which are this process's and not yet there, in batches, each with its own seed."""
+"""All cases of a benchmark, edited: this process's share of those that are not done, in batches, each with its seed."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,16 @@ from tqdm import tqdm
 
 from ldm.conventions import tensor_to_image
 from ldm.data.bench.cocoee import COCOImageDataset, result_path
-from ldm.editing.inputs import Inputs, stack
+from ldm.editing.inputs import SamplingTask
+from ldm.editing.options import Sampling
 from ldm.files import sha256_of, staging
 from ldm.images import grid, open_picture, upright_rgb
 from ldm.pipeline import PaintByExample
-from ldm.util import UserError, batches_alike
+from ldm.util import UserError
 
 
-def share() -> tuple[int, int]:
-    """(which, of how many) processes this one is, as torchrun says it: RANK and WORLD_SIZE. Raises UserError."""
+def rank_and_world_size() -> tuple[int, int]:
+    """This process's number and how many there are, as torchrun sets RANK and WORLD_SIZE. Raises UserError."""
     words = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE")]
     if words == [None, None]:
         return 0, 1
@@ -34,13 +36,13 @@ def share() -> tuple[int, int]:
             raise ValueError
     except ValueError as error:
         raise UserError(
-            "RANK and WORLD_SIZE: have to be two numbers, RANK from 0 on; unset both, or use torchrun"
+            "RANK and WORLD_SIZE are not two numbers with 0 <= RANK < WORLD_SIZE: unset both, or use torchrun"
         ) from error
     return rank, world
 
 
-def agree(path: Path, settings: dict[str, Any]) -> None:
-    """Writes the settings, or sees that the results already there were made with the same. Raises UserError."""
+def require_same_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write the settings, or check that the results already there were made with the same. Raises UserError."""
     settings = json.loads(json.dumps(settings))  # as a file has them
     if not path.exists():
         with staging(path.parent) as temporary:
@@ -49,29 +51,44 @@ def agree(path: Path, settings: dict[str, Any]) -> None:
     try:
         before = dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); name another --outdir") from error
+        raise UserError(f"{path} cannot be read ({error}): choose another --outdir") from error
     for name in dict.fromkeys([*settings, *before]):
         if before.get(name) != settings.get(name):
             raise UserError(
-                f"{path.parent}: its results were made with {name} {before.get(name)}, not {settings.get(name)}; name "
-                "another --outdir, or remove them"
+                f"the results in {path.parent} were made with {name} {before.get(name)}, not {settings.get(name)}: "
+                "choose another --outdir, or remove them"
             )
 
 
-def settings_of(
-    config: DictConfig, ckpt: str | os.PathLike, bench: COCOImageDataset, precision: str, seed: int, **sampling: Any
+def benchmark_settings(
+    config: DictConfig,
+    ckpt: str | os.PathLike,
+    bench: COCOImageDataset,
+    precision: str,
+    seed: int,
+    sampling: Sampling,
+    **more: Any,
 ) -> dict[str, Any]:
-    """What a benchmark's edits are made with, for `agree`. Raises UserError: a checkpoint that is not there."""
+    """What a benchmark's edits are made with, for require_same_settings. Raises UserError: a missing checkpoint."""
     model = OmegaConf.to_yaml(config["model"], resolve=True)
-    settings = {**sampling, "seed": seed, "precision": precision, "cases": bench.digest()}
+    names = ("scale", "sampler", "steps", "interval", "refresh", "eta")
+    settings = {name: getattr(sampling, name) for name in names} | more
+    settings |= {"seed": seed, "precision": precision, "cases": bench.digest()}
     settings |= {"checkpoint": Path(ckpt).name, "sha256": sha256_of(ckpt)}
     return settings | {"config": hashlib.sha256(model.encode()).hexdigest()}
 
 
-def seed_of(seed: int, name: str) -> int:
-    """A case's own seed, of the benchmark's and its id, from 0 to 2^63 - 1."""
+def case_seed(seed: int, name: str) -> int:
+    """A case's own seed, from the benchmark's seed and the case's id: 0 to 2^63 - 1."""
     state = np.random.SeedSequence((seed, *os.fsencode(name))).generate_state(1, np.uint64)[0]
     return int(state >> np.uint64(1))
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    size: tuple[int, int]  # (width, height) of its photo
+    task: SamplingTask
 
 
 def edit_cases(
@@ -81,14 +98,15 @@ def edit_cases(
     results: Path,
     seed: int,
     batch_size: int,
+    sampling: Sampling,
     progress: bool = True,
-    **sampling: Any,
 ) -> list[str]:
-    """Writes results/<id>.png, of the size of its photo, for the cases `todo`, a batch at a time, each whole or absent.
-    sampling: of PaintByExample.sample, as sampling_of gives it. -> what is wrong with the cases that could not be."""
+    """Write results/<id>.png, of its photo's size, for the cases `todo`, a batch at a time, atomically.
+
+    -> what is wrong with the cases that could not be edited."""
     problems: list[str] = []
 
-    def cases() -> Iterator[tuple[str, tuple[int, int], Inputs]]:
+    def cases() -> Iterator[Case]:
         for i in todo:
             try:
                 photo, mask, reference = bench.pictures(i)
@@ -96,24 +114,26 @@ def edit_cases(
             except UserError as error:
                 problems.append(str(error))
             else:
-                yield bench.ids[i], photo.size, inputs
+                yield Case(bench.ids[i], photo.size, SamplingTask(inputs, case_seed(seed, bench.ids[i]), sampling))
 
     with tqdm(desc="editing", total=len(todo), unit="picture", disable=not progress) as bar:
-        for batch in batches_alike(cases(), batch_size, lambda case: edit.alike(case[-1], **sampling)):
-            inputs, seeds = stack([each for *_, each in batch]), [seed_of(seed, name) for name, *_ in batch]
-            pictures = edit.sample(inputs, seeds, progress=False, **sampling)
+        for batch in edit.sample_in_batches(cases(), lambda case: case.task, batch_size):
             with staging(results) as temporary:
-                for (name, size, _), tensor in zip(batch, pictures, strict=True):
+                for case, tensor in zip(batch.items, batch.pictures, strict=True):
                     picture = tensor_to_image(tensor)
-                    if picture.size != size:
-                        picture = picture.resize(size, Image.Resampling.LANCZOS)
-                    picture.save(result_path(temporary, name))
-            bar.update(len(batch))
+                    if picture.size != case.size:
+                        picture = picture.resize(case.size, Image.Resampling.LANCZOS)
+                    picture.save(result_path(temporary, case.name))
+            bar.update(len(batch.items))
     return problems
 
 
-def sheet(bench: COCOImageDataset, columns: Sequence[Path], cases: Sequence[int], tile: int = 128) -> Image.Image:
-    """A row per case: photo, photo with its region grey, reference, then its result in each of the folders."""
+def contact_sheet(
+    bench: COCOImageDataset, columns: Sequence[Path], cases: Sequence[int], tile: int = 128
+) -> Image.Image:
+    """A row per case: photo, photo with its region grey, reference, then its result in each of the folders.
+
+    tile: side of a picture, pixels."""
     cells = []
     for i in cases:
         photo, mask, reference = bench.pictures(i)

@@ -1,30 +1,32 @@
-"""The flags that several scripts have: which model, and how it samples."""
+"""The flags that several commands share: which model, how to sample, how to edit; and their values as options."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING
 
-from ldm.models.diffusion.presets import PRESETS, preset_of
 from ldm.util import UserError
+
+if TYPE_CHECKING:  # importing torch takes seconds, which --help must not
+    from ldm.editing.options import Blending, Loading, Placement, Sampling
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """scale, preset, sampler, plms, ddim_steps, ddim_eta. -> their group, for more; sampling_of reads them."""
-    how = parser.add_argument_group("sampling")
-    how.add_argument("--scale", type=float, default=5.0, help="guidance: 1 none, larger follows the reference more (5)")
-    how.add_argument(
-        "--preset", help=f"{' or '.join(PRESETS)}: sampler, steps and guidance in fewer evaluations (none)"
+    """scale, preset, sampler, plms, ddim_steps, ddim_eta. -> their group, for further flags; see sampling_from."""
+    group = parser.add_argument_group("sampling")
+    group.add_argument(
+        "--scale", type=float, default=5.0, help="guidance: 1 none, larger follows the reference more closely (5)"
     )
-    how.add_argument("--sampler", help="plms, ddim, dpm++ or unipc (plms)")
-    how.add_argument("--plms", action="store_true", help="the same as --sampler plms")
-    how.add_argument(
+    group.add_argument("--preset", help="fast or draft: sampler, steps and guidance with fewer evaluations (none)")
+    group.add_argument("--sampler", help="plms, ddim, dpm++ or unipc (plms)")
+    group.add_argument("--plms", action="store_true", help="the same as --sampler plms")
+    group.add_argument(
         "--ddim_steps",
         type=int,
-        help="sampling steps, of every sampler (50); plms and ddim take more where 1000 is no multiple",
+        help="sampling steps, of every sampler (50); plms and ddim take more if 1000 is not a multiple of them",
     )
-    how.add_argument("--ddim_eta", type=float, default=0.0, help="0 deterministic, 1 as noisy as DDPM; ddim only (0)")
-    return how
+    group.add_argument("--ddim_eta", type=float, default=0.0, help="0 deterministic, 1 as noisy as DDPM; ddim only (0)")
+    return group
 
 
 def context(word: str) -> float | str:
@@ -33,81 +35,123 @@ def context(word: str) -> float | str:
 
 
 def add_editing(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """invert, grow, context, background, feather, strength, reference_fit, blend_latents, watermark. -> their group,
-    for more."""
-    how = parser.add_argument_group("editing")
-    how.add_argument("--invert", action="store_true", help="paint all but the regions")
-    how.add_argument("--grow", type=float, default=0.0, help="make regions so many pixels larger; below 0, smaller")
-    how.add_argument(
+    """invert, grow, context, background, feather, strength, reference_fit, blend_latents, watermark. -> their group;
+    see placement_from, blending_from, sampling_from."""
+    group = parser.add_argument_group("editing")
+    group.add_argument("--invert", action="store_true", help="paint everything except the regions")
+    group.add_argument("--grow", type=float, default=0.0, help="pixels to grow regions by; below 0: to shrink them by")
+    group.add_argument(
         "--context",
         type=context,
-        help="how much of the photo the model sees: a window so many times as long as the mask's box, or photo for all"
-        " of it (default: so much that the mask covers a fifth)",
+        help="length of the window that the model sees, in lengths of the mask's box, or photo for the whole photo"
+        " (default: so much that the mask covers a fifth of the window)",
     )
-    how.add_argument(
+    group.add_argument(
         "--background",
         default="exact",
-        help="around the mask: exact keeps every pixel, feather all but a band, poisson every pixel and fits the"
-        " colours inside, none nothing (exact)",
+        help="around the mask: exact keeps every pixel, feather all except a band, poisson every pixel and fits the"
+        " colours inside, none keeps nothing of the window (exact)",
     )
-    how.add_argument(
-        "--feather", type=float, help="width of the band where the painted blends in, pixels (1/64 of the window)"
+    group.add_argument(
+        "--feather", type=float, help="width of the band where painted and photo blend, pixels (1/64 of the window)"
     )
-    how.add_argument(
+    group.add_argument(
         "--strength",
         type=float,
         default=1.0,
-        help="below 1: starts from the photo's own region, whose layout stays; 0 changes nothing (1)",
+        help="below 1: start from the photo's own region, whose layout stays; 0 changes nothing (1)",
     )
-    how.add_argument("--reference_fit", default="squash", help="to a square: squash, pad or crop (squash)")
-    how.add_argument(
+    group.add_argument("--reference_fit", default="squash", help="to a square: squash, pad or crop (squash)")
+    group.add_argument(
         "--blend_latents",
         action="store_true",
         help="keep the photo around the mask in every step, as Blended Latent Diffusion does",
     )
-    how.add_argument(
+    group.add_argument(
         "--watermark",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="an invisible one, spread over the whole picture: no background is exact with it (no)",
+        help="an invisible one, spread over the whole picture: no background stays exact with it (no)",
     )
-    return how
+    return group
 
 
 def add_model(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """config, ckpt, lora, lora_scale, device, precision, compile, offload, decoder, safety_checker, plain. -> their
-    group; loading_of reads them."""
-    which = parser.add_argument_group("model")
-    which.add_argument("--config", help="default: the released model's, configs/v1.yaml")
-    which.add_argument("--ckpt", help="a .ckpt, a .safetensors, a diffusers folder, or hub to fetch the released model"
-                       " (default: checkpoints/model.ckpt, what hub fetched, or the miniature model)")  # fmt: skip
-    which.add_argument("--lora", help="an adapter, lora.safetensors, that fine-tuning wrote")
-    which.add_argument("--lora_scale", type=float, default=1.0, help="how much of it: 0 none, 1 as it was trained (1)")
-    which.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the fastest there is)")
-    which.add_argument("--precision", help="full: float32; bf16, fp16; autocast: the half precision that suits the"
+    group; see loading_from."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--config", help="default: the released model's, configs/v1.yaml")
+    group.add_argument("--ckpt", help="a .ckpt, a .safetensors, a diffusers folder, or hub to download the released"
+                       " model (default: checkpoints/model.ckpt, else an earlier download, else the miniature model)")  # fmt: skip
+    group.add_argument("--lora", help="an adapter, lora.safetensors, that fine-tuning wrote")
+    group.add_argument("--lora_scale", type=float, default=1.0, help="how much of it: 0 none, 1 as it was trained (1)")
+    group.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the fastest available)")
+    group.add_argument("--precision", help="full: float32; bf16, fp16; autocast: the half precision that suits the"
                        " device (default: autocast on CUDA, else full)")  # fmt: skip
-    which.add_argument("--compile", action="store_true", help="compile the networks, for NVIDIA's GPUs: takes minutes"
-                       " the first time, and is kept for later runs (no)")  # fmt: skip
-    which.add_argument("--offload", action="store_true", help="for small GPUs: a network is on it only while it works"
+    group.add_argument("--compile", action="store_true", help="compile the networks, for NVIDIA GPUs: takes minutes the"
+                       " first time, and is kept for later runs (no)")  # fmt: skip
+    group.add_argument("--offload", action="store_true", help="for small GPUs: a network is on it only while it works"
                        " (no)")  # fmt: skip
-    which.add_argument("--decoder", metavar="FOLDER", help="of an asymmetric autoencoder, whose decoder sees the photo"
+    group.add_argument("--decoder", metavar="FOLDER", help="an asymmetric autoencoder, whose decoder sees the photo"
                        " around the mask (the model's own)")  # fmt: skip
-    which.add_argument("--safety_checker", metavar="FOLDER", default="off", help="of Stable Diffusion's safety checker,"
-                       " or hub to fetch it: what it flags becomes black (off)")  # fmt: skip
-    which.add_argument("--plain", action="store_true", help="without what makes the networks fast, to compare (no)")
-    return which
+    group.add_argument("--safety_checker", metavar="FOLDER", default="off", help="Stable Diffusion's safety checker, or"
+                       " hub to download it: what it flags becomes black (off)")  # fmt: skip
+    group.add_argument("--plain", action="store_true", help="without what makes the networks fast, to compare (no)")
+    return group
 
 
-def sampling_of(opt: argparse.Namespace) -> dict[str, Any]:
-    """scale, sampler, steps, eta, interval of PaintByExample.sample. Raises UserError where two flags contradict."""
+def sampling_from(opt: argparse.Namespace) -> Sampling:
+    """Raises UserError: two flags that contradict each other, a value out of range."""
+    from ldm.editing.options import Sampling
+
     if opt.plms and opt.sampler not in (None, "plms"):
-        raise UserError(f"--plms and --sampler {opt.sampler} contradict each other; give one of them")
-    how = preset_of(opt.preset, "plms" if opt.plms else opt.sampler, opt.ddim_steps)
-    return {"scale": opt.scale, **how._asdict(), "eta": opt.ddim_eta}
+        raise UserError(f"--plms and --sampler {opt.sampler} contradict each other: give one of them")
+    return Sampling.choose(
+        opt.preset,
+        "plms" if opt.plms else opt.sampler,
+        opt.ddim_steps,
+        opt.scale,
+        opt.ddim_eta,
+        strength=getattr(opt, "strength", 1.0),
+        blend_latents=getattr(opt, "blend_latents", False),
+    )
 
 
-def loading_of(opt: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of PaintByExample.load but config and ckpt."""
-    how = {name: getattr(opt, name) for name in ("device", "precision", "lora", "lora_scale", "offload", "decoder")}
-    how["safety_checker"] = None if opt.safety_checker == "off" else opt.safety_checker
-    return how | {"fast": not opt.plain, "compiled": opt.compile}
+def placement_from(opt: argparse.Namespace) -> Placement:
+    """Raises UserError: a value out of range."""
+    from ldm.editing.options import Placement
+
+    height, width = getattr(opt, "H", None), getattr(opt, "W", None)
+    return Placement(opt.context, height, width, opt.grow, opt.invert, opt.reference_fit)
+
+
+def blending_from(opt: argparse.Namespace) -> Blending:
+    """Raises UserError: a value out of range."""
+    from ldm.editing.options import Blending
+
+    return Blending(opt.background, opt.feather)
+
+
+def loading_from(opt: argparse.Namespace) -> Loading:
+    """Raises UserError: flags that exclude each other."""
+    from ldm.editing.options import Loading
+
+    return Loading(
+        config=opt.config,
+        ckpt=opt.ckpt,
+        device=opt.device,
+        precision=opt.precision,
+        lora=opt.lora,
+        lora_scale=opt.lora_scale,
+        fast=not opt.plain,
+        compiled=opt.compile,
+        offload=opt.offload,
+        decoder=opt.decoder,
+        safety_checker=None if opt.safety_checker == "off" else opt.safety_checker,
+    )
+
+
+def check_count(opt: argparse.Namespace, flag: str, least: int = 1, most: int = 1000) -> None:
+    """Raises UserError if the flag's value is not from `least` to `most`."""
+    if not least <= getattr(opt, flag) <= most:
+        raise UserError(f"--{flag} {getattr(opt, flag)} is out of range: use {least} to {most}")

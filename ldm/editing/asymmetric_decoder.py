@@ -25,15 +25,15 @@ class AsymmetricDecoder:
     def load(
         cls, folder: str | os.PathLike, device: torch.device | str = "cpu", factor: int = 8, channels: int = 4
     ) -> AsymmetricDecoder:
-        """folder: as published (cross-attention/asymmetric-autoencoder-kl-x-1-5 or -x-2), with safetensors, so that
-        nothing of it is run. device: where it stays. factor, channels: of the latents that it will get.
+        """folder: as published (cross-attention/asymmetric-autoencoder-kl-x-1-5 or -x-2), as safetensors, so that no code
+        of it runs. device: where it stays between edits. factor, channels: of the latents that it decodes.
 
-        Raises UserError: no such folder, no such decoder, one for other latents."""
+        Raises UserError: missing folder, not an asymmetric autoencoder, one for other latents."""
         from diffusers import AsymmetricAutoencoderKL
 
         if not (Path(folder) / "config.json").is_file():
             raise UserError(
-                f"decoder {folder}: has no config.json; name the folder of an asymmetric autoencoder, such as "
+                f"decoder {folder} has no config.json: give the folder of an asymmetric autoencoder, such as "
                 "cross-attention/asymmetric-autoencoder-kl-x-1-5 from the hub"
             )
         try:
@@ -42,13 +42,13 @@ class AsymmetricDecoder:
             )
         except Exception as error:  # diffusers raises many kinds
             reason = str(error).split("\n")[0]
-            raise UserError(f"decoder {folder}: cannot be loaded ({reason:.200}); download it again") from error
+            raise UserError(f"decoder {folder} cannot be loaded ({reason:.200}): download it again") from error
         decoder = cls(autoencoder)
         own = decoder.factor, autoencoder.config.latent_channels
         if own != (factor, channels):
             raise UserError(
-                f"decoder {folder}: is for latents of {own[1]} channels and factor {own[0]}, the model's have "
-                f"{channels} and {factor}; leave it out"
+                f"decoder {folder} is for latents of {own[1]} channels and factor {own[0]}, but the model's have "
+                f"{channels} and {factor}: leave it out"
             )
         autoencoder.to(device)
         return decoder
@@ -56,13 +56,14 @@ class AsymmetricDecoder:
     def __call__(self, z: Tensor, image: Tensor, mask: Tensor) -> Tensor:
         """z (B,4,h,w), not scaled; image (B,3,H,W) in [-1,1]; mask (B,1,H,W), 1 = keep -> (B,3,H,W), about [-1,1].
 
-        Large pictures in tiles; on z's device, wherever the decoder stays."""
-        photo = F.pixel_unshuffle(torch.cat([image, mask], dim=1), self.factor)  # as fine as z, so that tiles cut both
+        Large pictures are decoded in tiles, on z's device, wherever the decoder stays."""
+        # at z's resolution, so that a tile cuts both
+        photo = F.pixel_unshuffle(torch.cat([image, mask], dim=1), self.factor)
 
         def decode(tile: Tensor) -> Tensor:
             latent, around = tile.split([z.shape[1], photo.shape[1]], dim=1)
             image, mask = F.pixel_shuffle(around, self.factor).split([3, 1], dim=1)
-            return self.autoencoder.decode(latent, image=image, mask=1 - mask).sample  # there, 1 = paint
+            return self.autoencoder.decode(latent, image=image, mask=1 - mask).sample  # its mask has 1 = paint
 
         with moved(z.device, self.autoencoder):
             return in_tiles(decode, torch.cat([z, photo], dim=1), TILE, OVERLAP, self.factor)

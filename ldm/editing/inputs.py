@@ -1,4 +1,4 @@
-"""What the model sees of edits, and where each goes back."""
+"""What the model sees of edits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.conventions import image_to_tensor, mask_to_tensor, reference_to_tensor, resize_tensor
-from ldm.editing.window import Placed
+from ldm.editing.options import Sampling
+from ldm.editing.window import PlacedWindow
 from ldm.util import UserError
 
 
@@ -22,7 +23,7 @@ class Inputs:
     image: Tensor  # (B,3,H,W) in [-1,1]
     mask: Tensor  # (B,1,H,W), 1 = keep
     reference: Tensor  # (R,3,S,S), CLIP-normalised
-    counts: tuple[int, ...] = ()  # how many references each edit has, R in all; (): one each, R = B
+    counts: tuple[int, ...] = ()  # number of references of each edit, R in all; (): one each, R = B
 
     @property
     def inpaint_image(self) -> Tensor:
@@ -31,60 +32,78 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Planned:
-    """One edit: its place in the photo, and what the model sees of it."""
+class PlannedEdit:
+    """An edit that is ready to be sampled: its place in the photo, and what the model sees of it (B = 1)."""
 
-    place: Placed
+    place: PlacedWindow
     inputs: Inputs
+
+
+@dataclass(frozen=True)
+class SamplingTask:
+    """One picture to sample: what the model sees (B = 1), its seed, and how.
+
+    start: the seed of x_T, if it is not `seed`."""
+
+    inputs: Inputs
+    seed: int
+    sampling: Sampling
+    start: int | None = None
 
 
 def size_for(
     image: Image.Image, native: int, multiple: int, height: int | None = None, width: int | None = None
 ) -> tuple[int, int]:
-    """(H,W) at which to edit an upright image: as asked, else nearest to the image's shape and the native area among
-    what the model can take, multiples of `multiple` pixels. Raises UserError for H and W that it cannot."""
+    """(H,W) at which to edit an upright image.
+
+    A given height or width is kept. Otherwise, among multiples of `multiple` pixels, the size that comes nearest to the
+    image's proportions and to the native area. Raises UserError for a height or width that the model cannot take."""
     for name, value in (("H", height), ("W", width)):
         if value is not None and (value < multiple or value % multiple):
             near = max(multiple, round(value / multiple) * multiple)
-            raise UserError(f"{name} = {value}: the model takes multiples of {multiple}; use {near}")
+            raise UserError(f"{name} {value} is not a multiple of {multiple}, which the model takes: use {near}")
         if value is not None and value > 8 * native:
-            raise UserError(f"{name} = {value}: is too large; use at most {8 * native}")
-    shape, sides = image.width / image.height, range(multiple, 8 * native, multiple)
+            raise UserError(f"{name} {value} is too large: use at most {8 * native}")
+    aspect, sides = image.width / image.height, range(multiple, 8 * native, multiple)
     sizes = [(h, w) for h in ([height] if height else sides) for w in ([width] if width else sides)]
 
     def misfit(size: tuple[int, int]) -> float:
         h, w = size
-        return abs(math.log(w / h / shape)) + 0.1 * abs(math.log(h * w / native**2))
+        return abs(math.log(w / h / aspect)) + 0.1 * abs(math.log(h * w / native**2))
 
     return min(sizes, key=misfit)
 
 
-def inputs_of(
+def make_inputs(
     picture: Image.Image,
-    white: Image.Image,
+    mask: Image.Image,
     references: Sequence[Image.Image],
     size: tuple[int, int],
     factor: int,
-    square: int,
+    reference_size: int,
 ) -> Inputs:
-    """One edit at size (H,W). picture (RGB), white (L, 255 = paint), references (RGB, of one object): of any sizes;
-    factor: of the autoencoder; square: side of a reference as CLIP sees it, pixels.
+    """Pictures of one edit, of any sizes -> what the model sees at size (H,W).
 
-    Raises UserError: a region that is too small at that size to be seen in the latent."""
-    size = size[::-1]
-    if picture.size != size:
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-    keep = mask_to_tensor(white if white.size == size else white.resize(size, Image.Resampling.BILINEAR))[None]
-    if resize_tensor(keep, (size[1] // factor, size[0] // factor)).min() == 1:
+    picture (RGB), mask (L, 255 = paint), references (RGB, of one object); factor: of the autoencoder; reference_size:
+    side of a reference as CLIP sees it, pixels.
+
+    Raises UserError if the region is too small to appear in the latent."""
+    width_height = size[::-1]
+    if picture.size != width_height:
+        picture = picture.resize(width_height, Image.Resampling.LANCZOS)
+    if mask.size != width_height:
+        mask = mask.resize(width_height, Image.Resampling.BILINEAR)
+    keep = mask_to_tensor(mask)[None]
+    if resize_tensor(keep, (size[0] // factor, size[1] // factor)).min() == 1:
         raise UserError(
-            f"mask: its region is less than {factor} pixels wide at {size[0]} x {size[1]}, too small for the model to "
-            "see; make it larger, or H and W"
+            f"the mask's region is narrower than {factor} pixels at {size[1]} x {size[0]}, too small for the model to "
+            "see: make the region larger, or H and W"
         )
-    crops = torch.stack([reference_to_tensor(each, square) for each in references])
+    crops = torch.stack([reference_to_tensor(each, reference_size) for each in references])
     return Inputs(image_to_tensor(picture)[None], keep, crops, (len(crops),))
 
 
 def stack(edits: Sequence[Inputs]) -> Inputs:
-    """Inputs of several edits of one size as one batch."""
+    """Inputs of several edits of one size -> one batch."""
     joined = (torch.cat([getattr(e, field) for e in edits]) for field in ("image", "mask", "reference"))
     return Inputs(*joined, tuple(n for e in edits for n in (e.counts or [1] * len(e.image))))

@@ -1,4 +1,4 @@
-"""A picture that says how it was made: its settings as JSON, in a PNG's text or a JPEG's or WebP's EXIF."""
+"""The settings that a picture was made with, inside its file: JSON in a PNG's text, or in a JPEG's or WebP's EXIF."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from ldm.util import UserError
 
 KEY = "paint-by-example"  # of the PNG's text chunk
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
-ASCII = b"ASCII\0\0\0"  # how EXIF says in which code a comment is
+ASCII = b"ASCII\0\0\0"  # EXIF's mark of a comment in ASCII
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
 def check_format(path: str | os.PathLike) -> None:
-    """Raises UserError where the file's ending is of no format that keeps settings."""
+    """Raises UserError if no format that keeps settings has the file's suffix."""
     if Path(path).suffix.lower() not in FORMATS:
-        raise UserError(f"{path}: is of no kind that can be written; end its name with {', '.join(FORMATS)}")
+        raise UserError(f"{path} has no suffix of a format that can be written: use {', '.join(FORMATS)}")
 
 
 def save_with_settings(picture: Image.Image, path: str | os.PathLike, settings: Mapping[str, Any]) -> None:
-    """Writes the picture with its settings (what JSON can hold; None and False are none), whole or not at all. PNG
-    keeps every pixel, JPEG and WebP do not. Raises UserError as check_format does, OSError."""
+    """Write the picture with its settings, atomically. Settings are values that JSON can hold; those that are None or
+    False are left out. PNG keeps every pixel, JPEG and WebP do not. Raises UserError as check_format does, OSError."""
     check_format(path)
-    said = {name: value for name, value in settings.items() if value is not None and value is not False}
-    path, text = Path(path), json.dumps(said)
+    kept = {name: value for name, value in settings.items() if value is not None and value is not False}
+    path, text = Path(path), json.dumps(kept)
     options: dict[str, Any] = {"format": FORMATS[path.suffix.lower()]}
     if options["format"] == "PNG":
         options["pnginfo"] = PngInfo()
         options["pnginfo"].add_itxt(KEY, text)
     else:
         exif = Image.Exif()
-        exif.get_ifd(EXIF_IFD)[USER_COMMENT] = ASCII + text.encode("ascii")  # JSON escapes all else
+        exif.get_ifd(EXIF_IFD)[USER_COMMENT] = ASCII + text.encode("ascii")  # JSON escapes everything else
         options |= {"quality": 95, "exif": exif, "icc_profile": picture.info.get("icc_profile")}
     temporary = path.with_name(f".partial-{path.name}")
     try:
@@ -49,7 +49,7 @@ def save_with_settings(picture: Image.Image, path: str | os.PathLike, settings: 
 
 
 def read_settings(path: str | os.PathLike) -> dict[str, Any]:
-    """What save_with_settings wrote. Raises UserError: no picture, none of ours."""
+    """The settings that save_with_settings wrote. Raises UserError: not a picture, no settings in it."""
     picture = open_picture(path, "picture")
     text = getattr(picture, "text", {}).get(KEY)
     comment = picture.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
@@ -58,4 +58,4 @@ def read_settings(path: str | os.PathLike) -> dict[str, Any]:
     try:
         return dict(json.loads(text))
     except (TypeError, ValueError) as error:
-        raise UserError(f"picture {path}: does not say how it was made; name one that this program wrote") from error
+        raise UserError(f"picture {path} contains no settings: give one that this program wrote") from error

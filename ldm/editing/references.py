@@ -1,26 +1,23 @@
-"""References: an object cut out of its background, and how a picture that is no square becomes one."""
+"""References: objects cut out of their background, and how a picture that is not square becomes one."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from PIL import Image, ImageOps
 
 from ldm.conventions import CLIP_MEAN
-from ldm.images import upright_alpha, upright_mask, upright_rgb
+from ldm.images import open_picture, upright_alpha, upright_mask, upright_rgb
 from ldm.util import UserError
 
-FITS = ("squash", "pad", "crop")
-NEUTRAL = tuple(round(255 * level) for level in CLIP_MEAN)  # RGB; 0 as CLIP sees it
-
-
-def check_fit(fit: str) -> None:
-    """Raises UserError for a name that there is not."""
-    if fit not in FITS:
-        raise UserError(f"reference_fit {fit!r} is unknown; use one of {', '.join(FITS)}")
+References = Image.Image | tuple[Image.Image, ...]  # one picture of an object, or several
+NEUTRAL = tuple(round(255 * level) for level in CLIP_MEAN)  # RGB, which CLIP's normalisation maps to 0
 
 
 def cut_out(reference: Image.Image, mask: Image.Image) -> Image.Image:
-    """A picture and a mask of it (255 = the object) -> RGBA, transparent around the object: a reference without its
-    background. Raises UserError as upright_mask does."""
+    """A picture and its mask (255 = the object) -> RGBA, transparent around the object.
+
+    Raises UserError as upright_mask does."""
     picture, white = upright_rgb(reference), upright_mask(mask, reference)
     if white.size != picture.size:
         white = white.resize(picture.size, Image.Resampling.BILINEAR)
@@ -29,21 +26,42 @@ def cut_out(reference: Image.Image, mask: Image.Image) -> Image.Image:
 
 
 def fit_reference(reference: Image.Image, fit: str = "squash") -> Image.Image:
-    """A picture of any size and mode -> RGB, to be squashed to CLIP's square.
+    """A picture of any size and mode -> RGB, which is then squashed to CLIP's square.
 
-    A transparent one is cut to what is opaque, and NEUTRAL around it. fit: "squash" leaves the proportions to the
-    squashing, as published; "pad" adds NEUTRAL to make a square; "crop" takes the central square.
-    Raises UserError: nothing is opaque, an unknown fit."""
-    check_fit(fit)
+    A transparent picture is cut to its opaque part; around the object it becomes NEUTRAL. fit: "squash" changes
+    nothing, as published; "pad" adds NEUTRAL to make a square; "crop" takes the central square.
+    Raises UserError if nothing is opaque."""
     picture, alpha = upright_rgb(reference, NEUTRAL), upright_alpha(reference)
     if alpha is not None:
         box = alpha.point([0] * 128 + [255] * 128).getbbox()
         if box is None:
-            raise UserError("the reference is transparent all over; give one that shows the object")
+            raise UserError("the reference is fully transparent: give one that shows the object")
         picture = picture.crop(box)
     if fit == "squash":
         return picture
     side = max(picture.size) if fit == "pad" else min(picture.size)
     if fit == "pad":
         return ImageOps.pad(picture, (side, side), Image.Resampling.BICUBIC, color=NEUTRAL)
+    assert fit == "crop", fit
     return ImageOps.fit(picture, (side, side), Image.Resampling.BICUBIC)
+
+
+def read_references(
+    regions: int, references: Sequence[Sequence[str]], masks: Sequence[Sequence[str]] | None = None
+) -> list[tuple[Image.Image, ...]]:
+    """The references of each region, read from files and cut out where they have a mask.
+
+    regions: how many there are; references, masks: paths for each region, or once for all. Raises UserError."""
+    groups = list(references) * regions if len(references) == 1 else references
+    if len(groups) != regions:
+        raise UserError(f"there are {regions} regions and {len(groups)} references: give one --reference_path for each")
+    pictures = [tuple(open_picture(path, "reference") for path in group) for group in groups]
+    if not masks:
+        return pictures
+    mask_groups = list(masks) * regions if len(masks) == 1 else masks
+    if [len(group) for group in mask_groups] != [len(group) for group in groups]:
+        raise UserError("some references have no mask: give one in --reference_mask_path for each, or none at all")
+    return [
+        tuple(cut_out(each, open_picture(path, "reference's mask")) for each, path in zip(group, paths, strict=True))
+        for group, paths in zip(pictures, mask_groups, strict=True)
+    ]

@@ -1,70 +1,138 @@
-"""Masks without a drawing program: boxes, polygons, a photo's transparency; grown, shrunk, inverted.
+"""Regions: what to paint, as a mask, a box, a polygon or the photo's transparency; inverted, grown, shrunk.
 
-A region is a small dictionary, as a command line or a JSON file has it: {"mask": path}, {"box": [x0, y0, x1, y1]},
-{"polygon": [[x, y], ...]} or {"alpha": true}. Coordinates are pixels of the photo as it is seen, turned as its EXIF
-says. A mask is a PIL L, 255 = paint."""
+Coordinates are pixels of the photo as it is seen, turned as its EXIF says. Masks are PIL L, 255 = paint."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-from ldm.editing.background import depth
+from ldm.editing.background import distance_to_edge
+from ldm.editing.options import Placement
 from ldm.images import open_picture, upright_alpha, upright_mask, upright_size
 from ldm.util import UserError
 
-Region = Mapping[str, Any]
+Point = tuple[int, int]
 
 
-def _numbers(words: str, count: int, example: str) -> list[int]:
+@dataclass(frozen=True)
+class Region:
+    """A part of a photo to paint; exactly one of the four is given.
+
+    mask: a picture or the path of one, white (255) where to paint, of the photo's proportions
+    box: x0, y0, x1, y1; x1 and y1 are the first column and row outside
+    polygon: three or more corners (x, y), in order
+    alpha: where the photo is transparent, as after an eraser
+
+    Raises UserError for anything else."""
+
+    mask: Image.Image | str | os.PathLike | None = None
+    box: tuple[int, int, int, int] | None = None
+    polygon: tuple[Point, ...] | None = None
+    alpha: bool = False
+
+    def __post_init__(self) -> None:
+        given = [self.mask is not None, self.box is not None, self.polygon is not None, self.alpha is True]
+        if sum(given) != 1 or not isinstance(self.alpha, bool):
+            raise UserError("a region is a mask, a box, a polygon or alpha: give exactly one of them")
+        if self.mask is not None and not isinstance(self.mask, Image.Image | str | os.PathLike):
+            raise UserError(f"mask {self.mask!r:.60} is not a picture or a path: give one of them")
+        if self.box is not None:
+            object.__setattr__(self, "box", _whole_numbers(self.box, 4, "box"))
+        if self.polygon is not None:
+            if isinstance(self.polygon, str) or not isinstance(self.polygon, Sequence):
+                raise UserError(f"polygon {self.polygon!r:.60} is not a list of corners: give three or more (x, y)")
+            object.__setattr__(self, "polygon", tuple(_whole_numbers(each, 2, "corner") for each in self.polygon))
+
+    @classmethod
+    def from_settings(cls, value: Any) -> Region:
+        """The inverse of `settings`, for what stands in a file. Raises UserError for anything else."""
+        if not (isinstance(value, dict) and len(value) == 1 and value.keys() <= {"mask", "box", "polygon", "alpha"}):
+            raise UserError(f"region {value!s:.60} is unknown: use a mask, a box, a polygon or alpha")
+        return cls(**value)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The region as it is written into pictures: {"box": [x0, y0, x1, y1]}, {"mask": path}, ..."""
+        if self.box is not None:
+            return {"box": list(self.box)}
+        if self.polygon is not None:
+            return {"polygon": [list(point) for point in self.polygon]}
+        if self.alpha:
+            return {"alpha": True}
+        path = getattr(self.mask, "filename", "") if isinstance(self.mask, Image.Image) else self.mask
+        return {"mask": os.fspath(path)}
+
+    def mask_in(self, image: Image.Image, placement: Placement = Placement()) -> Image.Image:  # noqa: B008  frozen
+        """The region's mask in a photo (as opened): L, 255 = paint, upright and of the photo's size; first inverted,
+        then grown, as the placement says.
+
+        Raises UserError: a file that is not a mask of this photo, a region outside of it, nothing left to paint."""
+        size = upright_size(image)
+        if self.box is not None:
+            mask = box_mask(size, self.box)
+        elif self.polygon is not None:
+            mask = polygon_mask(size, self.polygon)
+        elif self.alpha:
+            mask = alpha_mask(image)
+        else:
+            picture = self.mask if isinstance(self.mask, Image.Image) else open_picture(self.mask, "mask")
+            mask = upright_mask(picture, image)
+            if mask.size != size:
+                mask = mask.resize(size, Image.Resampling.BILINEAR)
+        if placement.invert:
+            mask = ImageOps.invert(mask)
+        if placement.grow:
+            mask = grow(mask, placement.grow)
+        if mask.getextrema()[1] < 128:
+            raise UserError("the mask has nothing left to paint: change --grow or --invert")
+        return mask
+
+
+def _whole_numbers(values: Any, count: int, name: str) -> tuple[int, ...]:
+    """Raises UserError: not `count` whole numbers."""
+    if not (isinstance(values, Sequence) and len(values) == count and all(type(number) is int for number in values)):
+        raise UserError(f"{name} {values!s:.60} is not {count} whole numbers: give pixels of the photo")
+    return tuple(values)
+
+
+def _numbers(words: str, count: int, example: str) -> tuple[int, ...]:
     try:
         numbers = [float(word) for word in words.split(",")]
         if len(numbers) != count or not all(map(math.isfinite, numbers)):
             raise ValueError
     except ValueError as error:
-        raise UserError(f"{words!r}: is not of the form {example}; give pixels of the photo") from error
-    return [round(number) for number in numbers]
-
-
-def checked_region(value: Any) -> Region:
-    """A region as JSON may have it. Raises UserError for what is none."""
-    match value:
-        case {"mask": str()} | {"alpha": True}:
-            pass
-        case {"box": [int(), int(), int(), int()]}:
-            pass
-        case {"polygon": [*points]} if all(isinstance(p, list) and [type(n) for n in p] == [int, int] for p in points):
-            pass
-        case _:
-            raise UserError(f"region {value!s:.60}: is none; use a mask, a box, a polygon or alpha")
-    return value
+        raise UserError(f"{words!r} is not of the form {example}: give pixels of the photo") from error
+    return tuple(round(number) for number in numbers)
 
 
 def parse_box(words: str) -> Region:
     """ "x0,y0,x1,y1" -> a region. Raises UserError."""
-    return {"box": _numbers(words, 4, "x0,y0,x1,y1")}
+    return Region(box=_numbers(words, 4, "x0,y0,x1,y1"))
 
 
-def parse_point(words: str) -> list[int]:
-    """ "x,y" -> [x, y]. Raises UserError."""
+def parse_point(words: str) -> Point:
+    """ "x,y" -> (x, y). Raises UserError."""
     return _numbers(words, 2, "x,y")
 
 
 def box_mask(size: tuple[int, int], box: Sequence[int]) -> Image.Image:
-    """size: (width, height); box: x0, y0, x1, y1, the latter two outside; what lies beyond the photo is cut off.
+    """size: (width, height); box: x0, y0, x1, y1, cut where it leaves the photo.
 
-    Raises UserError where nothing is left."""
+    Raises UserError if nothing is left."""
     x0, y0, x1, y1 = box
     inside = max(x0, 0), max(y0, 0), min(x1, size[0]), min(y1, size[1])
     if inside[0] >= inside[2] or inside[1] >= inside[3]:
         numbers = ",".join(map(str, box))
         raise UserError(
-            f"box {numbers}: has nothing of the photo, {size[0]} x {size[1]} pixels, in it; give x0,y0,x1,y1 with "
-            "x0 < x1 and y0 < y1"
+            f"box {numbers} contains nothing of the photo, which is {size[0]} x {size[1]} pixels: give x0,y0,x1,y1 with"
+            " x0 < x1 and y0 < y1"
         )
     mask = Image.new("L", size)
     mask.paste(255, inside)
@@ -72,52 +140,28 @@ def box_mask(size: tuple[int, int], box: Sequence[int]) -> Image.Image:
 
 
 def polygon_mask(size: tuple[int, int], points: Sequence[Sequence[int]]) -> Image.Image:
-    """points: three or more corners x, y, in order. Raises UserError: fewer, or nothing of the photo is inside."""
+    """points: three or more corners (x, y), in order. Raises UserError: fewer, or nothing of the photo is inside."""
     if len(points) < 3:
-        raise UserError(f"polygon: has {len(points)} corners; give 3 or more, x,y x,y x,y")
+        raise UserError(f"the polygon has {len(points)} corners: give 3 or more, x,y x,y x,y")
     mask = Image.new("L", size)
     ImageDraw.Draw(mask).polygon([tuple(point) for point in points], fill=255)
     if mask.getbbox() is None:
-        raise UserError(f"polygon: has nothing of the photo, {size[0]} x {size[1]} pixels, in it; correct its corners")
+        raise UserError(
+            f"the polygon contains nothing of the photo, which is {size[0]} x {size[1]} pixels: correct its corners"
+        )
     return mask
 
 
 def alpha_mask(image: Image.Image) -> Image.Image:
-    """Painted is where the photo is transparent, as after an eraser. Raises UserError: it is not."""
+    """The mask of what is transparent in the photo. Raises UserError if nothing is."""
     alpha = upright_alpha(image)
     if alpha is None or alpha.getextrema()[0] > 127:
-        raise UserError("the photo is nowhere transparent; erase the region in it, or give a mask, a box or a polygon")
+        raise UserError("the photo has no transparent part: erase the region in it, or give a mask, a box or a polygon")
     return ImageOps.invert(alpha)
 
 
-def grown(mask: Image.Image, pixels: float) -> Image.Image:
-    """The mask and all within so many pixels of it; below 0: without what is within so many pixels of its edge."""
+def grow(mask: Image.Image, pixels: float) -> Image.Image:
+    """The mask and everything within so many pixels of it; below 0: without what lies that close to its edge."""
     white = np.asarray(mask) > 127
-    near = depth(~white) <= pixels if pixels > 0 else depth(white) > -pixels
+    near = distance_to_edge(~white) <= pixels if pixels > 0 else distance_to_edge(white) > -pixels
     return Image.fromarray(np.where(near, 255, 0).astype(np.uint8))
-
-
-def mask_of(region: Region, image: Image.Image, grow: float = 0, invert: bool = False) -> Image.Image:
-    """A region of a photo (as opened) -> its mask, upright, first inverted, then grown.
-
-    Raises UserError: a file that is no mask of this photo, a box or polygon outside it, nothing left to paint."""
-    (kind, value), *_ = region.items()
-    size = upright_size(image)
-    if kind == "mask":
-        mask = upright_mask(open_picture(value, "mask"), image)
-        if mask.size != size:
-            mask = mask.resize(size, Image.Resampling.BILINEAR)
-    elif kind == "box":
-        mask = box_mask(size, value)
-    elif kind == "polygon":
-        mask = polygon_mask(size, value)
-    else:
-        assert kind == "alpha", kind
-        mask = alpha_mask(image)
-    if invert:
-        mask = ImageOps.invert(mask)
-    if grow:
-        mask = grown(mask, grow)
-    if mask.getextrema()[1] < 128:
-        raise UserError("the mask has nothing left to paint; change --grow or --invert")
-    return mask

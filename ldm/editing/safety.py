@@ -17,7 +17,7 @@ BLACK = -1.0
 
 
 class SafetyChecker:
-    """Pictures (B,3,H,W), about [-1,1] -> the same, black where one shows what the checker knows as unsafe."""
+    """Pictures (B,3,H,W), about [-1,1] -> the same pictures, those that the checker finds unsafe replaced by black."""
 
     def __init__(self, network):
         self.network = network.eval()
@@ -25,34 +25,34 @@ class SafetyChecker:
 
     @classmethod
     def load(cls, source: str | os.PathLike, device: torch.device | str = "cpu") -> SafetyChecker:
-        """source: a folder as the hub has it (config.json and the weights), or "hub", which fetches it once.
+        """source: a folder as on the hub (config.json and the weights), or "hub", which downloads it once.
 
-        Raises UserError: no such folder, no safety checker in it, no network."""
+        Raises UserError: missing folder, a folder without a safety checker, no network."""
         from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 
         folder = HUB_REPO if source == "hub" else Path(source)
         if source != "hub" and not (folder / "config.json").is_file():
-            raise UserError(f"safety checker {source}: has no config.json; name the folder of {HUB_REPO}, or hub")
+            raise UserError(f"safety checker {source} has no config.json: give the folder of {HUB_REPO}, or hub")
         try:
             network, report = StableDiffusionSafetyChecker.from_pretrained(
                 folder, local_files_only=source != "hub", output_loading_info=True
             )
         except Exception as error:  # transformers and the hub raise many kinds
             reason = str(error).split("\n")[0]
-            cure = "connect to it once, or name a folder" if source == "hub" else f"fetch {HUB_REPO} again"
-            raise UserError(f"safety checker {source}: cannot be loaded ({reason:.200}); {cure}") from error
-        if missing := report["missing_keys"] or report["mismatched_keys"]:  # they would be random
-            raise UserError(f"safety checker {source}: lacks {listing(map(str, missing))}; fetch {HUB_REPO} again")
+            cure = "connect to the network once, or give a folder" if source == "hub" else f"download {HUB_REPO} again"
+            raise UserError(f"safety checker {source} cannot be loaded ({reason:.200}): {cure}") from error
+        if missing := report["missing_keys"] or report["mismatched_keys"]:  # they would stay random
+            raise UserError(f"safety checker {source} lacks {listing(map(str, missing))}: download {HUB_REPO} again")
         return cls(network.to(device))
 
     @torch.no_grad()
     def flagged(self, pictures: Tensor) -> list[bool]:
-        """Which of the pictures are unsafe."""
+        """For each picture, whether the checker finds it unsafe."""
         pixels = resize((pictures.float().clamp(-1, 1) + 1) / 2, [self.size, self.size], antialias=True)
         device = next(self.network.parameters()).device
         clip_input = torch.stack([normalise_clip(each) for each in pixels.cpu()]).to(device)
-        to_blacken = torch.zeros(len(pictures), 1)  # it blackens what it is given, in place; not needed here
-        return [bool(each) for each in self.network(clip_input=clip_input, images=to_blacken)[1]]
+        placeholder = torch.zeros(len(pictures), 1)  # the network blackens these in place; we do that ourselves
+        return [bool(each) for each in self.network(clip_input=clip_input, images=placeholder)[1]]
 
     def __call__(self, pictures: Tensor) -> Tensor:
         unsafe = torch.tensor(self.flagged(pictures), device=pictures.device)

@@ -1,7 +1,7 @@
-"""An invisible watermark that says that a picture was made with this method.
+"""An invisible watermark, which marks a picture as made with this method.
 
-It is spread over the whole picture (in singular values of blocks of its wavelet transform), a level or two in most
-pixels: with it, no background is exact."""
+It is spread over the whole picture (in singular values of blocks of its wavelet transform) and changes most pixels by a
+level or two, so that no background stays exact."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from PIL import Image
 
 from ldm.util import UserError
 
-TEXT = b"Paint-by-Example"  # what the 2022 scripts wrote, by a weaker method of the same library
+TEXT = b"Paint-by-Example"  # as the 2022 scripts wrote it, by a weaker method of the same library
 METHOD = "dwtDctSvd"
-LEAST = 256  # pixels of each side
+MIN_SIDE = 256  # pixels
 
 
 def check_watermark(size: tuple[int, int] | None = None) -> None:
-    """size: (width, height) of a picture to mark. Raises UserError: less than LEAST pixels on a side, or the library is
-    missing. It is no requirement: pip would fetch another OpenCV with it."""
+    """size: (width, height) of a picture to mark. Raises UserError: a side shorter than MIN_SIDE, or the library is
+    missing. It is not among the requirements, because pip would install a second OpenCV with it."""
     try:
         import imwatermark  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"the watermark needs a library that is not here ({error}); pip install --no-deps invisible-watermark "
+            f"the watermark needs a library that is missing ({error}): pip install --no-deps invisible-watermark "
             "PyWavelets, or leave --watermark out"
         ) from error
-    if size and min(size) < LEAST:
+    if size and min(size) < MIN_SIDE:
         raise UserError(
-            f"the picture, {size[0]} x {size[1]}, is too small for the watermark; take one of at least {LEAST} x "
-            f"{LEAST}, or leave --watermark out"
+            f"the picture is {size[0]} x {size[1]}, too small for the watermark: use one of at least {MIN_SIDE} x "
+            f"{MIN_SIDE}, or leave --watermark out"
         )
 
 
 def embed(picture: Image.Image) -> Image.Image:
-    """RGB -> the same with the watermark. Raises UserError: no library, less than LEAST pixels on a side."""
+    """RGB -> the same picture with the watermark. Raises UserError as check_watermark does."""
     check_watermark(picture.size)
     from imwatermark import WatermarkEncoder
 
@@ -45,13 +45,13 @@ def embed(picture: Image.Image) -> Image.Image:
 
 
 def has_watermark(picture: Image.Image) -> bool:
-    """Is it in the picture (RGB)? A sixteenth of its bits may be wrong, as after a JPEG.
+    """Whether the picture (RGB) carries the watermark. A sixteenth of its bits may be wrong, as after JPEG.
 
-    Raises UserError: no library."""
+    Raises UserError if the library is missing."""
     check_watermark()
     from imwatermark import WatermarkDecoder
 
-    if min(picture.size) < LEAST:
+    if min(picture.size) < MIN_SIDE:
         return False
     found = WatermarkDecoder("bytes", 8 * len(TEXT)).decode(np.array(picture)[..., ::-1].copy(), METHOD)
     bits = [np.unpackbits(np.frombuffer(text, np.uint8)) for text in (found, TEXT)]

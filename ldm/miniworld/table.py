@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.batch.benchmark import agree, edit_cases
+from ldm.batch.benchmark import edit_cases, require_same_settings
 from ldm.checkpoint.files import read_file
 from ldm.conventions import image_to_tensor, reference_to_tensor
 from ldm.data.bench.cocoee import COCOImageDataset, case_path, result_path
 from ldm.data.masks import REFERENCE_PADDING
+from ldm.editing.options import Sampling
 from ldm.evaluation.benchmark import LEVEL, chosen, evaluate, identity_scores
 from ldm.evaluation.clip_score import bounding_box
 from ldm.evaluation.features import Extractor
@@ -152,15 +153,19 @@ def pasted(bench: COCOImageDataset, results: Path) -> None:
 
 
 def edited(
-    edit: PaintByExample, bench: COCOImageDataset, outdir: Path, settings: dict[str, Any], batch_size: int
+    edit: PaintByExample,
+    bench: COCOImageDataset,
+    outdir: Path,
+    settings: dict[str, Any],
+    sampling: Sampling,
+    batch_size: int,
 ) -> None:
-    """Edits of all cases, those that are not there yet. settings: those of ldm.batch.benchmark.settings_of.
+    """Edits of all cases, those that are not there yet. settings: those of ldm.batch.benchmark.benchmark_settings.
     Raises UserError: a case that cannot be edited, others than these settings for what is there."""
-    agree(outdir / "settings.json", settings)
+    require_same_settings(outdir / "settings.json", settings)
     results = outdir / "results"
     todo = [i for i, name in enumerate(bench.ids) if not result_path(results, name).exists()]
-    sampling = {key: settings[key] for key in ("scale", "steps", "sampler", "eta", "interval", "refresh")}
-    if problems := edit_cases(edit, bench, todo, results, settings["seed"], batch_size, **sampling):
+    if problems := edit_cases(edit, bench, todo, results, settings["seed"], batch_size, sampling):
         raise UserError(f"{len(problems)} cases cannot be edited ({problems[0]}); mend them")
 
 

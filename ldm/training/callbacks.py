@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ldm.conventions import reference_to_image, tensor_to_image
 from ldm.editing.inputs import Inputs
+from ldm.editing.options import Sampling
 from ldm.files import staging
 from ldm.images import grid
 from ldm.models.diffusion.conditioning import unconditional_token
@@ -128,7 +129,7 @@ class Pictures(Callback):
         with model.ema_scope():
             pipeline = PaintByExample(model, "full", fast=False)
             for scale in self.scales:
-                edits = pipeline.sample(inputs, seeds, scale, self.steps, progress=False)
+                edits = pipeline.sample(inputs, seeds, Sampling(scale=scale, steps=self.steps), progress=False)
                 columns.append([tensor_to_image(image) for image in edits])
         return columns
 

@@ -162,13 +162,13 @@ def test_the_asymmetric_decoder_has_diffusers_part(decoder_folder, tiny, edit, e
     steps = []
     with_it = PaintByExample.load(ROOT / "configs/tiny.yaml", tiny, "cpu", decoder=decoder_folder)
     inputs = edit.prepare(**example, height=64, width=96)
-    out = with_it.sample(inputs, [321], steps=2, progress=False, callback=steps.append)
+    out = with_it.sample(inputs, [321], Sampling(steps=2), progress=False, callback=steps.append)
     theirs = AsymmetricAutoencoderKL.from_pretrained(decoder_folder)
     z = steps[-1].x / edit.model.scale_factor
     with torch.no_grad():
         wanted = theirs.decode(z, image=inputs.image, mask=1 - inputs.mask).sample  # their mask: 1 = paint
     torch.testing.assert_close(out, wanted)
-    assert (out - edit.sample(inputs, [321], steps=2, progress=False)).abs().max() > 0.1
+    assert (out - edit.sample(inputs, [321], Sampling(steps=2), progress=False)).abs().max() > 0.1
 
 
 def test_the_asymmetric_decoder_works_where_the_latent_is_and_stays_at_home(decoder_folder):

@@ -161,7 +161,7 @@ def test_a_picture_does_not_depend_on_the_region_beside_it(edit, example):
     assert np.abs(np.asarray(alone, int) - np.asarray(together[1], int)).max() <= 1
     assert together[0].tobytes() != together[2].tobytes()
     inputs = [edit.prepare(photo, mask, reference, 64, 96) for mask in (here, there)]
-    assert edit.alike(inputs[0]) == edit.alike(inputs[1])
-    assert edit.alike(inputs[0], 2) != edit.alike(inputs[1], 2)
+    assert edit.batch_key(inputs[0], Sampling()) == edit.batch_key(inputs[1], Sampling())
+    assert edit.batch_key(inputs[0], Sampling(refresh=2)) != edit.batch_key(inputs[1], Sampling(refresh=2))
     with pytest.raises(UserError, match="refresh 0 is out of range"):
-        edit.sample(inputs[0], [321], steps=2, refresh=0)
+        edit.sample(inputs[0], [321], Sampling(steps=2, refresh=0))

@@ -51,7 +51,7 @@ def test_a_preset_is_its_sampler_steps_and_interval(edit, example, name):
 def test_an_interval_has_a_beginning_and_an_end(edit, example):
     inputs = edit.prepare(**example, height=64, width=96)
     with pytest.raises(UserError, match=r"interval \(500, 200\)"):
-        edit.sample(inputs, [321], steps=2, interval=(500, 200))
+        edit.sample(inputs, [321], Sampling(steps=2, interval=(500, 200)))
 
 
 # ------------------------------------------------------------------------------------------- the comparison

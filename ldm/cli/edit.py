@@ -1,0 +1,244 @@
+"""Edit a photo by example: repaint the mask's white region of a picture with the object of a reference picture.
+
+    python scripts/inference.py --image_path photo.jpg --mask_path mask.png --reference_path object.jpg --scale 5
+    python scripts/inference.py --image_path photo.jpg --box 100,80,300,260 --reference_path object.jpg
+    python scripts/inference.py --from results/results/photo_321.png --seed 322
+
+Several regions, each with its reference, are painted one after the other: --mask_path a.png --reference_path a.jpg
+--box 100,80,300,260 --reference_path b.jpg front.jpg (b.jpg and front.jpg show the same object).
+
+Writes to --outdir, where <name> is the photo's file name without its suffix:
+    results/<name>_<seed>.png                         the whole photo, edited, one per seed, with its settings inside
+    source/<name>_<seed>_{GT,mask,inpaint,ref}.png    what the model was given: the window of the photo, its mask, the
+                                                      window without the region, the reference; _2_GT ... of region 2
+    grid/grid-<name>_<seed>.png                       photo, masked photo, references and edits side by side"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm.cli import edit_flags
+from ldm.cli.command import command
+from ldm.cli.edit_flags import PRESET_SETTINGS, SETTING_OF_FLAG, SETTINGS
+from ldm.cli.flags import blending_from, check_count, loading_from, placement_from
+from ldm.fast import memory
+from ldm.files import staging
+from ldm.util import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ldm.editing.inputs import PlannedEdit
+    from ldm.editing.marked import MarkedPhoto
+    from ldm.editing.options import Sampling
+    from ldm.pipeline import PaintByExample
+
+
+def parser() -> argparse.ArgumentParser:
+    return edit_flags.parser(__doc__)
+
+
+def check_numbers(opt: argparse.Namespace) -> None:
+    """Raises UserError."""
+    check_count(opt, "n_samples")
+    check_count(opt, "n_iter")
+    if opt.n_rows < 0:
+        raise UserError(f"--n_rows {opt.n_rows} is out of range: use 1 or more")
+    if opt.skip_save and opt.skip_grid:
+        raise UserError("--skip_save and --skip_grid together would write nothing: give one of them")
+
+
+def check_outdir(outdir: Path) -> None:
+    """Fail before the work, not after it, if nothing can be written there; leave no trace."""
+    try:
+        existing = next(folder for folder in (outdir, *outdir.absolute().parents) if folder.exists())
+        os.rmdir(tempfile.mkdtemp(prefix=".partial-", dir=existing))
+        parts = [outdir / part for part in ("results", "source", "grid")]
+        blocked = [part.name for part in parts if part.exists() and not part.is_dir()]
+    except OSError as error:
+        raise UserError(f"--outdir {outdir} cannot be written to ({error.strerror}): choose another folder") from error
+    if blocked:
+        raise UserError(f"--outdir {outdir} contains a file named {blocked[0]}: choose another folder")
+
+
+def read_pictures(opt: argparse.Namespace) -> MarkedPhoto:
+    """The photo, its regions and their references. Raises UserError."""
+    from ldm.editing.marked import MarkedPhoto
+    from ldm.editing.references import read_references
+    from ldm.editing.watermark import check_watermark
+    from ldm.images import open_picture
+
+    image = open_picture(opt.image_path, "image")
+    if opt.watermark:
+        check_watermark(image.size)
+    references = read_references(len(opt.regions), opt.references, opt.reference_masks)
+    return MarkedPhoto.mark(image, opt.regions, references, placement_from(opt))
+
+
+def load(opt: argparse.Namespace) -> tuple[PaintByExample, Path]:
+    """The model and the path of its checkpoint. Raises UserError, also if --C or --f are not the model's."""
+    from ldm.checkpoint.locate import choose_model
+    from ldm.pipeline import PaintByExample
+
+    config, ckpt = choose_model(opt.config, opt.ckpt, adapted=opt.lora is not None)
+    edit = PaintByExample.from_loading(replace(loading_from(opt), config=config, ckpt=ckpt))
+    actual = {"C": edit.model.channels, "f": edit.model.first_stage_model.factor}
+    for flag, value in actual.items():
+        if getattr(opt, flag) not in (None, value):
+            raise UserError(f"--{flag} {getattr(opt, flag)} does not fit the model: leave it out, or use {value}")
+    return edit, ckpt
+
+
+def settings_for(opt: argparse.Namespace, sampling: Sampling, edit: PaintByExample, ckpt: Path) -> dict[str, Any]:
+    """The settings to write into the pictures, except for the seed."""
+    from ldm.editing.options import settings_of
+
+    settings = {
+        SETTING_OF_FLAG.get(flag, flag): getattr(opt, flag, None)
+        for flag in SETTINGS
+        if flag != "seed" and flag not in PRESET_SETTINGS
+    }
+    settings |= {"regions": [region.settings for region in opt.regions], **settings_of(sampling)}
+    return settings | {"precision": edit.precision, "checkpoint": Path(ckpt).name}
+
+
+@dataclass
+class ModelView:
+    """Pictures of what the model is given, collected from the plans of the first photo."""
+
+    device: str
+    precision: str
+    sources: dict[str, Image.Image] = field(default_factory=dict)  # name of a file in source/ -> picture
+    references: list[Image.Image] = field(default_factory=list)
+
+    def add(self, photo: int, region: int, plan: PlannedEdit) -> None:
+        from ldm.conventions import mask_to_image, reference_to_image, tensor_to_image
+
+        if photo != 0 or len(self.references) > region:
+            return
+        inputs, (x0, y0, x1, y1) = plan.inputs, plan.place.window
+        height, width = inputs.image.shape[-2:]
+        print(f"editing {x1 - x0} x {y1 - y0} pixels of the photo at {width} x {height} on {self.device},"
+              f" {self.precision} precision; the mask covers {1 - inputs.mask.mean().item():.0%} of them",
+              file=sys.stderr)  # fmt: skip
+        self.references.append(reference_to_image(inputs.reference[0]))
+        pictures = {
+            "GT": tensor_to_image(inputs.image[0]),
+            "mask": mask_to_image(inputs.mask[0]),
+            "inpaint": tensor_to_image(inputs.inpaint_image[0]),
+            "ref": self.references[-1],
+        }
+        prefix = f"{region + 1}_" if region else ""
+        self.sources |= {prefix + kind: picture for kind, picture in pictures.items()}
+
+
+def write(
+    opt: argparse.Namespace,
+    results: dict[int, Image.Image],
+    settings: dict[str, Any],
+    sources: dict[str, Image.Image],
+    sheet: Image.Image | None,
+) -> None:
+    """One batch's files, atomically. results: by seed; sources, sheet: what belongs to the first and last batch."""
+    from ldm.editing.metadata import save_with_settings
+
+    outdir, name = Path(opt.outdir), Path(opt.image_path).stem
+    start = getattr(opt, "start", None)
+    with staging(outdir) as folder:
+        if not opt.skip_save:
+            (folder / "results").mkdir()
+            for i, (seed, picture) in enumerate(results.items()):
+                own = {"seed": seed, "start": None if start is None else start + i}
+                save_with_settings(picture, folder / "results" / f"{name}_{seed}.png", settings | own)
+        if not opt.skip_save and sources:
+            (folder / "source").mkdir()
+            for kind, picture in sources.items():
+                picture.save(folder / "source" / f"{name}_{opt.seed}_{kind}.png")
+        if sheet is not None:
+            (folder / "grid").mkdir()
+            sheet.save(folder / "grid" / f"grid-{name}_{opt.seed}.png")
+    if not opt.skip_save:
+        print("\n".join(f"wrote {outdir / 'results' / f'{name}_{seed}.png'}" for seed in results))
+    if sheet is not None:
+        print(f"wrote {outdir / 'grid' / f'grid-{name}_{opt.seed}.png'}")
+
+
+def draw_grid(
+    marked: MarkedPhoto,
+    references: list[Image.Image],
+    edits: list[Image.Image],
+    size: tuple[int, int],
+    rows: int,
+) -> Image.Image:
+    """Photo, masked photo, references and edits side by side; size: (width, height) of each."""
+    from PIL import Image, ImageChops
+
+    from ldm.images import grid
+
+    painted = functools.reduce(ImageChops.lighter, marked.masks)
+    masked = Image.composite(Image.new("RGB", marked.photo.size, "gray"), marked.photo, painted)
+    cells = [marked.photo, masked, *references, *edits]
+    return grid([cell.resize(size) for cell in cells], rows or -(-len(cells) // 4))
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    opt = edit_flags.parse(argv, __doc__)
+    check_numbers(opt)
+    check_outdir(Path(opt.outdir))
+    memory.keep_memory()
+
+    from ldm.editing.options import check_seed
+    from ldm.editing.watermark import embed
+
+    # Everything that can be checked cheaply is checked before the model is read.
+    sampling, placement, blending = edit_flags.sampling_asked(opt), placement_from(opt), blending_from(opt)
+    start = getattr(opt, "start", None)
+    seeds = range(opt.seed, opt.seed + opt.n_iter * opt.n_samples)
+    for seed in (*seeds, *([] if start is None else [start])):
+        check_seed(seed)
+    marked = read_pictures(opt)
+    edit, ckpt = load(opt)
+    settings = settings_for(opt, sampling, edit, ckpt)
+    view = ModelView(str(edit.device), edit.precision)
+    edits: list[Image.Image] = []
+    begin = time.perf_counter()
+    step_ends: list[float] = []
+
+    for iteration in range(opt.n_iter):
+        batch = seeds[iteration * opt.n_samples : (iteration + 1) * opt.n_samples]
+        pictures = edit.repaint(
+            [marked] * len(batch),
+            batch,
+            sampling,
+            placement,
+            blending,
+            batch_size=len(batch),
+            starts=None if start is None else [start + i for i in range(len(batch))],
+            callback=lambda step: step_ends.append(time.perf_counter()),
+            on_plan=view.add,
+        )
+        if opt.watermark:
+            pictures = [embed(picture) for picture in pictures]
+        edits += pictures
+        sheet = None
+        if not opt.skip_grid and iteration == opt.n_iter - 1:
+            size = edit.size_for(marked.photo, opt.H, opt.W)[::-1]
+            sheet = draw_grid(marked, view.references, edits, size, opt.n_rows)
+        results = dict(zip(batch, pictures, strict=True))
+        write(opt, results, settings, view.sources if iteration == 0 else {}, sheet)
+
+    step = statistics.median(b - a for a, b in pairwise([begin, *step_ends])) if step_ends else 0
+    took = f"{len(step_ends)} steps of {step:.2f} s, {time.perf_counter() - begin:.0f} s in all"
+    print(f"{took}, peak memory {memory.peak_memory()}", file=sys.stderr)

@@ -1,0 +1,103 @@
+"""Edit every case of a benchmark, for scripts/eval_fid_qs_clip.py to score.
+
+    python scripts/inference_test_bench.py --outdir results/test_bench --scale 5
+    torchrun --nproc_per_node 8 scripts/inference_test_bench.py --outdir results/test_bench --scale 5
+
+Writes <outdir>/results/<id>.png, of the size of the case's photo, and <outdir>/settings.json, what they were made with.
+Under torchrun (or with RANK and WORLD_SIZE set) each process takes its share, on the GPU of its LOCAL_RANK. Finished
+results are skipped, so that an interrupted run continues, with another number of processes too. Each case has its own
+seed: batches and the number of processes change nothing except rounding."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ldm.cli.command import command
+from ldm.cli.flags import add_model, add_sampling, check_count, loading_from, sampling_from
+from ldm.fast import memory
+from ldm.files import sha256_of, staging
+from ldm.util import UserError, load_config
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--bench", default="test_bench", help="folder of the benchmark (%(default)s)")
+    p.add_argument("--outdir", type=Path, default=Path("results/test_bench"), help="(%(default)s)")
+    p.add_argument("--grid", type=int, default=0, help="number of cases to draw side by side in <outdir>/grid.png; with"
+                   " a single process only (none)")  # fmt: skip
+    p.add_argument("--batch_size", type=int, default=4, help="pictures made at once (4)")
+    how = add_sampling(p)
+    how.add_argument("--seed", type=int, default=321, help="of all cases together; each derives its own from it (321)")
+    add_model(p)
+    return p
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    opt = parser().parse_args(argv)
+    memory.keep_memory()
+    check_count(opt, "batch_size")
+    check_count(opt, "grid", least=0)
+
+    from ldm.data.bench.cocoee import COCOImageDataset, refuse, result_path
+
+    bench = COCOImageDataset(opt.bench)
+    refuse(bench.problems(), len(bench), "be edited", "mend them")
+
+    import torch
+
+    from ldm.batch.benchmark import (
+        benchmark_settings,
+        contact_sheet,
+        edit_cases,
+        rank_and_world_size,
+        require_same_settings,
+    )
+    from ldm.checkpoint.locate import choose_model
+    from ldm.editing.options import check_seed
+    from ldm.pipeline import PaintByExample
+
+    rank, world = rank_and_world_size()
+    sampling = sampling_from(opt)
+    check_seed(opt.seed)
+    config, ckpt = choose_model(opt.config, opt.ckpt, adapted=opt.lora is not None)
+    config = load_config(config)
+    device = opt.device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else None)
+    edit = PaintByExample.from_loading(replace(loading_from(opt), config=config, ckpt=ckpt, device=device))
+    settings = benchmark_settings(config, ckpt, bench, edit.precision, opt.seed, sampling) | _parts(opt)
+    require_same_settings(opt.outdir / "settings.json", settings)
+
+    results = opt.outdir / "results"
+    share = range(len(bench))[rank::world]
+    todo = [i for i in share if not result_path(results, bench.ids[i]).exists()]
+    if len(todo) < len(share):
+        print(f"{len(share) - len(todo)} of {len(share)} results are finished already", flush=True)
+    problems = edit_cases(edit, bench, todo, results, opt.seed, opt.batch_size, sampling, progress=rank == 0)
+    print(f"{results}: {len(todo) - len(problems)} pictures written", flush=True)
+    finished = [i for i, name in enumerate(bench.ids) if result_path(results, name).exists()]
+    if opt.grid and finished and world == 1:
+        with staging(opt.outdir) as temporary:
+            contact_sheet(bench, [results], finished[: opt.grid]).save(temporary / "grid.png")
+        print(f"wrote {opt.outdir / 'grid.png'}: photo, region, reference, edit", flush=True)
+    if problems:
+        summary = f"{len(problems)} of {len(todo)} cases could not be edited ({'; '.join(problems[:3])})"
+        if world == 1:
+            raise UserError(f"{summary}: correct them and run it again")
+        print(summary, file=sys.stderr)  # an exit code would make torchrun end the other processes
+
+
+def _parts(opt: argparse.Namespace) -> dict[str, str | float]:
+    """Entries of settings.json for what is added to the model."""
+    parts: dict[str, str | float] = {}
+    if opt.lora:
+        parts |= {"lora": Path(opt.lora).name, "lora_sha256": sha256_of(opt.lora), "lora_scale": opt.lora_scale}
+    if opt.decoder:
+        parts |= {"decoder": Path(opt.decoder).name, "decoder_sha256": sha256_of(opt.decoder)}
+    if opt.safety_checker != "off":
+        parts["safety_checker"] = opt.safety_checker
+    return parts

@@ -1,0 +1,50 @@
+"""A photo with the regions to paint in it and the references that go into them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from PIL import Image
+
+from ldm.editing.options import Blending, Placement
+from ldm.editing.references import References
+from ldm.editing.regions import Region
+from ldm.images import upright_rgb
+from ldm.util import UserError
+
+
+@dataclass(frozen=True)
+class MarkedPhoto:
+    """photo: RGB, upright; masks: of its regions, L, 255 = paint, upright, of the photo's size; references: for each
+    region the pictures of its object, as opened; has_alpha_region: a region was given by the photo's transparency."""
+
+    photo: Image.Image
+    masks: tuple[Image.Image, ...]
+    references: tuple[tuple[Image.Image, ...], ...]
+    has_alpha_region: bool = False
+
+    @classmethod
+    def mark(
+        cls,
+        image: Image.Image,
+        regions: Sequence[Region],
+        references: Sequence[References],
+        placement: Placement = Placement(),  # noqa: B008  frozen
+    ) -> MarkedPhoto:
+        """image: as opened; references: one for each region, or one for all.
+
+        Raises UserError: a region that is not in the image, a wrong number of references; TypeError: not pictures."""
+        groups = [each if isinstance(each, tuple) else (each,) for each in references]
+        if not all(groups) or not all(isinstance(each, Image.Image) for each in (image, *sum(groups, ()))):
+            raise TypeError("images and references are PIL pictures")
+        if len(groups) == 1:
+            groups *= len(regions)
+        if len(groups) != len(regions):
+            raise UserError(f"there are {len(regions)} regions and {len(groups)} references: give one for each region")
+        masks = tuple(region.mask_in(image, placement) for region in regions)
+        return cls(upright_rgb(image), masks, tuple(groups), any(region.alpha for region in regions))
+
+    def blending(self, asked: Blending) -> Blending:
+        """As asked, except that without a given width nothing blends into a photo whose region was erased."""
+        return replace(asked, feather=0.0) if self.has_alpha_region and asked.feather is None else asked

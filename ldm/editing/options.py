@@ -1,0 +1,177 @@
+"""What an edit can be asked for: how to sample, how to blend, where to place, and which model to load.
+
+Each is a small frozen dataclass that is checked where it is made and passed on whole. The fields are named like the
+keywords of PaintByExample and, where there is one, like the setting inside a written picture."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ldm.models.diffusion.presets import preset_of
+from ldm.models.diffusion.sampling import check_sampler
+from ldm.util import UserError
+
+MAX_SCALE = 100.0
+MAX_FEATHER = 10_000.0  # pixels
+MAX_CONTEXT = 1000.0
+NUM_TIMESTEPS = 1000  # of the published noise schedule; a model with fewer is checked again when it samples
+BACKGROUNDS = ("exact", "feather", "poisson", "none")
+REFERENCE_FITS = ("squash", "pad", "crop")
+WHOLE_PHOTO = "photo"  # as context: the window is the whole photo, as published
+
+Context = float | str | None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample.
+
+    scale: guidance, 0 to 100; 1 follows the reference alone, 5 is usual
+    sampler, steps, eta: "plms", "ddim", "dpm++" or "unipc", 1 to 999 steps, and DDIM's noise, 0 to 1
+    interval: first and last timestep with guidance (Kynkäänniemi et al. 2024); None: guidance at all timesteps
+    refresh: one of so many evaluations of the UNet computes the whole picture, the others a rectangle around the
+        region (ldm/fast/region.py); 1: all compute the whole picture
+    strength: 1 starts from noise; below, from the photo's own region with less noise (SDEdit, Meng et al. 2022)
+    blend_latents: keep the photo around the mask in every step (Blended Latent Diffusion, Avrahami et al. 2023)
+
+    Raises UserError for the first value that is out of range."""
+
+    scale: float = 5.0
+    sampler: str = "plms"
+    steps: int = 50
+    eta: float = 0.0
+    interval: tuple[int, int] | None = None
+    refresh: int = 1
+    strength: float = 1.0
+    blend_latents: bool = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.scale) and 0 <= self.scale <= MAX_SCALE):
+            raise UserError(f"scale {self.scale} is out of range: use 0 to {MAX_SCALE:.0f}, for instance 5")
+        if not 0 <= self.strength <= 1:
+            raise UserError(
+                f"strength {self.strength} is out of range: use 0 (nothing changes) to 1 (everything is new)"
+            )
+        check_sampler(self.sampler, self.steps, self.eta, NUM_TIMESTEPS)
+        if self.interval and not 0 <= self.interval[0] <= self.interval[1]:
+            raise UserError(
+                f"interval {self.interval} is not an interval of timesteps: give the first and the last, for instance"
+                " (200, 999)"
+            )
+        if self.refresh < 1:
+            raise UserError(f"refresh {self.refresh} is out of range: use 1 (compute everything) or more")
+
+    @classmethod
+    def choose(
+        cls,
+        preset: str | None = None,
+        sampler: str | None = None,
+        steps: int | None = None,
+        scale: float = 5.0,
+        eta: float = 0.0,
+        strength: float = 1.0,
+        blend_latents: bool = False,
+    ) -> Sampling:
+        """By the name of a preset, or else by sampler and steps (50 steps of PLMS where they are not given).
+
+        Raises UserError: an unknown preset, a preset together with a sampler or steps, a value out of range."""
+        how = preset_of(preset, sampler, steps)
+        return cls(scale, how.sampler, how.steps, eta, how.interval, how.refresh, strength, blend_latents)
+
+
+def check_seed(seed: int) -> None:
+    """Raises UserError for a seed that is out of range."""
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed {seed} is out of range: use 0 to 2^63 - 1")
+
+
+@dataclass(frozen=True)
+class Blending:
+    """How the painted window goes back into the photo; ldm/editing/background.py has the table.
+
+    background: "exact", "feather", "poisson" or "none"
+    feather: width of the band over which painted and photo blend, pixels of the photo; None: 1/64 of the window
+
+    Raises UserError for an unknown background or a width that is out of range."""
+
+    background: str = "exact"
+    feather: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.background not in BACKGROUNDS:
+            raise UserError(f"background {self.background!r} is unknown: use one of {', '.join(BACKGROUNDS)}")
+        if self.feather is not None and not 0 <= self.feather <= MAX_FEATHER:
+            raise UserError(f"feather {self.feather} is out of range: use 0 to {MAX_FEATHER:.0f} pixels")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where in the photo the model paints, and how pictures become what it sees.
+
+    context: length of the window in lengths of the mask's box, 1 to 1000; "photo": the whole photo, as published;
+        None: so much that the mask covers a fifth of the window
+    height, width: at which the model paints the window, pixels, multiples of 64 at full size; None: by its shape
+    grow: pixels by which regions are made larger; below 0: smaller
+    invert: paint everything except the regions
+    reference_fit: how a reference becomes square: "squash" (as published), "pad" or "crop"
+
+    Raises UserError for a context that is out of range or an unknown reference_fit."""
+
+    context: Context = None
+    height: int | None = None
+    width: int | None = None
+    grow: float = 0.0
+    invert: bool = False
+    reference_fit: str = "squash"
+
+    def __post_init__(self) -> None:
+        context = self.context
+        if context not in (None, WHOLE_PHOTO) and not (
+            isinstance(context, int | float) and 1 <= context <= MAX_CONTEXT
+        ):
+            raise UserError(
+                f"context {context} is out of range: use {WHOLE_PHOTO}, or 1 to {MAX_CONTEXT:.0f}, the length of the"
+                " window in lengths of the mask's box"
+            )
+        if self.reference_fit not in REFERENCE_FITS:
+            raise UserError(f"reference_fit {self.reference_fit!r} is unknown: use one of {', '.join(REFERENCE_FITS)}")
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Which model to load, and how its networks run.
+
+    config: a path or an OmegaConf node; ckpt: a path of any format, or "hub"; what None stands for:
+        ldm.checkpoint.locate.choose_model
+    device: see ldm.editing.checks.pick_device; precision: "full", "bf16", "fp16", "autocast" or None, see
+        ldm.fast.networks
+    lora, lora_scale: an adapter that fine-tuning wrote, and how much of it is added (0 nothing, 1 as trained)
+    fast, compiled, offload: see ldm.fast.networks.Networks; offload: keep the networks on the CPU, and on the device
+        only the one at work
+    decoder: folder of an asymmetric autoencoder; safety_checker: folder of Stable Diffusion's, or "hub"
+
+    Raises UserError for choices that exclude each other."""
+
+    config: Any = None
+    ckpt: str | os.PathLike | None = None
+    device: str | None = None
+    precision: str | None = None
+    lora: str | os.PathLike | None = None
+    lora_scale: float = 1.0
+    fast: bool = True
+    compiled: bool = False
+    offload: bool = False
+    decoder: str | os.PathLike | None = None
+    safety_checker: str | os.PathLike | None = None
+
+    def __post_init__(self) -> None:
+        if self.offload and self.compiled:
+            raise UserError("--offload and --compile exclude each other: leave one of them out")
+
+
+def settings_of(*options: Sampling | Blending | Placement) -> dict[str, Any]:
+    """The options' fields as they are written into pictures."""
+    return {field.name: getattr(each, field.name) for each in options for field in fields(each)}
