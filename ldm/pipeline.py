@@ -3,8 +3,8 @@
 edit = PaintByExample.load("configs/v1.yaml", "checkpoints/model.ckpt")
 result = edit(image, mask, reference, scale=5, steps=50, seed=321)
 
-    image, mask, reference -> PlacedWindow around the mask -> Inputs (tensors) -> painted window -> pasted into the image
-                              editing/window.py               plan                sample            editing/background.py
+    image, mask, reference -> PlacedWindow around the mask -> Inputs (tensors) -> painted window -> pasted back
+                              editing/window.py               plan                sample            PlacedWindow.paste
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class PaintByExample:
         photo: Image.Image,
         mask: Image.Image,
         references: Sequence[Image.Image],
-        placement: Placement = Placement(),  # noqa: B008  frozen
+        placement: Placement = Placement(),
     ) -> PlannedEdit:
         """One edit, ready to be sampled. photo: RGB, upright; mask: L, 255 = paint, of the photo's size, as
         Region.mask_in makes it; references: pictures of one object."""
@@ -184,7 +184,7 @@ class PaintByExample:
         self,
         inputs: Inputs,
         seeds: Sequence[int],
-        sampling: Sampling = Sampling(),  # noqa: B008  frozen
+        sampling: Sampling = Sampling(),
         *,
         starts: Sequence[int | None] | None = None,
         progress: bool = True,
@@ -304,9 +304,9 @@ class PaintByExample:
         self,
         photos: Sequence[MarkedPhoto],
         seeds: Sequence[int],
-        sampling: Sampling = Sampling(),  # noqa: B008  frozen
-        placement: Placement = Placement(),  # noqa: B008
-        blending: Blending = Blending(),  # noqa: B008
+        sampling: Sampling = Sampling(),
+        placement: Placement = Placement(),
+        blending: Blending = Blending(),
         *,
         batch_size: int = 4,
         starts: Sequence[int | None] | None = None,
@@ -426,7 +426,7 @@ ONE_FOR_ALL = (Image.Image, tuple, int)  # types of an argument that goes with e
 
 def _rows(*columns: Any) -> list[tuple[Any, ...]]:
     """Columns of a call, each a list or one value for all rows -> the rows. Raises UserError, TypeError."""
-    if not all(isinstance(column, ONE_FOR_ALL) or isinstance(column, list | tuple | range) for column in columns):
+    if not all(isinstance(column, (*ONE_FOR_ALL, list, range)) for column in columns):
         raise TypeError("image, mask and reference are PIL pictures, or lists of them, and seed a number or a list")
     lengths = {len(column) for column in columns if not isinstance(column, ONE_FOR_ALL)}
     if len(lengths) > 1:

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from ldm.checkpoint.locate import MINI_CKPT, MINI_CONFIG
 from ldm.cli.command import command
-from ldm.editing.regions import box_mask
+from ldm.editing.regions import Region, box_mask
 from ldm.files import staging
 from ldm.images import grid
 from ldm.miniworld.scene import scene
@@ -75,9 +75,8 @@ def ways(edit: PaintByExample) -> Image.Image:
             titled(edit(**how), "a window around the mask, the background kept"),
         ]
     photo, boxes = photo_of(11, regions=2)
-    result = photo
-    for i, box in enumerate(boxes):
-        result = edit(result, box_mask(SIZE, box), reference(i + 3), progress=False)
+    regions = [Region(box=tuple(box)) for box in boxes]
+    result = edit(photo, regions=regions, references=[reference(3), reference(4)], progress=False)
     cells += [titled(outlined(photo, boxes), "photo, two regions"), titled(reference(3), "reference of 1")]
     cells += [titled(reference(4), "reference of 2"), titled(result, "one after the other")]
     photo, (box,) = photo_of(2)

@@ -82,7 +82,8 @@ def add_model(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("model")
     group.add_argument("--config", help="default: the released model's, configs/v1.yaml")
     group.add_argument("--ckpt", help="a .ckpt, a .safetensors, a diffusers folder, or hub to download the released"
-                       " model (default: checkpoints/model.ckpt, else an earlier download, else the miniature model)")  # fmt: skip
+                       " model (default: checkpoints/model.ckpt, else an earlier download, else the"
+                       " miniature model)")  # fmt: skip
     group.add_argument("--lora", help="an adapter, lora.safetensors, that fine-tuning wrote")
     group.add_argument("--lora_scale", type=float, default=1.0, help="how much of it: 0 none, 1 as it was trained (1)")
     group.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the fastest available)")

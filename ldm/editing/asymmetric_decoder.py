@@ -25,8 +25,8 @@ class AsymmetricDecoder:
     def load(
         cls, folder: str | os.PathLike, device: torch.device | str = "cpu", factor: int = 8, channels: int = 4
     ) -> AsymmetricDecoder:
-        """folder: as published (cross-attention/asymmetric-autoencoder-kl-x-1-5 or -x-2), as safetensors, so that no code
-        of it runs. device: where it stays between edits. factor, channels: of the latents that it decodes.
+        """folder: as published (cross-attention/asymmetric-autoencoder-kl-x-1-5 or -x-2), as safetensors, so that no
+        code of it runs. device: where it stays between edits. factor, channels: of the latents that it decodes.
 
         Raises UserError: missing folder, not an asymmetric autoencoder, one for other latents."""
         from diffusers import AsymmetricAutoencoderKL

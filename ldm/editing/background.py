@@ -1,11 +1,11 @@
 """What stays of the photo around a painted region.
 
-| background | outside the mask                           | inside                                                      |
-|------------|--------------------------------------------|-------------------------------------------------------------|
-| exact      | the photo's own pixels, bit for bit        | painted; fades into the photo over a band along its edge    |
-| feather    | the photo, except for a band along the mask | painted, except for a band; half and half on the edge      |
-| poisson    | the photo's own pixels, bit for bit        | as exact, after fitting the painted colours to the photo's  |
-| none       | the whole window as the model paints it    | painted                                                     |
+| background | outside the mask                        | inside                                                     |
+|------------|-----------------------------------------|------------------------------------------------------------|
+| exact      | the photo's own pixels, bit for bit     | painted; fades into the photo over a band along its edge   |
+| feather    | the photo, except for a band            | painted, except for a band; half and half on the edge      |
+| poisson    | the photo's own pixels, bit for bit     | as exact, after fitting the painted colours to the photo's |
+| none       | the whole window as the model paints it | painted                                                    |
 
 Outside the window every background keeps the photo bit for bit."""
 
@@ -65,7 +65,7 @@ def blend(
     photo: Image.Image,
     painted: Image.Image,
     mask: Image.Image,
-    blending: Blending = Blending(),  # noqa: B008  frozen
+    blending: Blending = Blending(),
     known: Image.Image | None = None,
 ) -> Image.Image:
     """photo, painted (RGB) and mask (L, 255 = paint, no grey), all of one size -> RGB, by the table above.

@@ -61,7 +61,7 @@ def size_for(
     for name, value in (("H", height), ("W", width)):
         if value is not None and (value < multiple or value % multiple):
             near = max(multiple, round(value / multiple) * multiple)
-            raise UserError(f"{name} {value} is not a multiple of {multiple}, which the model takes: use {near}")
+            raise UserError(f"{name} {value} does not fit the model, which takes multiples of {multiple}: use {near}")
         if value is not None and value > 8 * native:
             raise UserError(f"{name} {value} is too large: use at most {8 * native}")
     aspect, sides = image.width / image.height, range(multiple, 8 * native, multiple)

@@ -30,7 +30,7 @@ class MarkedPhoto:
         image: Image.Image,
         regions: Sequence[Region],
         references: Sequence[References],
-        placement: Placement = Placement(),  # noqa: B008  frozen
+        placement: Placement = Placement(),
     ) -> MarkedPhoto:
         """image: as opened; references: one for each region, or one for all.
 

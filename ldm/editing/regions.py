@@ -69,7 +69,7 @@ class Region:
         path = getattr(self.mask, "filename", "") if isinstance(self.mask, Image.Image) else self.mask
         return {"mask": os.fspath(path)}
 
-    def mask_in(self, image: Image.Image, placement: Placement = Placement()) -> Image.Image:  # noqa: B008  frozen
+    def mask_in(self, image: Image.Image, placement: Placement = Placement()) -> Image.Image:
         """The region's mask in a photo (as opened): L, 255 = paint, upright and of the photo's size; first inverted,
         then grown, as the placement says.
 

@@ -46,7 +46,9 @@ def window_around(mask: Image.Image, native: int, context: Context = None, aspec
 
 @dataclass(frozen=True)
 class PlacedWindow:
-    """The place of an edit: the photo (RGB, upright), its mask (L, of the photo's size, 0 or 255 = paint), the window."""
+    """The place of an edit.
+
+    photo: RGB, upright; mask: L of the photo's size, 0 or 255 = paint; window: the part of the photo to edit."""
 
     photo: Image.Image
     mask: Image.Image
@@ -71,7 +73,7 @@ class PlacedWindow:
         """The mask inside the window."""
         return self.mask.crop(self.window)
 
-    def paste(self, painted: Image.Image, blending: Blending = Blending()) -> Image.Image:  # noqa: B008  frozen
+    def paste(self, painted: Image.Image, blending: Blending = Blending()) -> Image.Image:
         """The window as the model painted it, of any size -> the whole photo with it, and with its colour profile."""
         x0, y0, x1, y1 = self.window
         if painted.size != (x1 - x0, y1 - y0):

@@ -1,10 +1,12 @@
-"""scripts/edit_batch.py: every row once, whatever happens."""
+"""scripts/edit_batch.py: every row is done once, whatever happens."""
 
 import csv
+import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from PIL import Image
 from ldm.batch.table import read_jobs
 from ldm.checkpoint.locate import MINI_CKPT, MINI_CONFIG
 from ldm.editing.metadata import read_settings
-from ldm.util import UserError, batches_alike
+from ldm.editing.options import Loading, Sampling
+from ldm.util import UserError, group_into_batches
 from tests.conftest import ROOT
 
 BENCH = ROOT / "examples/mini"
@@ -35,9 +38,9 @@ def bad_rows(folder):
     faults = [
         ({"image": "nowhere.jpg"}, "nowhere.jpg: there is no such file"),
         ({"mask": str(folder / "black.png")}, "has nothing to paint"),
-        ({"out": "out/0.png"}, "is also that of line 2"),
-        ({"steps": "many"}, "steps 'many' is no number"),
-        ({"mask": "", "box": "900,900,950,950"}, "has nothing of the photo"),
+        ({"out": "out/0.png"}, "is also the out of line 2"),
+        ({"steps": "many"}, "steps 'many' is not a number"),
+        ({"mask": "", "box": "900,900,950,950"}, "contains nothing of the photo"),
     ]
     good = next(rows_of(1))
     return [(good | {"out": f"bad{i}.png"} | fault, words) for i, (fault, words) in enumerate(faults)]
@@ -61,8 +64,26 @@ def is_whole(path):
     return True
 
 
-def killed_and_begun_again(folder, good, bad, more):
-    """Rows, with bad ones between them; SIGKILL in the middle, then the same command again."""
+KILLED = """
+import os, signal
+from ldm.batch import table
+from ldm.cli.batch import main
+
+add, done = table.Account.add, []
+
+def add_and_die(account, outcome):
+    add(account, outcome)
+    done.extend([outcome] * (outcome.status == table.DONE))
+    if len(done) == {after}:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+table.Account.add = add_and_die
+main()
+"""
+
+
+def kill_and_run_again(folder, good, bad, more):
+    """Good rows with bad ones between them: SIGKILL after a quarter of them, then the command, which continues."""
     wrong = bad_rows(folder)[:bad]
     rows = list(rows_of(good))
     expected = {}  # line -> words
@@ -71,18 +92,20 @@ def killed_and_begun_again(folder, good, bad, more):
         rows.insert(at, row)
         expected[2 + at] = words
     write_table(folder / "jobs.csv", rows)
-    command = [sys.executable, "scripts/edit_batch.py", str(folder / "jobs.csv"), *MODEL, *more]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    until = time.monotonic() + 120
-    while len(list(folder.glob("out/[0-9]*.png"))) < good // 4 and time.monotonic() < until:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    flags = [str(folder / "jobs.csv"), *MODEL, *more]
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED.format(after=good // 4), *flags],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     time.sleep(0.5 if "--devices" in more else 0)  # its processes end by themselves
     first = {path: path.stat().st_mtime_ns for path in folder.glob("out/[0-9]*.png")}
     assert good // 4 <= len(first) < good and all(map(is_whole, first))
 
+    command = [sys.executable, "scripts/edit_batch.py", *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert f"{bad} of {good + bad} rows could not be edited" in done.stderr
@@ -102,14 +125,14 @@ def killed_and_begun_again(folder, good, bad, more):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs a real kill")
-def test_killed_in_the_middle_and_begun_again(tmp_path):
-    killed_and_begun_again(tmp_path, 12, 3, ["--ddim_steps", "3", "--batch_size", "2"])
+def test_a_killed_run_continues(tmp_path):
+    kill_and_run_again(tmp_path, 12, 3, ["--ddim_steps", "3", "--batch_size", "2"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["--devices", "cpu", "cpu"]], ids=["one", "two processes"])
-def test_fifty_rows_killed_in_the_middle_and_begun_again(tmp_path, more):
-    account = killed_and_begun_again(tmp_path, 45, 5, ["--ddim_steps", "5", *more])
+def test_a_killed_run_of_fifty_rows_continues(tmp_path, more):
+    account = kill_and_run_again(tmp_path, 45, 5, ["--ddim_steps", "5", *more])
     assert len(account) == 50
 
 
@@ -140,21 +163,21 @@ def test_a_batch_gives_what_single_edits_give(tmp_path, script):
     # again: nothing to do, and the account as it was
     before = account_of(tmp_path)
     code, out, _ = script("edit_batch", tmp_path / "jobs.csv", *MODEL, "--ddim_steps", 3)
-    assert code == 0 and "6 of 6 pictures are there already" in out
+    assert code == 0 and "6 of 6 pictures are finished already" in out
     assert account_of(tmp_path) == before
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (None, "jobs.csv: cannot be read"),
+        (None, "jobs.csv cannot be read"),
         ("image,mask,out\na,b,c\n", "has no column 'reference'"),
-        ("image,mask,reference,out,colour\na,b,c,d,e\n", "has a column 'colour'"),
+        ("image,mask,reference,out,colour\na,b,c,d,e\n", "has an unknown column 'colour'"),
         ("image,mask,reference,out\n", "has no rows"),
-        (b"\xff\xfe\x00", "is no CSV"),
+        (b"\xff\xfe\x00", "is not a CSV file"),
     ],
 )
-def test_tables_that_are_none(tmp_path, script, text, words):
+def test_tables_that_cannot_be_read(tmp_path, script, text, words):
     if text is not None:
         (tmp_path / "jobs.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     code, out, err = script("edit_batch", tmp_path / "jobs.csv", *MODEL)
@@ -163,14 +186,14 @@ def test_tables_that_are_none(tmp_path, script, text, words):
 
 
 @pytest.mark.slow
-def test_a_process_that_cannot_load_the_model_is_heard(tmp_path, script):
+def test_the_error_of_a_process_that_cannot_load_the_model_is_reported(tmp_path, script):
     write_table(tmp_path / "jobs.csv", rows_of(2))
     model = ["--config", MINI_CONFIG, "--ckpt", ROOT / "README.md", "--devices", "cpu", "cpu"]
     code, _, err = script("edit_batch", tmp_path / "jobs.csv", *model)
     assert code == 2 and "neither a .ckpt nor a .safetensors" in err and "Traceback" not in err
 
 
-def test_rows_that_are_none(tmp_path):
+def test_rows_that_cannot_be_tried(tmp_path):
     (tmp_path / "jobs.csv").write_text(
         "image,mask,box,reference,out,seed\n"
         "a.jpg,,,r.jpg,1.png,\n"
@@ -183,24 +206,24 @@ def test_rows_that_are_none(tmp_path):
         "\n"
         "a.jpg,m.png,,r.jpg,good.png,7\n"
     )
-    sampling = {"scale": 5.0, "steps": 10, "sampler": "plms", "eta": 0.0}
+    sampling = Sampling(steps=10)
     (job,), bad = read_jobs(tmp_path / "jobs.csv", 321, sampling)
-    assert job.seed == 7 and job.image == tmp_path / "a.jpg" and dict(job.sampling) == sampling
+    assert job.seed == 7 and job.image == tmp_path / "a.jpg" and job.sampling == sampling
     words = [
-        "a mask and a box, or neither",
-        "a mask and a box",
-        "has no reference",
-        "end its name with",
+        "both a mask and a box, or neither",
+        "both a mask and a box",
+        "reference is missing",
+        "no suffix of a format",
         "seed -1 is out",
     ]
-    words += ["more values than there are columns", "x0,y0,x1,y1"]
+    words += ["more values than columns", "x0,y0,x1,y1"]
     assert [outcome.line for outcome in bad] == list(range(2, 9))
     for outcome, word in zip(bad, words, strict=True):
         assert word in outcome.reason, outcome
 
 
 @pytest.mark.slow
-def test_the_figures_of_the_readme(tmp_path, script):
+def test_the_figures_of_the_documents(tmp_path, script):
     code, _, err = script("editing_figures", "--outdir", tmp_path)
     assert code == 0, err
     names = ["editing.jpg", "editing_batch.jpg", "editing_python.jpg"]
@@ -212,40 +235,40 @@ def test_the_figures_of_the_readme(tmp_path, script):
 
 def test_a_row_does_not_contradict_a_preset(tmp_path):
     (tmp_path / "jobs.csv").write_text('image,box,reference,out,steps\na.png,"0,0,9,9",b.png,c.png,9\n')
-    sampling = {"scale": 5.0, "sampler": "dpm++", "steps": 6, "eta": 0.0, "strength": 1.0}
+    sampling = Sampling.choose("draft")
     jobs, bad = read_jobs(tmp_path / "jobs.csv", 321, sampling, "draft")
     assert not jobs and "contradict --preset draft" in bad[0].reason
     jobs, bad = read_jobs(tmp_path / "jobs.csv", 321, sampling)
-    assert dict(jobs[0].sampling)["steps"] == 9 and not bad
+    assert jobs[0].sampling == replace(sampling, steps=9) and not bad
 
 
 def test_a_row_that_fails_in_a_batch_fails_alone(tmp_path, monkeypatch):
     """As one whose result is not finite."""
-    from ldm.batch.runner import How, run_jobs
+    from ldm.batch.runner import BatchOptions, run_jobs
     from ldm.pipeline import PaintByExample
 
     edit = PaintByExample.load(MINI_CONFIG, MINI_CKPT, "cpu")
     honest = edit.sample
 
-    def sample(inputs, seeds, **how):
+    def sample(inputs, seeds, *args, **kwargs):
         if 2 in seeds:
             raise UserError("the result is not finite")
-        return honest(inputs, seeds, **how)
+        return honest(inputs, seeds, *args, **kwargs)
 
     monkeypatch.setattr(edit, "sample", sample)
     write_table(tmp_path / "jobs.csv", rows_of(5))
-    jobs, _ = read_jobs(tmp_path / "jobs.csv", 321, {"scale": 5.0, "steps": 2, "sampler": "ddim", "eta": 0.0})
+    jobs, _ = read_jobs(tmp_path / "jobs.csv", 321, Sampling(sampler="ddim", steps=2))
     outcomes = []
-    run_jobs(edit, jobs, How({}, batch_size=4), outcomes.append)
+    run_jobs(edit, jobs, BatchOptions(Loading(), batch_size=4), outcomes.append)
     assert sorted((outcome.line, outcome.status) for outcome in outcomes) == [
         (line, "failed" if line == 4 else "done") for line in range(2, 7)
     ]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", "1.png", "3.png", "4.png"]
 
 
-def test_batches_are_of_one_kind_and_begin_when_full():
+def test_a_batch_has_equal_keys_and_comes_as_soon_as_it_is_full():
     asked = []
     numbers = (asked.append(n) or n for n in range(7))
-    batches = batches_alike(numbers, 2, lambda n: n % 3)
+    batches = group_into_batches(numbers, 2, lambda n: n % 3)
     assert next(batches) == [0, 3] and asked == [0, 1, 2, 3]
     assert list(batches) == [[1, 4], [2, 5], [6]]

@@ -1,10 +1,10 @@
-"""Pictures that say how they were made."""
+"""Pictures with the settings that they were made with."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.cli.edit_flags import arguments
+from ldm.cli.edit_flags import parse
 from ldm.editing.metadata import read_settings, save_with_settings
 from ldm.util import UserError
 
@@ -31,16 +31,16 @@ def test_a_colour_profile_is_kept(tmp_path, name):
     assert Image.open(tmp_path / name).info["icc_profile"] == picture.info["icc_profile"]
 
 
-def test_other_pictures_and_kinds(tmp_path):
+def test_pictures_without_settings_and_formats_without_room_for_them(tmp_path):
     for name in ("a.png", "a.jpg"):
         PICTURE.save(tmp_path / name)
-        with pytest.raises(UserError, match="does not say how it was made"):
+        with pytest.raises(UserError, match="contains no settings"):
             read_settings(tmp_path / name)
-    with pytest.raises(UserError, match=r"end its name with \.png"):
+    with pytest.raises(UserError, match=r"use \.png"):
         save_with_settings(PICTURE, tmp_path / "a.gif", {})
 
 
-def test_a_picture_is_whole_or_not_there(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_picture(tmp_path, monkeypatch):
     save_with_settings(PICTURE, tmp_path / "a.png", {"seed": 1})
 
     def full(self, path, **_):
@@ -54,11 +54,11 @@ def test_a_picture_is_whole_or_not_there(tmp_path, monkeypatch):
     assert read_settings(tmp_path / "a.png") == {"seed": 1}
 
 
-def test_a_sampler_beside_from_leaves_out_what_else_a_preset_says(tmp_path):
+def test_a_sampler_beside_from_drops_the_other_settings_of_its_preset(tmp_path):
     made = {"image": "p.png", "regions": [{"box": [0, 0, 9, 9]}], "references": [["r.png"]]}
     preset = {"sampler": "dpm++", "steps": 12, "interval": [0, 850], "refresh": 2}
     save_with_settings(PICTURE, tmp_path / "a.png", made | preset)
     repeat = ["--from", str(tmp_path / "a.png")]
-    assert (arguments(repeat).interval, arguments(repeat).refresh) == ((0, 850), 2)
+    assert (parse(repeat).interval, parse(repeat).refresh) == ((0, 850), 2)
     for given in (["--sampler", "unipc"], ["--plms"], ["--ddim_steps", "30"]):
-        assert not vars(arguments(repeat + given)).keys() & {"interval", "refresh"}
+        assert not vars(parse(repeat + given)).keys() & {"interval", "refresh"}

@@ -1,11 +1,15 @@
-"""Masks and references without a drawing program."""
+"""Regions and references without a drawing program."""
+
+import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from ldm.editing.marked import MarkedPhoto
+from ldm.editing.options import Blending, Placement
 from ldm.editing.references import NEUTRAL, cut_out, fit_reference
-from ldm.editing.regions import box_mask, grown, mask_of, parse_box, parse_point, polygon_mask
+from ldm.editing.regions import Region, box_mask, grow, parse_box, parse_point, polygon_mask
 from ldm.images import ORIENTATION
 from ldm.util import UserError
 
@@ -18,21 +22,21 @@ def white(mask):
 
 
 def test_a_box_is_exactly_its_pixels():
-    mask = white(mask_of(parse_box("10,5,20,15"), PHOTO))
+    mask = white(parse_box("10,5,20,15").mask_in(PHOTO))
     wanted = np.zeros(SIZE[::-1], bool)
     wanted[5:15, 10:20] = True
     assert np.array_equal(mask, wanted)
     assert white(box_mask(SIZE, [-5, -5, 1000, 10])).sum() == 60 * 10
     for wrong in ("70,0,80,10", "20,5,10,15"):
-        with pytest.raises(UserError, match="has nothing of the photo, 60 x 40 pixels"):
-            mask_of(parse_box(wrong), PHOTO)
+        with pytest.raises(UserError, match="contains nothing of the photo, which is 60 x 40 pixels"):
+            parse_box(wrong).mask_in(PHOTO)
     for wrong in ("1,2,3", "a,b,c,d", "1,2,3,nan", ""):
         with pytest.raises(UserError, match="x0,y0,x1,y1"):
             parse_box(wrong)
 
 
 def test_a_polygon():
-    mask = white(mask_of({"polygon": [parse_point(p) for p in ("0,0", "40,0", "0,40")]}, PHOTO))
+    mask = white(Region(polygon=tuple(parse_point(p) for p in ("0,0", "40,0", "0,40"))).mask_in(PHOTO))
     y, x = np.mgrid[:40, :60]
     assert mask[x + y < 39].all() and not mask[x + y > 41].any()
     with pytest.raises(UserError, match="has 2 corners"):
@@ -46,16 +50,16 @@ def test_boxes_count_in_the_photo_as_seen(tmp_path):
     exif = stored.getexif()
     exif[ORIENTATION] = 6
     stored.save(tmp_path / "photo.jpg", exif=exif)
-    assert mask_of({"box": [50, 0, 60, 10]}, Image.open(tmp_path / "photo.jpg")).size == (60, 40)
+    assert Region(box=(50, 0, 60, 10)).mask_in(Image.open(tmp_path / "photo.jpg")).size == (60, 40)
 
 
 def test_what_is_transparent_is_painted():
     erased = PHOTO.copy()
     erased.putalpha(Image.fromarray(np.where(white(box_mask(SIZE, [5, 5, 25, 25])), 0, 255).astype(np.uint8)))
-    assert np.array_equal(white(mask_of({"alpha": True}, erased)), white(box_mask(SIZE, [5, 5, 25, 25])))
+    assert np.array_equal(white(Region(alpha=True).mask_in(erased)), white(box_mask(SIZE, [5, 5, 25, 25])))
     for opaque in (PHOTO, PHOTO.convert("RGBA")):
-        with pytest.raises(UserError, match="nowhere transparent"):
-            mask_of({"alpha": True}, opaque)
+        with pytest.raises(UserError, match="no transparent part"):
+            Region(alpha=True).mask_in(opaque)
 
 
 def test_growing_is_by_distance():
@@ -64,23 +68,23 @@ def test_growing_is_by_distance():
     points = np.argwhere(mask)
     y, x = np.mgrid[:40, :60]
     to_mask = np.sqrt(((np.stack([y, x], -1)[:, :, None] - points) ** 2).sum(-1)).min(-1)
-    assert np.array_equal(white(grown(Image.fromarray(mask).convert("L"), 4.5)), to_mask <= 4.5)
+    assert np.array_equal(white(grow(Image.fromarray(mask).convert("L"), 4.5)), to_mask <= 4.5)
     outside = np.argwhere(~mask)
     to_outside = np.sqrt(((np.stack([y, x], -1)[:, :, None] - outside) ** 2).sum(-1)).min(-1)
-    assert np.array_equal(white(grown(Image.fromarray(mask).convert("L"), -3)), to_outside > 3)
+    assert np.array_equal(white(grow(Image.fromarray(mask).convert("L"), -3)), to_outside > 3)
 
 
-def test_inverted_before_grown():
-    box = {"box": [10, 10, 30, 30]}
-    assert np.array_equal(white(mask_of(box, PHOTO, invert=True)), ~white(box_mask(SIZE, [10, 10, 30, 30])))
-    assert (~white(mask_of(box, PHOTO, grow=2, invert=True))).sum() == 16 * 16
+def test_a_region_is_inverted_before_it_grows():
+    box = Region(box=(10, 10, 30, 30))
+    assert np.array_equal(white(box.mask_in(PHOTO, Placement(invert=True))), ~white(box_mask(SIZE, [10, 10, 30, 30])))
+    assert (~white(box.mask_in(PHOTO, Placement(grow=2, invert=True)))).sum() == 16 * 16
     with pytest.raises(UserError, match="nothing left to paint"):
-        mask_of(box, PHOTO, grow=-11)
+        box.mask_in(PHOTO, Placement(grow=-11))
 
 
 def test_a_mask_file_of_another_size(tmp_path):
     box_mask((30, 20), [5, 5, 10, 10]).save(tmp_path / "mask.png")
-    mask = white(mask_of({"mask": str(tmp_path / "mask.png")}, PHOTO))
+    mask = white(Region(mask=str(tmp_path / "mask.png")).mask_in(PHOTO))
     assert mask.shape == (40, 60) and mask[12:18, 12:18].all() and mask.sum() == pytest.approx(100, abs=8)
 
 
@@ -92,7 +96,7 @@ def test_references_lose_their_background():
     out = np.asarray(fit_reference(cut_out(picture, mask)))
     assert out.shape == (20, 20, 3)
     assert (out[:10, :10] == NEUTRAL).all() and (out[10:] == (255, 0, 0)).all()
-    with pytest.raises(UserError, match="transparent all over"):
+    with pytest.raises(UserError, match="fully transparent"):
         fit_reference(Image.new("RGBA", SIZE))
 
 
@@ -107,4 +111,50 @@ def test_references_become_square_as_asked():
     cropped = np.asarray(fit_reference(wide, "crop"))
     assert cropped.shape == (40, 40, 3) and (cropped == (255, 0, 0)).all()
     with pytest.raises(UserError, match="squash, pad, crop"):
-        fit_reference(wide, "stretch")
+        Placement(reference_fit="stretch")
+
+
+@pytest.mark.parametrize(
+    "region",
+    [Region(mask="mask.png"), Region(box=(1, -2, 3, 4)), Region(polygon=((0, 0), (9, 0), (0, 9))), Region(alpha=True)],
+    ids=["mask", "box", "polygon", "alpha"],
+)
+def test_a_region_survives_the_settings_of_a_picture(region):
+    assert Region.from_settings(json.loads(json.dumps(region.settings))) == region
+
+
+def test_a_region_is_exactly_one_of_its_kinds():
+    for wrong in ({}, {"box": (1, 2, 3, 4), "alpha": True}, {"mask": PHOTO, "polygon": ((0, 0), (9, 0), (0, 9))}):
+        with pytest.raises(UserError, match="exactly one"):
+            Region(**wrong)
+    for wrong in ({"box": (1, 2, 3)}, {"box": "1,2"}, {"box": (1.5, 2, 3, 4)}, {"polygon": ((0, 0, 0),)}):
+        with pytest.raises(UserError, match="whole numbers"):
+            Region(**wrong)
+    for wrong in ({"mask": 5}, {"polygon": 5}, {"polygon": "0,0 9,0 0,9"}):
+        with pytest.raises(UserError, match="is not a"):
+            Region(**wrong)
+    for wrong in (None, [], {"file": "x"}, {"box": [1, 2, 3, 4], "alpha": True}):
+        with pytest.raises(UserError, match="is unknown"):
+            Region.from_settings(wrong)
+
+
+def test_a_photo_is_marked_with_a_reference_for_each_region_or_one_for_all():
+    boxes = [Region(box=(0, 0, 10, 10)), Region(box=(20, 0, 30, 10))]
+    red, blue = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
+    marked = MarkedPhoto.mark(PHOTO, boxes, [red, (red, blue)])
+    assert marked.references == ((red,), (red, blue)) and [mask.size for mask in marked.masks] == [SIZE, SIZE]
+    assert MarkedPhoto.mark(PHOTO, boxes, [(red, blue)]).references == ((red, blue), (red, blue))
+    with pytest.raises(UserError, match="2 regions and 3 references"):
+        MarkedPhoto.mark(PHOTO, boxes, [red, red, red])
+    with pytest.raises(TypeError):
+        MarkedPhoto.mark(PHOTO, boxes, ["red.png", red])
+
+
+def test_nothing_blends_into_what_was_erased():
+    erased = PHOTO.copy()
+    erased.putalpha(Image.new("L", SIZE))
+    reference = Image.new("RGB", (8, 8))
+    marked = MarkedPhoto.mark(erased, [Region(alpha=True)], [reference])
+    assert marked.blending(Blending()) == Blending(feather=0.0)
+    assert marked.blending(Blending(feather=3)) == Blending(feather=3)
+    assert MarkedPhoto.mark(PHOTO, [Region(box=(0, 0, 9, 9))], [reference]).blending(Blending()) == Blending()

@@ -15,6 +15,7 @@ from transformers import CLIPConfig, CLIPImageProcessor
 
 from ldm.conventions import image_to_tensor
 from ldm.editing.asymmetric_decoder import AsymmetricDecoder
+from ldm.editing.options import Sampling
 from ldm.editing.safety import SafetyChecker
 from ldm.fast.networks import Networks
 from ldm.pipeline import PaintByExample
@@ -199,7 +200,7 @@ def test_the_asymmetric_decoder_takes_tiles_of_all_that_it_sees(monkeypatch):
 
 
 def test_decoders_that_do_not_fit(decoder_folder, tmp_path):
-    with pytest.raises(UserError, match="for latents of 4 channels and factor 8, the model's have 4 and 4"):
+    with pytest.raises(UserError, match="for latents of 4 channels and factor 8, but the model's have 4 and 4"):
         AsymmetricDecoder.load(decoder_folder, factor=4)
     with pytest.raises(UserError, match=r"has no config\.json"):
         AsymmetricDecoder.load("asymmetric")

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from ldm.editing.background import blend, opacity
-from ldm.editing.window import MARGIN, SHARE, Placed, window_around
+from ldm.editing.options import Blending, Placement
+from ldm.editing.window import MARGIN, MASK_SHARE, PlacedWindow, window_around
 from ldm.util import UserError
 
 RNG = np.random.default_rng(0)
@@ -39,7 +40,7 @@ def test_a_window_holds_the_mask_and_never_leaves_the_photo(size, corners, conte
 
 def test_the_window_is_a_square_that_the_mask_fills_by_a_fifth():
     left, top, right, bottom = window_around(box_mask((4000, 3000), (2000, 1400, 2300, 1700)), 512)
-    assert right - left == bottom - top == round(300 / SHARE**0.5)
+    assert right - left == bottom - top == round(300 / MASK_SHARE**0.5)
     assert (left + right) / 2 == pytest.approx(2150, abs=1) and (top + bottom) / 2 == pytest.approx(1550, abs=1)
     # at the border it is shifted, not cut
     assert window_around(box_mask((4000, 3000), (3700, 0, 4000, 300)), 512) == (4000 - 671, 0, 4000, 671)
@@ -57,14 +58,14 @@ def test_where_the_photo_is_too_short_the_window_is_no_square():
     assert (right - left, bottom - top) == (400, 400)
 
 
-def test_context_is_how_many_times_the_box():
+def test_context_is_the_windows_length_in_lengths_of_the_box():
     mask = box_mask((1000, 1000), (400, 450, 500, 500))
     for context, side in ((1, 100), (2.5, 250), (50, 1000), ("photo", 1000)):
         left, top, right, bottom = window_around(mask, 512, context)
         assert (right - left, bottom - top) == (side, side)
     for wrong in (0.9, float("nan"), float("inf"), 1e308, "all", -1):
         with pytest.raises(UserError, match="context"):
-            window_around(mask, 512, wrong)
+            Placement(context=wrong)
 
 
 def edited(background, feather=None, shape="ellipse", where=(60, 40, 150, 120)):
@@ -72,9 +73,9 @@ def edited(background, feather=None, shape="ellipse", where=(60, 40, 150, 120)):
     photo, painted = (Image.fromarray(RNG.integers(0, 256, (170, 220, 3), np.uint8)) for _ in range(2))
     mask = Image.new("L", photo.size)
     getattr(ImageDraw.Draw(mask), shape)(where, fill=255)
-    place = Placed.of(photo, mask, 32)
+    place = PlacedWindow.around(photo, mask, 32)
     left, top, right, bottom = place.window
-    result = place.paste(painted.crop((0, 0, right - left, bottom - top)), background, feather)
+    result = place.paste(painted.crop((0, 0, right - left, bottom - top)), Blending(background, feather))
     return np.asarray(photo), np.asarray(result), np.asarray(mask) > 127, place.window
 
 
@@ -86,7 +87,7 @@ def test_outside_the_mask_the_bytes_are_the_photos(background, where):
     assert (result[mask] != photo[mask]).any(axis=-1).mean() > 0.95
 
 
-def test_every_background_keeps_what_it_says():
+def test_every_background_keeps_what_it_promises():
     photo, result, mask, window = edited("none")
     inside = np.zeros_like(mask)
     inside[window[1] : window[3], window[0] : window[2]] = True
@@ -122,16 +123,16 @@ def test_the_band_rises_linearly_on_its_side_of_the_edge():
 
 def test_a_mask_that_fills_the_window_has_its_edge_there_but_not_at_the_photos():
     photo, white = Image.new("RGB", (100, 60)), Image.new("RGB", (1, 1), "white")
-    place = Placed.of(photo, box_mask((100, 60), (0, 10, 40, 50)), 32, context=1)
+    place = PlacedWindow.around(photo, box_mask((100, 60), (0, 10, 40, 50)), 32, context=1)
     assert place.window == (0, 10, 40, 50)
-    row = np.asarray(place.paste(white, feather=3))[30, :, 0]
+    row = np.asarray(place.paste(white, Blending(feather=3)))[30, :, 0]
     assert row[0] == 255 and row[36] == 255 and row[37:42].tolist() == [191, 128, 64, 0, 0]
 
 
 def test_feather_fades_out_where_the_window_ends():
     photo, white = Image.new("RGB", (100, 60)), Image.new("RGB", (1, 1), "white")
-    place = Placed.of(photo, box_mask((100, 60), (0, 10, 40, 50)), 32, context=1)
-    row = np.asarray(place.paste(white, "feather", 3))[30, :, 0].astype(int)
+    place = PlacedWindow.around(photo, box_mask((100, 60), (0, 10, 40, 50)), 32, context=1)
+    row = np.asarray(place.paste(white, Blending("feather", 3)))[30, :, 0].astype(int)
     assert (row[:33] == 255).all() and (row[40:] == 0).all()  # not at the photo's border
     assert np.abs(np.diff(row)).max() <= 44 and (np.diff(row) <= 0).all()
 
@@ -143,9 +144,9 @@ def test_poisson_fits_the_colours():
     circle = Image.new("L", photo.size)
     ImageDraw.Draw(circle).ellipse((20, 15, 60, 50), fill=255)
     for mask in (box_mask((90, 70), (20, 15, 60, 50)), circle, box_mask((90, 70), (0, 20, 30, 50))):
-        out = np.asarray(blend(photo, brighter, mask, "poisson", 0)).astype(int)
+        out = np.asarray(blend(photo, brighter, mask, Blending("poisson", 0))).astype(int)
         assert np.abs(out - ramp).max() <= 3
-    out = blend(photo, brighter, Image.new("L", photo.size, 255), "poisson")  # no edge, so nothing to fit to
+    out = blend(photo, brighter, Image.new("L", photo.size, 255), Blending("poisson"))  # no edge, so nothing to fit to
     assert np.array_equal(np.asarray(out), ramp + 60)
 
 
@@ -153,5 +154,5 @@ def test_a_colour_profile_stays_unless_it_is_of_other_colours():
     photo, mask = Image.new("RGB", (60, 40)), box_mask((60, 40), (10, 10, 30, 30))
     for space, kept in ((b"RGB ", True), (b"CMYK", False)):
         photo.info["icc_profile"] = bytes(16) + space + bytes(100)
-        place = Placed.of(photo, mask, 32)
-        assert ("icc_profile" in place.paste(place.source).info) == kept
+        place = PlacedWindow.around(photo, mask, 32)
+        assert ("icc_profile" in place.paste(place.picture).info) == kept

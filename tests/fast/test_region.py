@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ldm.editing.options import Sampling
 from ldm.fast.networks import Networks
 from ldm.fast.region import EVERYWHERE, Rectangle, Remembered, Within, refreshed_eps
 from ldm.fast.unet import FastSelfAttention, FastTransformer, FastUNet, PhaseUpsample

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ldm.editing.options import Sampling
 from ldm.evaluation.benchmark import mean_interval
 from ldm.evaluation.fid import Statistics
 from ldm.miniworld import presets as mini_presets
