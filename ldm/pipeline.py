@@ -30,11 +30,11 @@ from ldm.editing.inputs import Inputs, Planned, inputs_of, size_for, stack
 from ldm.editing.references import fit_reference
 from ldm.editing.safety import SafetyChecker
 from ldm.editing.window import Context, Placed
-from ldm.fast.networks import Networks, check_networks, precision_on
+from ldm.fast.networks import Networks, check_network_options, choose_precision
 from ldm.images import upright_mask, upright_rgb
-from ldm.models.diffusion.conditioning import inpaint_channels, latent_of, reference_token, unconditional_token
+from ldm.models.diffusion.conditioning import encode_to_latent, inpaint_channels, reference_token, unconditional_token
 from ldm.models.diffusion.denoiser import blended_eps, guided_eps
-from ldm.models.diffusion.presets import preset_of
+from ldm.models.diffusion.presets import resolve_preset
 from ldm.models.diffusion.sampling import Callback, Step, sample
 from ldm.util import UserError, batches_alike
 
@@ -58,7 +58,7 @@ class PaintByExample:
     ):
         self.model = model
         self.device = offload or next(model.parameters()).device
-        self.precision = precision_on(self.device, precision)
+        self.precision = choose_precision(self.device, precision)
         self.networks = Networks(model, self.precision, fast, compiled, offload)
         self.decoder: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
         self.safety_checker: Callable[[Tensor], Tensor] | None = None
@@ -87,7 +87,7 @@ class PaintByExample:
         if offload and compiled:
             raise UserError("--offload and --compile do not go together; leave one of them out")
         # what can be told before gigabytes are read, is
-        check_networks(where, precision_on(where, precision), fast, compiled)
+        check_network_options(where, choose_precision(where, precision), fast, compiled)
         adapter = None if lora is None else read_adapter(lora)
         home, checker = "cpu" if offload else where, None
         if safety_checker is not None:
@@ -208,7 +208,7 @@ class PaintByExample:
         source = None
         if strength < 1 or blend_latents:
             posterior_mean = torch.zeros_like(x_T)
-            source = latent_of(self.networks, inputs.image.to(self.device), posterior_mean)
+            source = encode_to_latent(self.networks, inputs.image.to(self.device), posterior_mean)
 
         with tqdm(desc=sampler, total=steps, unit="step", disable=not progress) as bar:
 
@@ -222,7 +222,7 @@ class PaintByExample:
             eps = guided_eps(denoiser, inpaint, context, uncond, scale, interval)
             if blend_latents:
                 eps = blended_eps(eps, source, inpaint[:, -1:], self.model.schedule)
-            with self.networks.unet_at_work():
+            with self.networks.unet_on_device():
                 z = sample(sampler, eps, x_T, self.model.schedule, steps, eta, noise, on_step, source, strength)
         if self.decoder is None:
             pictures = self.networks.decode_first_stage(z)
@@ -305,7 +305,7 @@ class PaintByExample:
             if value < 1:
                 raise UserError(f"{name} {value} is out of range; use 1 or more")
         check_background(background, feather)
-        how = preset_of(preset, sampler, steps)._asdict() | {"scale": scale, "eta": eta, "strength": strength}
+        how = resolve_preset(preset, sampler, steps)._asdict() | {"scale": scale, "eta": eta, "strength": strength}
         groups = (image, mask, reference, seed)
         single = (Image.Image, tuple, int)
         lengths = {len(group) for group in groups if not isinstance(group, single)}

@@ -67,12 +67,12 @@ def main() -> None:
     import torch
 
     from ldm.editing.checks import pick_device
-    from ldm.fast.networks import suited
+    from ldm.fast.networks import preferred_half_dtype
     from ldm.pipeline import PaintByExample
     from ldm.speed import contestants as speed
 
     device = pick_device(opt.device)
-    opt.precision = opt.precision or ["full", *(["bf16"] if suited(device) == torch.bfloat16 else [])]
+    opt.precision = opt.precision or ["full", *(["bf16"] if preferred_half_dtype(device) == torch.bfloat16 else [])]
     about = {"config": opt.config, "size": opt.size, "batch_size": opt.batch_size, "torch": torch.__version__}
     about["device"] = (
         torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} cores"

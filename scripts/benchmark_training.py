@@ -101,7 +101,7 @@ def measure(config: DictConfig, batch_size: int, steps: int, device: torch.devic
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     for step in tqdm(range(steps + WARM_UP), desc="parts of a step", unit="step"):
-        draws = model.draws(batch, [(step, i) for i in range(batch_size)])
+        draws = model.make_draws(batch, [(step, i) for i in range(batch_size)])
         with autocast():
             with clock("VAE encodes, both at once"):
                 x_start = model.get_input(batch, noise=draws.noise_gt, noise_inpaint=draws.noise_inpaint)
@@ -118,9 +118,9 @@ def measure(config: DictConfig, batch_size: int, steps: int, device: torch.devic
     parts = {part: statistics.median(seconds[WARM_UP:]) for part, seconds in clock.seconds.items()}
     start = clock.now()
     for step in tqdm(range(steps), desc="whole steps", unit="step"):
-        draws = model.draws(batch, [(step, i) for i in range(batch_size)])
+        draws = model.make_draws(batch, [(step, i) for i in range(batch_size)])
         with autocast():
-            loss, _ = model.loss_of(batch, draws, 0.2)
+            loss, _ = model.batch_loss(batch, draws, 0.2)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

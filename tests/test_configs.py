@@ -17,7 +17,7 @@ from PIL import Image
 from ldm.checkpoint import read_checkpoint
 from ldm.checkpoint.load import FIRST_CONV, empty_model, write_checkpoint
 from ldm.editing.metadata import save_with_settings
-from ldm.models.base import Trained
+from ldm.models.base import TrainableModel
 from ldm.pipeline import PaintByExample
 from ldm.training.run import MONITORED
 from ldm.util import UserError, get_obj_from_str, instantiate_from_config
@@ -38,7 +38,7 @@ def whole(path):
 def test_every_config_builds(path):
     config = whole(path)
     if "unet_config" not in config["model"]["params"]:
-        assert instantiate_from_config(config["model"], Trained).monitor in MONITORED
+        assert instantiate_from_config(config["model"], TrainableModel).monitor in MONITORED
         return
     model = empty_model(config)
     assert model.learnable_vector.shape == (1, 1, model.model.diffusion_model.context_dim)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ldm.models.diffusion.presets import PRESETS, preset_of
+from ldm.models.diffusion.presets import PRESETS, resolve_preset
 from ldm.util import UserError
 
 
@@ -102,7 +102,7 @@ def sampling_of(opt: argparse.Namespace) -> dict[str, Any]:
     """scale, sampler, steps, eta, interval of PaintByExample.sample. Raises UserError where two flags contradict."""
     if opt.plms and opt.sampler not in (None, "plms"):
         raise UserError(f"--plms and --sampler {opt.sampler} contradict each other; give one of them")
-    how = preset_of(opt.preset, "plms" if opt.plms else opt.sampler, opt.ddim_steps)
+    how = resolve_preset(opt.preset, "plms" if opt.plms else opt.sampler, opt.ddim_steps)
     return {"scale": opt.scale, **how._asdict(), "eta": opt.ddim_eta}
 
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ldm.fast.offload import moved
-from ldm.fast.region import EVERYWHERE, Everywhere, Rectangle, refreshed_eps
-from ldm.fast.unet import FastUNet, converted, with_phases
+from ldm.fast.offload import on_device
+from ldm.fast.region import WHOLE_PICTURE, Rectangle, RegionEps, WholePicture
+from ldm.fast.unet import FastUNet, convert, replace_upsampling
 from ldm.models.autoencoder import decode_in_tiles, encode_in_tiles
-from ldm.models.diffusion.denoiser import denoiser_of
+from ldm.models.diffusion.denoiser import make_denoiser
 from ldm.models.diffusion.sampling import Eps
 from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.util import UserError
@@ -28,12 +28,12 @@ FLOAT32 = (  # of the autoencoder: its last layers, and the two 1x1 convolutions
 )
 
 
-def precision_on(device: torch.device, precision: str | None = None) -> str:
+def choose_precision(device: torch.device, precision: str | None = None) -> str:
     """What is asked for; None: autocast on CUDA, else full."""
     return precision or ("autocast" if device.type == "cuda" else "full")
 
 
-def suited(device: torch.device) -> torch.dtype:
+def preferred_half_dtype(device: torch.device) -> torch.dtype:
     """The half precision that gains time on a device; float32 on a CPU where none does."""
     if device.type == "cpu":  # without AVX-512 or the like a convolution in bf16 takes a hundred times as long
         has = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -42,19 +42,24 @@ def suited(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if ampere else torch.float16
 
 
-def dtype_of(precision: str, device: torch.device) -> torch.dtype:
-    """full: float32; bf16; fp16; autocast: what is suited. Raises UserError."""
-    names = {"full": torch.float32, "autocast": suited(device), "bf16": torch.bfloat16, "fp16": torch.float16}
+def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """full: float32; bf16; fp16; autocast: preferred_half_dtype. Raises UserError."""
+    names = {
+        "full": torch.float32,
+        "autocast": preferred_half_dtype(device),
+        "bf16": torch.bfloat16,
+        "fp16": torch.float16,
+    }
     if precision not in names:
         raise UserError(f"precision {precision!r} is unknown; use one of {', '.join(names)}")
     return names[precision]
 
 
-def check_networks(device: torch.device, precision: str, fast: bool, compiled: bool) -> torch.dtype:
+def check_network_options(device: torch.device, precision: str, fast: bool, compiled: bool) -> torch.dtype:
     """The dtype of a valid request; the arguments of Networks. Raises UserError."""
     if compiled and not (fast and device.type == "cuda"):
         raise UserError("--compile is for NVIDIA's GPUs, and not with --plain; leave it out")
-    return dtype_of(precision, device)
+    return resolve_dtype(precision, device)
 
 
 class Networks:
@@ -75,7 +80,7 @@ class Networks:
     ):
         self.model = model
         self.device = offload or model.device
-        self.dtype = check_networks(self.device, precision, fast, compiled)
+        self.dtype = check_network_options(self.device, precision, fast, compiled)
         self.fast, self.compiled = fast, compiled
         self.first_stage, self.cond_stage_model = model.first_stage_model, model.cond_stage_model
         # in float32 on a CPU it gains nothing, loses digits in norms, and weights could not be shared
@@ -85,11 +90,11 @@ class Networks:
             assert not hasattr(model.model.diffusion_model, "peft_config"), "layers of peft: merge them, or fast=False"
             self.unet = FastUNet(model.model.diffusion_model, model.num_timesteps, self.dtype, self.layout)
             self.shifts = self.unet.table()
-            exact = with_phases(converted(model.first_stage_model), transposed=gains)
-            self.first_stage = converted(exact, self.dtype, self.layout)
+            exact = replace_upsampling(convert(model.first_stage_model), transposed=gains)
+            self.first_stage = convert(exact, self.dtype, self.layout)
             for name in FLOAT32:
                 self.first_stage.set_submodule(name, exact.get_submodule(name))
-            self.cond_stage_model = converted(model.cond_stage_model, self.dtype)
+            self.cond_stage_model = convert(model.cond_stage_model, self.dtype)
         if compiled:
             self._compile()
 
@@ -108,9 +113,9 @@ class Networks:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def _at_work(self, *networks: nn.Module) -> contextlib.AbstractContextManager:
-        return contextlib.nullcontext() if self.device == self.model.device else moved(self.device, *networks)
+        return contextlib.nullcontext() if self.device == self.model.device else on_device(self.device, *networks)
 
-    def unet_at_work(self) -> contextlib.AbstractContextManager:
+    def unet_on_device(self) -> contextlib.AbstractContextManager:
         """To be around all calls of a denoiser's eps."""
         fast = self.fast and self.cond_stage_model.tokens == 1
         return self._at_work(self.unet if fast else self.model.model)
@@ -158,19 +163,19 @@ class Networks:
 
     def denoiser(self, inpaint: Tensor, contexts: Tensor, refresh: int = 1) -> Eps:
         """A denoiser.Denoiser. Contexts of several tokens go through the model's own UNet. refresh: of
-        denoiser.refreshed_eps; 1: all is computed."""
+        denoiser.RegionEps; 1: all is computed."""
         if not self.fast or contexts.shape[1] > 1:
-            return denoiser_of(self._apply_model)(inpaint, contexts)
+            return make_denoiser(self._apply_model)(inpaint, contexts)
         home = self.model.device  # of the published UNet, little of which is needed here
         fixed, vectors = (t.to(self.device) for t in self.unet.prepare(inpaint.to(home), contexts.to(home)))
         shifts = self.shifts.to(self.device)
 
-        def eps(x: Tensor, t: int, area: Everywhere = EVERYWHERE) -> Tensor:
+        def eps(x: Tensor, t: int, area: WholePicture = WHOLE_PICTURE) -> Tensor:
             with self._kernels():
                 return self._kept(self.unet(x, shifts[t : t + 1], fixed, vectors, area))
 
         rectangle = self.rectangle(inpaint[:, -1:], refresh)
-        return refreshed_eps(eps, rectangle, refresh, self.model.schedule) if rectangle else eps
+        return RegionEps(eps, rectangle, refresh, self.model.schedule) if rectangle else eps
 
     def rectangle(self, keep: Tensor, refresh: int) -> Rectangle | None:
         """keep (B,1,h,w): the mask, at the latent's size -> what is computed between evaluations of the whole. None:
@@ -178,7 +183,7 @@ class Networks:
         not been measured: kernels that are chosen by trial would be tried anew for each size of a rectangle."""
         if refresh == 1 or not self.fast or self.device.type != "cpu" or self.cond_stage_model.tokens > 1:
             return None
-        return Rectangle.of(keep != 1, self.model.size_multiple // self.model.first_stage_model.factor)
+        return Rectangle.around(keep != 1, self.model.size_multiple // self.model.first_stage_model.factor)
 
     def _apply_model(self, x: Tensor, t: Tensor, contexts: Tensor) -> Tensor:
         with self._autocast():

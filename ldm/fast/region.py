@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.fast.winograd import TiledConv2d
-from ldm.models.diffusion.sampling import Eps, eps_towards, predicted_x0
+from ldm.fast.winograd import WinogradConv2d
+from ldm.models.diffusion.sampling import Eps, eps_from_x0, x0_from_eps
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.modules.diffusionmodules.openaimodel import Downsample
 from ldm.modules.diffusionmodules.util import tile_batch
@@ -34,7 +34,7 @@ class Rectangle(NamedTuple):
     width: int
 
     @classmethod
-    def of(cls, paint: Tensor, multiple: int) -> Rectangle | None:
+    def around(cls, paint: Tensor, multiple: int) -> Rectangle | None:
         """paint (B,1,h,w), of a latent: true where any of the edits paints; the rectangle's edges are multiples of
         `multiple`, which divides h and w. None: it would be more than WORTH of the picture."""
         height, width = paint.shape[-2:]
@@ -59,7 +59,7 @@ class Rectangle(NamedTuple):
         return x[:, :, top:bottom, left:right]
 
 
-class Everywhere:
+class WholePicture:
     """All of the picture is computed."""
 
     def around(self, layer: nn.Module, x: Tensor) -> Tensor:
@@ -75,10 +75,10 @@ class Everywhere:
         return layer(x)
 
 
-EVERYWHERE = Everywhere()
+WHOLE_PICTURE = WholePicture()
 
 
-class Remembered(Everywhere):
+class RecordedPicture(WholePicture):
     """All is computed, and what the layers were given is kept."""
 
     def __init__(self) -> None:
@@ -89,11 +89,11 @@ class Remembered(Everywhere):
         return x
 
 
-class Within(Everywhere):
+class PartialPicture(WholePicture):
     """A rectangle is computed, whose edges are even at all resolutions but the lowest; around it the layers see what
     `remembered` has, into which the rectangle goes."""
 
-    def __init__(self, rectangle: Rectangle, remembered: Remembered):
+    def __init__(self, rectangle: Rectangle, remembered: RecordedPicture):
         self.rectangle, self.given = rectangle, remembered.given
 
     def around(self, layer: nn.Module, x: Tensor) -> Tensor:
@@ -110,15 +110,15 @@ class Within(Everywhere):
         # with one more on each side, zeros outside the picture; negative padding cuts
         x = F.pad(x, (1 - left, right + 1 - width, 1 - top, bottom + 1 - height))
         conv = layer.op if isinstance(layer, Downsample) else layer
-        if isinstance(conv, TiledConv2d):
+        if isinstance(conv, WinogradConv2d):
             return conv(x, padding=0)
         if isinstance(conv, nn.Conv2d):
             return F.conv2d(x, conv.weight, conv.bias, conv.stride)
         return layer(x)[:, :, 2:-2, 2:-2]  # PhaseUpsample: twice as large
 
 
-def refreshed_eps(
-    eps_of: Callable[[Tensor, int, Everywhere], Tensor], rectangle: Rectangle, refresh: int, schedule: NoiseSchedule
+def RegionEps(
+    eps_of: Callable[[Tensor, int, WholePicture], Tensor], rectangle: Rectangle, refresh: int, schedule: NoiseSchedule
 ) -> Eps:
     """One of `refresh` evaluations, the first to begin with, is of the whole picture; the others are of a rectangle
     around the region. Outside it pred_x0 stays as it was when last evaluated.
@@ -130,12 +130,12 @@ def refreshed_eps(
         nonlocal remembered, pred_x0
         abar = float(schedule.alphas_cumprod[t])
         if next(count) % refresh == 0:
-            remembered = Remembered()
+            remembered = RecordedPicture()
             whole = eps_of(x, t, remembered)
-            pred_x0 = predicted_x0(tile_batch(x, whole.shape[0]), whole, abar)
+            pred_x0 = x0_from_eps(tile_batch(x, whole.shape[0]), whole, abar)
         else:
-            inside = eps_of(x, t, Within(rectangle, remembered))
-            whole = eps_towards(tile_batch(x, inside.shape[0]), pred_x0, abar)
+            inside = eps_of(x, t, PartialPicture(rectangle, remembered))
+            whole = eps_from_x0(tile_batch(x, inside.shape[0]), pred_x0, abar)
             rectangle.cut(whole).copy_(inside)
         return whole
 

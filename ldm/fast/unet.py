@@ -14,8 +14,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.conventions import INPAINT, NOISY_LATENT
-from ldm.fast.region import EVERYWHERE, Everywhere
-from ldm.fast.winograd import TiledConv2d
+from ldm.fast.region import WHOLE_PICTURE, WholePicture
+from ldm.fast.winograd import WinogradConv2d
 from ldm.modules.attention import BasicTransformerBlock, CrossAttention, SpatialTransformer
 from ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 from ldm.modules.diffusionmodules.util import Upsample, tile_batch, timestep_embedding
@@ -41,13 +41,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """What `converted` makes of nn.Linear."""
+    """What `convert` makes of nn.Linear."""
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
 
-def converted(
+def convert(
     module: nn.Module, dtype: torch.dtype | None = None, layout: torch.memory_format = torch.contiguous_format
 ) -> nn.Module:
     """A copy in this dtype and, of convolutions, this layout; no gradients. Weights that are so already are shared."""
@@ -62,8 +62,8 @@ def converted(
     for part in new.modules():
         if type(part) is nn.Linear:
             part.__class__ = Linear
-        elif TiledConv2d.fits(part):
-            part.__class__ = TiledConv2d
+        elif WinogradConv2d.fits(part):
+            part.__class__ = WinogradConv2d
     return new
 
 
@@ -103,12 +103,14 @@ class PhaseUpsample(nn.Module):
         return rearrange(large, "n o h a w b -> n o (h a) (w b)")
 
 
-def with_phases(module: nn.Module, transposed: bool) -> nn.Module:
+def replace_upsampling(module: nn.Module, transposed: bool) -> nn.Module:
     """The module, every Upsample inside it replaced; in place, so of a copy. To be done in float32: then the sums of
     weights are rounded once."""
     for name, child in module.named_children():
-        new = PhaseUpsample(child.conv, transposed) if isinstance(child, Upsample) else with_phases(child, transposed)
-        setattr(module, name, new)
+        if isinstance(child, Upsample):
+            setattr(module, name, PhaseUpsample(child.conv, transposed))
+        else:
+            replace_upsampling(child, transposed)
     return module
 
 
@@ -117,12 +119,12 @@ class FastResBlock(nn.Module):
 
     def __init__(self, block: ResBlock, dtype: torch.dtype, layout: torch.memory_format):
         super().__init__()
-        self.norm1, self.conv1 = (converted(block.in_layers[i], dtype, layout) for i in (0, 2))
+        self.norm1, self.conv1 = (convert(block.in_layers[i], dtype, layout) for i in (0, 2))
         self.conv1.bias = None
-        self.norm2, self.conv2 = (converted(block.out_layers[i], dtype, layout) for i in (0, 3))
-        self.skip = converted(block.skip_connection, dtype, layout)
+        self.norm2, self.conv2 = (convert(block.out_layers[i], dtype, layout) for i in (0, 3))
+        self.skip = convert(block.skip_connection, dtype, layout)
 
-    def forward(self, x: Tensor, shift: Tensor, area: Everywhere) -> Tensor:
+    def forward(self, x: Tensor, shift: Tensor, area: WholePicture) -> Tensor:
         """x (B,C,h,w), shift (1,C') -> (B,C',h,w)."""
         h = area.conv(self.conv1, F.silu(self.norm1(area.around(self.norm1, x))))
         h = area.around(self.norm2, h) + shift[:, :, None, None]  # this timestep's, around a rectangle as well
@@ -142,9 +144,9 @@ class FastSelfAttention(nn.Module):
         self.heads = attention.heads
         qkv = [m.weight.detach() for m in (attention.to_q, attention.to_k, attention.to_v)]
         self.qkv = nn.Parameter(torch.cat(qkv).to(dtype), False)
-        self.to_out = converted(attention.to_out, dtype)
+        self.to_out = convert(attention.to_out, dtype)
 
-    def forward(self, x: Tensor, width: int, area: Everywhere) -> Tensor:
+    def forward(self, x: Tensor, width: int, area: WholePicture) -> Tensor:
         """x (B,N,C), N positions in rows of `width` -> (B,N,C)."""
         q, kv = linear(x, self.qkv).split([x.shape[2], 2 * x.shape[2]], dim=2)
         kv = area.around(self, rearrange(kv, "b (y x) c -> b c y x", x=width))
@@ -159,9 +161,9 @@ class FastTransformerBlock(nn.Module):
     def __init__(self, block: BasicTransformerBlock, dtype: torch.dtype):
         super().__init__()
         self.attn1 = FastSelfAttention(block.attn1, dtype)
-        self.norm1, self.norm3, self.ff = (converted(m, dtype) for m in (block.norm1, block.norm3, block.ff))
+        self.norm1, self.norm3, self.ff = (convert(m, dtype) for m in (block.norm1, block.norm3, block.ff))
 
-    def forward(self, x: Tensor, vector: Tensor, width: int, area: Everywhere) -> Tensor:
+    def forward(self, x: Tensor, vector: Tensor, width: int, area: WholePicture) -> Tensor:
         """x (b,N,C), N positions in rows of `width`, vector (B,C) of CrossAttention.one_token -> (B,N,C)."""
         x = self.attn1(self.norm1(x), width, area) + x
         x = tile_batch(x, vector.shape[0]) + vector[:, None]
@@ -173,7 +175,7 @@ class FastTransformer(nn.Module):
 
     def __init__(self, layer: SpatialTransformer, dtype: torch.dtype):
         super().__init__()
-        self.norm = converted(layer.norm, dtype)
+        self.norm = convert(layer.norm, dtype)
         self.proj_in, self.proj_out = (self._linear(conv, dtype) for conv in (layer.proj_in, layer.proj_out))
         self.blocks = nn.ModuleList(FastTransformerBlock(block, dtype) for block in layer.transformer_blocks)
 
@@ -181,9 +183,9 @@ class FastTransformer(nn.Module):
     def _linear(conv: nn.Conv2d, dtype: torch.dtype) -> nn.Linear:
         layer = nn.Linear(conv.in_channels, conv.out_channels, device="meta")
         layer.weight, layer.bias = nn.Parameter(conv.weight.detach().flatten(1)), nn.Parameter(conv.bias.detach())
-        return converted(layer, dtype)
+        return convert(layer, dtype)
 
-    def forward(self, x: Tensor, vectors: list[Tensor], area: Everywhere) -> Tensor:
+    def forward(self, x: Tensor, vectors: list[Tensor], area: WholePicture) -> Tensor:
         """x (b,C,h,w), a vector (B,C) for each block -> (B,C,h,w)."""
         height, width = x.shape[-2:]
         h = area.inside(self.norm(area.around(self.norm, x)))
@@ -219,8 +221,8 @@ class FastUNet(nn.Module):
             if isinstance(layer, SpatialTransformer):
                 return FastTransformer(layer, dtype)
             if isinstance(layer, Upsample):
-                return converted(PhaseUpsample(layer.conv, layout == torch.channels_last), dtype, layout)
-            return converted(layer, dtype, layout)
+                return convert(PhaseUpsample(layer.conv, layout == torch.channels_last), dtype, layout)
+            return convert(layer, dtype, layout)
 
         def block(layers: nn.Sequential) -> nn.ModuleList:
             return nn.ModuleList(fast(layer) for layer in layers)
@@ -228,9 +230,9 @@ class FastUNet(nn.Module):
         self.input_blocks = nn.ModuleList(block(layers) for layers in unet.input_blocks[1:])
         self.middle_block = block(unet.middle_block)
         self.output_blocks = nn.ModuleList(block(layers) for layers in unet.output_blocks)
-        self.out_norm, self.out_conv = converted(unet.out[0], dtype), converted(unet.out[2], first.dtype)
+        self.out_norm, self.out_conv = convert(unet.out[0], dtype), convert(unet.out[2], first.dtype)
         for part in self.modules():
-            if isinstance(part, TiledConv2d):
+            if isinstance(part, WinogradConv2d):
                 part.keeps = True
 
     @torch.no_grad()
@@ -254,7 +256,7 @@ class FastUNet(nn.Module):
         return fixed, vectors.to(self.dtype)
 
     def forward(
-        self, x: Tensor, shifts: Tensor, fixed: Tensor, vectors: Tensor, area: Everywhere = EVERYWHERE
+        self, x: Tensor, shifts: Tensor, fixed: Tensor, vectors: Tensor, area: WholePicture = WHOLE_PICTURE
     ) -> Tensor:
         """x (b,4,h,w) float32, a row (1,...) of `table`, fixed and vectors of `prepare` -> eps (B,4,h,w) float32, of
         the area that is computed."""

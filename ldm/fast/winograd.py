@@ -51,7 +51,7 @@ def transformed(weight: Tensor, m: int) -> Tensor:
     return torch.mm(g, weight.flatten(2).flatten(0, 1).T).view(-1, *weight.shape[:2])
 
 
-def convolved(x: Tensor, weight: Tensor, m: int, r: int, padding: int = 0) -> Tensor:
+def winograd_conv2d(x: Tensor, weight: Tensor, m: int, r: int, padding: int = 0) -> Tensor:
     """x (B,C,h,w), weight (n^2,C',C) of `transformed` -> (B,C',h',w'), h' = h + 2 padding + 1 - r."""
     a, _, b = (matrix.to(x.dtype) for matrix in transforms(m, r))
     n, more = m + r - 1, r - 1
@@ -76,8 +76,8 @@ def convolved(x: Tensor, weight: Tensor, m: int, r: int, padding: int = 0) -> Te
     return y.view(batch, -1, rows * m, columns * m)[:, :, :height, :width]
 
 
-class TiledConv2d(nn.Conv2d):
-    """What `converted` makes of nn.Conv2d with kernels of 2x2 or 3x3, stride 1 and padding 1; no gradients.
+class WinogradConv2d(nn.Conv2d):
+    """What `convert` makes of nn.Conv2d with kernels of 2x2 or 3x3, stride 1 and padding 1; no gradients.
 
     keeps: the transformed weight, n^2 / r^2 times as large, for what runs in every step; the weight must not change
     then."""
@@ -113,5 +113,5 @@ class TiledConv2d(nn.Conv2d):
         weight = transformed(self.weight, m) if self.kept is None else self.kept
         if self.keeps:
             self.kept = weight
-        y = convolved(x, weight, m, r, padding)
+        y = winograd_conv2d(x, weight, m, r, padding)
         return y if self.bias is None else y.add_(self.bias[:, None, None])

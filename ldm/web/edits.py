@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ldm.conventions import image_to_tensor, tensor_to_image
 from ldm.images import grid, upright_rgb
-from ldm.models.diffusion.conditioning import latent_of
+from ldm.models.diffusion.conditioning import encode_to_latent
 from ldm.models.diffusion.sampling import Step
 from ldm.pipeline import PaintByExample
 
@@ -65,7 +65,7 @@ def fit_preview(edit: PaintByExample, photos: Sequence[Image.Image]) -> Tensor:
         picture = upright_rgb(photo)
         pixels = image_to_tensor(picture.resize(edit.size_for(picture)[::-1]))[None].to(edit.device)
         shape = [side // edit.model.first_stage_model.factor for side in pixels.shape[-2:]]
-        z = latent_of(edit.networks, pixels, torch.zeros(1, edit.model.channels, *shape, device=edit.device))
+        z = encode_to_latent(edit.networks, pixels, torch.zeros(1, edit.model.channels, *shape, device=edit.device))
         latents.append(F.pad(z[0].flatten(1), (0, 0, 0, 1), value=1.0).T)
         colours.append(F.interpolate(pixels, z.shape[-2:], mode="area")[0].flatten(1).T)
     return torch.linalg.lstsq(torch.cat(latents).float().cpu(), torch.cat(colours).float().cpu()).solution

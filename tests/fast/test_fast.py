@@ -11,9 +11,9 @@ import torch
 from scipy.signal import correlate
 
 from ldm.fast.networks import Networks
-from ldm.fast.unet import FastUNet, Linear, PhaseUpsample, converted, onednn_is_faster
-from ldm.models.autoencoder import in_tiles
-from ldm.models.diffusion.conditioning import latent_of
+from ldm.fast.unet import FastUNet, Linear, PhaseUpsample, convert, onednn_is_faster
+from ldm.models.autoencoder import apply_in_tiles
+from ldm.models.diffusion.conditioning import encode_to_latent
 from ldm.modules.diffusionmodules.util import Upsample
 from ldm.util import UserError
 from tests.conftest import ROOT
@@ -33,9 +33,9 @@ def test_phases_equal_upsampling_and_convolution(transposed):
 
 def test_sums_of_weights_are_rounded_once():
     up = Upsample(8)
-    half = converted(PhaseUpsample(up.conv, True), torch.bfloat16).conv.weight
+    half = convert(PhaseUpsample(up.conv, True), torch.bfloat16).conv.weight
     torch.testing.assert_close(half, PhaseUpsample(up.conv, True).conv.weight.bfloat16(), rtol=0, atol=0)
-    twice = PhaseUpsample(converted(up.conv, torch.bfloat16), True).conv.weight
+    twice = PhaseUpsample(convert(up.conv, torch.bfloat16), True).conv.weight
     exact = PhaseUpsample(copy.deepcopy(up.conv).double(), True).conv.weight
     assert (half - exact).norm() < 0.8 * (twice - exact).norm()
 
@@ -55,8 +55,8 @@ def test_fast_unet_equals_unet(random_unet64, layout, branches):
 
 def test_weights_that_need_no_change_are_shared(random_unet64):
     conv = random_unet64.input_blocks[1][0].in_layers[2]
-    assert converted(conv, torch.float64).weight.data_ptr() == conv.weight.data_ptr()
-    half = converted(conv, torch.bfloat16, torch.channels_last)
+    assert convert(conv, torch.float64).weight.data_ptr() == conv.weight.data_ptr()
+    half = convert(conv, torch.bfloat16, torch.channels_last)
     assert half.weight.dtype == torch.bfloat16 and half.weight.is_contiguous(memory_format=torch.channels_last)
     assert conv.weight.dtype == torch.float64 and conv.weight.requires_grad
 
@@ -69,12 +69,12 @@ def test_linear_layers_are_the_same_from_either_library(faster, monkeypatch):
     monkeypatch.setattr("ldm.fast.unet.onednn_is_faster", lambda: faster)
     for bias in (True, False):
         layer = torch.nn.Linear(40, 70, bias)
-        other, x = converted(layer), torch.randn(2, 5, 40)
+        other, x = convert(layer), torch.randn(2, 5, 40)
         assert isinstance(other, Linear) and type(layer) is torch.nn.Linear
         assert other.weight.data_ptr() == layer.weight.data_ptr()
         exact = copy.deepcopy(layer).double()(x.double())
         assert (other(x) - exact).abs().max() < 1e-6
-        torch.testing.assert_close(converted(layer, torch.float64)(x.double()), exact)
+        torch.testing.assert_close(convert(layer, torch.float64)(x.double()), exact)
 
 
 def test_which_library_is_for_which_cpu(monkeypatch):
@@ -101,7 +101,7 @@ def test_networks_stand_in_for_the_model(model, precision, fast, most):
     contexts = torch.randn(4, 1, model.model.diffusion_model.context_dim)
     noise = torch.randn(1, 4, 8, 8)
     pairs = {
-        "latent": (latent_of(networks, image, noise), latent_of(model, image, noise)),
+        "latent": (encode_to_latent(networks, image, noise), encode_to_latent(model, image, noise)),
         "picture": (networks.decode_first_stage(z), model.decode_first_stage(z)),
         "eps": (
             networks.denoiser(inpaint, contexts)(z, 7),
@@ -132,7 +132,7 @@ def test_tiles_of_a_local_function_are_seamless(scale):
         return torch.nn.functional.interpolate(x, scale_factor=scale, mode="nearest")
 
     x = torch.randn(1, 2, 40, 56)
-    torch.testing.assert_close(in_tiles(resize, x, 16, 4, scale), resize(x))
+    torch.testing.assert_close(apply_in_tiles(resize, x, 16, 4, scale), resize(x))
     assert max(max(s) for s in seen[:-1]) == 16 and len(seen) > 10
 
 
@@ -141,7 +141,7 @@ def test_tiles_of_the_autoencoder_are_near_the_whole(model):
     """On a picture all of one kind, whose statistics are the same in every tile."""
     z = torch.randn(1, 4, 24, 24)
     whole = model.first_stage_model.decode(z)
-    tiled = in_tiles(model.first_stage_model.decode, z, 16, 8, model.first_stage_model.factor)
+    tiled = apply_in_tiles(model.first_stage_model.decode, z, 16, 8, model.first_stage_model.factor)
     assert (tiled - whole).abs().mean() < 0.2 * whole.std()
 
 

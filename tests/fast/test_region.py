@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from ldm.fast.networks import Networks
-from ldm.fast.region import EVERYWHERE, Rectangle, Remembered, Within, refreshed_eps
+from ldm.fast.region import WHOLE_PICTURE, PartialPicture, RecordedPicture, Rectangle, RegionEps
 from ldm.fast.unet import FastSelfAttention, FastTransformer, FastUNet, PhaseUpsample
 from ldm.models.diffusion.denoiser import guided_eps
 from ldm.models.diffusion.schedule import NoiseSchedule
@@ -62,10 +62,10 @@ def test_a_rectangle_sees_around_it_what_was(random_unet64, rectangle, layout):
     """The same x and t give the whole's own numbers; another x inside, and another t, what a whole evaluation gives
     whose outside is put back after every layer. Twice in a row: nothing of the first is left in the second."""
     unet, table, fixed, x = prepared(random_unet64, layout)
-    remembered = Remembered()
+    remembered = RecordedPicture()
     whole = unet(x, table[801:802], *fixed, remembered)
     assert torch.equal(whole, unet(x, table[801:802], *fixed))
-    within = Within(rectangle, remembered)
+    within = PartialPicture(rectangle, remembered)
     assert (unet(x, table[801:802], *fixed, within) - rectangle.cut(whole)).abs().max() < 1e-13 * whole.abs().max()
 
     other = x.clone()
@@ -86,7 +86,7 @@ def test_the_rectangle_around_regions():
         top, left = rng.integers(0, 60, 2)
         paint = torch.zeros(2, 1, 64, 96, dtype=torch.bool)
         paint[rng.integers(2), 0, top : top + rng.integers(1, 40), left : left + rng.integers(1, 40)] = True
-        found = Rectangle.of(paint, 4)
+        found = Rectangle.around(paint, 4)
         assert all(edge % 4 == 0 for edge in found) and found.width == 96
         outside = torch.ones(64, 96, dtype=torch.bool)
         outside[found.top : found.bottom, found.left : found.right] = False
@@ -97,9 +97,9 @@ def test_the_rectangle_around_regions():
         assert found.left > columns.min() - 4 and found.right < columns.max() + 1 + 4
     corner = torch.zeros(1, 1, 64, 64, dtype=torch.bool)
     corner[..., -1, 0] = True
-    assert Rectangle.of(corner, 8) == (56, 64, 0, 8, 64)
+    assert Rectangle.around(corner, 8) == (56, 64, 0, 8, 64)
     corner[..., 10:, :60] = True
-    assert Rectangle.of(corner, 8) is None
+    assert Rectangle.around(corner, 8) is None
 
 
 def test_outside_the_rectangle_pred_x0_stays():
@@ -109,9 +109,9 @@ def test_outside_the_rectangle_pred_x0_stays():
     def eps_of(x, t, area):
         areas.append(type(area))
         new = torch.full((2, 4, 8, 8), float(len(areas)))
-        return rectangle.cut(new) if isinstance(area, Within) else new
+        return rectangle.cut(new) if isinstance(area, PartialPicture) else new
 
-    eps, noise = refreshed_eps(eps_of, rectangle, 3, SCHEDULE), np.random.default_rng(1)
+    eps, noise = RegionEps(eps_of, rectangle, 3, SCHEDULE), np.random.default_rng(1)
     for i, t in enumerate((901, 801, 701, 601, 501, 401, 301)):
         x = torch.tensor(noise.normal(size=(1, 4, 8, 8)))
         found, abar = eps(x, t), SCHEDULE.alphas_cumprod[t]
@@ -122,7 +122,15 @@ def test_outside_the_rectangle_pred_x0_stays():
         outside[2:6, 4:8] = False
         torch.testing.assert_close(pred_x0[..., outside], kept[..., outside])
         assert (rectangle.cut(found) == i + 1).all()
-    assert areas == [Remembered, Within, Within, Remembered, Within, Within, Remembered]
+    assert areas == [
+        RecordedPicture,
+        PartialPicture,
+        PartialPicture,
+        RecordedPicture,
+        PartialPicture,
+        PartialPicture,
+        RecordedPicture,
+    ]
 
 
 @torch.no_grad()
@@ -146,7 +154,7 @@ def test_networks_compute_a_rectangle_where_it_saves(model):
     assert 0 < difference[:, :, 5:7, 5:7].max() < 0.1 * everything.abs().max()
     assert torch.equal(second(networks, large, 2), second(networks, large, 1))
     assert torch.equal(second(plain, inpaint, 2), second(plain, inpaint, 1))
-    assert networks.rectangle(inpaint[:, -1:], 1) is None and EVERYWHERE.inside(x) is x
+    assert networks.rectangle(inpaint[:, -1:], 1) is None and WHOLE_PICTURE.inside(x) is x
 
 
 def test_a_picture_does_not_depend_on_the_region_beside_it(edit, example):

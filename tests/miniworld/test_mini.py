@@ -47,7 +47,7 @@ from ldm.miniworld.scene import (
 from ldm.models.diffusion.conditioning import unconditional_token
 from ldm.models.diffusion.draws import Draws
 from ldm.models.diffusion.presets import Preset
-from ldm.modules.encoders.clip import ResNetTower, clip_of
+from ldm.modules.encoders.clip import ResNetTower, build_clip
 from ldm.pipeline import PaintByExample
 from ldm.training.start import initial_model
 from ldm.util import UserError, instantiate_from_config, load_config
@@ -186,7 +186,7 @@ def test_the_contrastive_loss_is_clips(world):
     theirs = open_clip.ClipLoss()(
         image, model.clip.encode_text(everything, normalize=True), model.clip.logit_scale.exp()
     )
-    alone = model.losses_of(batch | {"caption": everything[:, None]})["loss"]
+    alone = model.losses(batch | {"caption": everything[:, None]})["loss"]
     torch.testing.assert_close(alone, theirs)
     patterns[1:3] = patterns[0]
     logits = model.clip.logit_scale.exp() * image @ model.clip.encode_text(patterns, normalize=True).T
@@ -194,10 +194,10 @@ def test_the_contrastive_loss_is_clips(world):
     target /= target.sum(1, keepdim=True)
     assert target[0, :3].tolist() == pytest.approx([1 / int(target[0].count_nonzero())] * 3)
     ways = [-(target * F.log_softmax(each, dim=1)).sum(dim=1).mean() for each in (logits, logits.T)]
-    other = model.losses_of(batch | {"caption": patterns[:, None]})["loss"]
+    other = model.losses(batch | {"caption": patterns[:, None]})["loss"]
     torch.testing.assert_close(other, sum(ways) / 2)
-    third = model.losses_of(batch | {"caption": shapes[:, None]})["loss"]
-    torch.testing.assert_close(model.losses_of(batch)["loss"], (alone + other + third) / 3)
+    third = model.losses(batch | {"caption": shapes[:, None]})["loss"]
+    torch.testing.assert_close(model.losses(batch)["loss"], (alone + other + third) / 3)
 
 
 @torch.no_grad()
@@ -268,7 +268,10 @@ def test_one_clip_for_captions_references_and_scores(world, tmp_path):
     with pytest.raises(UserError, match="it lacks 1 tensor"):
         initial_model(config, str(tmp_path / "first_stage.safetensors"))
     (tmp_path / "clip.json").write_text("{")
-    for call in (lambda: load_clip(file, "cpu", str(tmp_path / "clip.json")), lambda: clip_of(tmp_path / "clip.json")):
+    for call in (
+        lambda: load_clip(file, "cpu", str(tmp_path / "clip.json")),
+        lambda: build_clip(tmp_path / "clip.json"),
+    ):
         with pytest.raises(UserError, match="format"):
             call()
 
@@ -348,8 +351,8 @@ def test_the_prior_learns_from_pictures_alone():
     torch.nn.init.normal_(model.model.diffusion_model.out[2].weight, std=0.01)  # it starts at zero
     model.setup("fit")
     batch = {"GT": torch.rand(2, 3, 64, 64) * 2 - 1, "ref_imgs": torch.full((2, 3, 224, 224), torch.nan)}
-    draws = Draws.of([(0,), (1,)], (4, 16, 16), 1000, "cpu")
-    loss, _ = model.loss_of(batch, draws, 0.2)
+    draws = Draws.from_seeds([(0,), (1,)], (4, 16, 16), 1000, "cpu")
+    loss, _ = model.batch_loss(batch, draws, 0.2)
     posterior = model.first_stage_model.encode(batch["GT"])
     z = model.scale_factor * (posterior.mean + posterior.std * draws.noise_gt)
     abar = model.alphas_cumprod[draws.t].view(-1, 1, 1, 1)

@@ -98,7 +98,7 @@ def test_steps_of_adamw_change_the_factors_and_nothing_else(injected, ema):
     batch = training_batch()
     losses = []
     for _ in range(4):
-        loss, _ = injected.loss_of(batch, injected.draws(batch, [(0, 0), (0, 1)]), 0.2)
+        loss, _ = injected.batch_loss(batch, injected.make_draws(batch, [(0, 0), (0, 1)]), 0.2)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -111,7 +111,7 @@ def test_steps_of_adamw_change_the_factors_and_nothing_else(injected, ema):
         if not name.startswith("model_ema."):
             assert torch.equal(tensor, before[name]) != changes, name
     if ema:
-        assert isinstance(injected.model_ema, LitEma) and len(injected.model_ema.places) == 7 * 6 * 2
+        assert isinstance(injected.model_ema, LitEma) and len(injected.model_ema.buffer_names) == 7 * 6 * 2
 
 
 @pytest.mark.parametrize("targets", [TARGETS, [*TARGETS, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]])

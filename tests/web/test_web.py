@@ -22,7 +22,7 @@ client = pytest.importorskip("gradio_client")
 
 from ldm.conventions import image_to_tensor  # noqa: E402
 from ldm.editing.metadata import read_settings  # noqa: E402
-from ldm.models.diffusion.conditioning import latent_of  # noqa: E402
+from ldm.models.diffusion.conditioning import encode_to_latent  # noqa: E402
 from ldm.pipeline import PaintByExample  # noqa: E402
 from ldm.util import UserError  # noqa: E402
 from ldm.web.canvas import ALPHA, canvas_of, painted  # noqa: E402
@@ -309,7 +309,7 @@ def test_the_preview_is_near_what_the_decoder_makes():
     weights = fit_preview(mini, photos[:6])
     pixels = torch.stack([image_to_tensor(photo.convert("RGB")) for photo in photos[6:8]])
     with torch.no_grad():
-        latent = latent_of(mini.model, pixels, torch.zeros(2, 4, 16, 16))
+        latent = encode_to_latent(mini.model, pixels, torch.zeros(2, 4, 16, 16))
     seen = preview(weights, latent, side=16)
     assert seen.size == (34, 16)
     wanted = photos[6].convert("RGB").resize((16, 16), Image.Resampling.BOX)
