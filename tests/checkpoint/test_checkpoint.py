@@ -137,7 +137,7 @@ def test_a_pickle_cannot_alter_what_it_may_call(tensors, tmp_path, function):
     """BUILD on a global sets attributes of it; those that we give out have none, and are not shared."""
     for state in (b"}X\x08\x00\x00\x00__code__X\x01\x00\x00\x00xs", b"N}X\x09\x00\x00\x00_functionI0\ns\x86"):
         zipped_pickle(tmp_path / "alter.ckpt", b"\x80\x02ctorch._utils\n" + function.encode() + b"\n" + state + b"b.")
-        with pytest.raises(UserError, match="holds no tensors"):
+        with pytest.raises(UserError, match="has no tensors"):
             read_checkpoint(tmp_path / "alter.ckpt")
         torch.save({"state_dict": tensors}, tmp_path / "good.ckpt")
         same(read_checkpoint(tmp_path / "good.ckpt"), tensors)
@@ -652,8 +652,8 @@ def damaged(tmp_path, tensors):
     yield "empty.ckpt", b"", "is empty"
     yield "text.ckpt", b"hello, this is no checkpoint at all", "neither a .ckpt nor a .safetensors"
     yield "pointer.ckpt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git-lfs pointer"
-    yield "other.pt", pickled({"a": 1}, tmp_path), "holds no tensors"
-    yield "list.pt", pickled([torch.ones(1)], tmp_path), "holds no tensors"
+    yield "other.pt", pickled({"a": 1}, tmp_path), "has no tensors"
+    yield "list.pt", pickled([torch.ones(1)], tmp_path), "has no tensors"
 
 
 def pickled(content, tmp_path):
