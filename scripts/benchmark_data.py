@@ -34,7 +34,7 @@ from ldm.data.masks import distinct
 from ldm.data.open_images import OpenImageDataset
 from ldm.data.prepare import annotations
 from ldm.data.prepare.formats import read_open_images
-from ldm.data.reference import augment_reference
+from ldm.data.reference import load_augmentation
 
 HEADER = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside"
 PHOTOS = Path(__file__).resolve().parent.parent / "examples/image"
@@ -116,6 +116,7 @@ class PublishedLoader:
 
     def __init__(self, root: Path, size: int):
         self.files, self.root, self.size = sorted((root / "bbox").rglob("*.txt")), root, size
+        self.augmentation = load_augmentation(True)
 
     def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
         file = self.files[i]
@@ -126,7 +127,7 @@ class PublishedLoader:
         width, height = picture.size
         pixels = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
         region = pixels[max(0, y0 - 10) : min(height, y1 + 10), max(0, x0 - 10) : min(width, x1 + 10)]
-        region = augment_reference(cv2.resize(region, (224, 224)), np.random.default_rng())
+        region = self.augmentation(cv2.resize(region, (224, 224)), np.random.default_rng())
         reference = torch.from_numpy(region.transpose(2, 0, 1).copy()).float().div(255)
         reference = (reference - torch.tensor(CLIP_MEAN).view(3, 1, 1)) / torch.tensor(CLIP_STD).view(3, 1, 1)
         image = torch.from_numpy(np.array(picture).transpose(2, 0, 1).copy()).float().div(255).sub(0.5).div(0.5)

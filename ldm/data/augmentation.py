@@ -1,7 +1,7 @@
 """The reference's augmentation as an albumentations pipeline: the published recipe, or any other that a file describes.
 
-Import it through `ldm.data.reference.load_augmentation`: albumentations is needed, and loaded, only where training draws
-samples."""
+`ldm.data.reference.load_augmentation` imports this module where training draws samples; nothing else needs
+albumentations."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ldm.util import UserError
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it asks the network for a newer version at import
 
-import albumentations as A  # noqa: E402
+import albumentations as A
 
 Pipeline = A.BaseCompose | A.BasicTransform
 
@@ -113,7 +113,9 @@ class DrawThenApply(A.BaseCompose):
 
 
 class SharedRandom(random.Random):
-    """Python's random numbers, drawn from a NumPy generator: albumentations uses both kinds, a sample has one stream."""
+    """Python's random numbers, drawn from a NumPy generator: albumentations uses both kinds, a sample has one stream.
+
+    A new one for each sample: gauss() keeps its second number."""
 
     def __init__(self, generator: np.random.Generator):
         self.generator = generator
@@ -187,19 +189,30 @@ def load_pipeline(path: Path) -> Pipeline:
 
 
 def _build(described: Mapping[str, Any]) -> Pipeline:
+    _require_complete(described["transform"])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        # In these two cases albumentations warns and takes default values instead of those that were meant.
-        warnings.filterwarnings("error", message=".*has no 'p' parameter")
-        warnings.filterwarnings("error", module=r"albumentations\.core\.validation")
+        warnings.filterwarnings("ignore", message=r"Argument\(s\)")  # unknown ones, which are an error below
         try:
             pipeline = A.from_dict(dict(described), nonserializable={})
         except KeyError as error:
-            raise ValueError(f"the transform or entry {error} is unknown or missing") from error
+            raise ValueError(f"albumentations has no transform {error}") from error
     if not isinstance(pipeline, Pipeline):
         raise ValueError(f"{type(pipeline).__name__} is not a transform")
     _require_known_parameters(pipeline, described["transform"])
     return pipeline
+
+
+def _require_complete(described: Any) -> None:
+    """Raises ValueError: an entry without a name or a probability, which albumentations would take to be 0.5; code."""
+    if not isinstance(described, Mapping) or "__class_fullname__" not in described:
+        raise ValueError("an entry names no transform (__class_fullname__)")
+    name = str(described["__class_fullname__"])
+    if name.endswith("Lambda"):
+        raise ValueError("a Lambda holds code, which is never loaded from a file")
+    if "p" not in described and name not in ("Compose", "Sequential"):
+        raise ValueError(f"{name} has no probability p")
+    for child in described.get("transforms", ()):
+        _require_complete(child)
 
 
 def _require_known_parameters(transform: Pipeline, described: Mapping[str, Any]) -> None:

@@ -1,10 +1,10 @@
 """The reference: what is around the box, cut from the very picture it will be painted into, and changed enough that the
 model cannot paste it back (Yang et al. 2022, section 3.3).
 
-The published recipe with the parameters that were in effect, as functions of (picture, rng). They are written out here
-because the library they came from (albumentations 0.4.3) gave the same names other meanings in later versions: its
-elastic transform moved three anchor points by up to 50 px and bent the picture by less than OpenCV's interpolation can
-resolve, so it was a random affine map, which is what stands here."""
+The published recipe used albumentations 0.4.3, whose names mean something else in later versions. The functions here
+compute what they meant: the elastic transform moved three anchor points by up to 50 px and bent the picture by less
+than OpenCV's interpolation can resolve, so it is a random affine map. `augmentation.py` makes albumentations transforms
+of them."""
 
 from __future__ import annotations
 
@@ -52,9 +52,10 @@ def random_affine(picture: np.ndarray, shifts: np.ndarray) -> np.ndarray:
 
 
 def load_augmentation(setting: bool | str) -> Augmentation | None:
-    """A data set's `reference_augmentation`: true for the published recipe, false for no augmentation, or the path of a
-    file with another albumentations pipeline. The result, called with (picture (224,224,3) uint8, rng), returns the
-    augmented picture of the same shape. Raises UserError: a file that cannot be used, albumentations is not installed."""
+    """setting: true for the published recipe, false for no augmentation, or the path of a file with another
+    albumentations pipeline. The result takes (picture (224,224,3) uint8, rng) and returns a picture of the same shape.
+
+    Raises UserError: a file that cannot be used, albumentations is not installed."""
     if not isinstance(setting, bool | str):
         raise UserError(f"reference_augmentation = {setting}: has to be true, false or the path of a pipeline's file")
     if setting is False:
