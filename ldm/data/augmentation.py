@@ -18,14 +18,15 @@ from typing import Any
 import cv2
 import numpy as np
 import yaml
-from pydantic import Field, PositiveInt, ValidationError
 
 from ldm.data import reference
-from ldm.util import UserError
+from ldm.util import UserError, require
 
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it asks the network for a newer version at import
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else it asks the network for a newer version at import
+require("albumentations", "train")
 
-import albumentations as A
+import albumentations as A  # noqa: E402
+from pydantic import Field, PositiveInt, ValidationError  # noqa: E402
 
 Pipeline = A.BaseCompose | A.BasicTransform
 
@@ -35,7 +36,7 @@ CURE = "write it with albumentations.save(pipeline, path, data_format='yaml'), l
 class PublishedRotate(A.ImageOnlyTransform):
     """Rotation by an angle from [-limit, limit], in degrees, about the point (width / 2, height / 2).
 
-    A.Rotate turns about the centre of the middle pixel, half a pixel away."""
+    A.Rotate turns about ((width - 1) / 2, (height - 1) / 2) instead."""
 
     class InitSchema(A.BasicTransform.InitSchema):
         limit: float = Field(ge=0, le=180)

@@ -9,12 +9,11 @@ of them."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import cv2
 import numpy as np
 
-from ldm.util import UserError
+from ldm.util import UserError, own_or_shipped
 
 Augmentation = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -60,13 +59,8 @@ def load_augmentation(setting: bool | str) -> Augmentation | None:
         raise UserError(f"reference_augmentation = {setting}: has to be true, false or the path of a pipeline's file")
     if setting is False:
         return None
-    try:
-        from ldm.data import augmentation  # albumentations takes 0.4 s and 40 MB, and only training needs it
-    except ModuleNotFoundError as error:
-        if error.name != "albumentations":
-            raise
-        raise UserError(
-            "albumentations is not installed: run `pip install albumentations`, or set reference_augmentation: false"
-        ) from error
-    pipeline = augmentation.published_pipeline() if setting is True else augmentation.load_pipeline(Path(setting))
-    return augmentation.Augmentation(pipeline)
+    from ldm.data import augmentation  # albumentations takes 0.4 s and 40 MB, and only training needs it
+
+    if setting is True:
+        return augmentation.Augmentation(augmentation.published_pipeline())
+    return augmentation.Augmentation(augmentation.load_pipeline(own_or_shipped(setting)))
