@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ldm.checkpoint import read_checkpoint
-from ldm.checkpoint.load import FIRST_CONV, empty_model, write_checkpoint
+from ldm.checkpoint.load import empty_model, write_checkpoint
+from ldm.checkpoint.names import FIRST_CONV
 from ldm.editing.metadata import save_with_settings
 from ldm.models.base import TrainableModel
 from ldm.pipeline import PaintByExample

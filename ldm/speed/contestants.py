@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from ldm.checkpoint.diffusers import to_diffusers
-from ldm.checkpoint.load import with_constants
+from ldm.checkpoint.load import add_position_ids
 from ldm.editing.inputs import Inputs, stack
 from ldm.fast.memory import keep_memory
 from ldm.fast.unet import FastResBlock, FastSelfAttention, FastTransformer, PhaseUpsample
@@ -121,28 +121,28 @@ class Diffusers:
 
         self.name = f"diffusers, {precision}{', compiled' if compiled else ''}"
         self.dtype = {"full": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-        files = to_diffusers(with_constants(dict(model.state_dict())), model)
+        files = to_diffusers(add_position_ids(dict(model.state_dict())), model)
 
         def filled(network: nn.Module, folder: str, file: str = "diffusion_pytorch_model") -> nn.Module:
-            own, weights = network.state_dict(), files[f"{folder}/{file}.safetensors"]
+            own, weights = network.state_dict(), files.weights[f"{folder}/{file}.safetensors"]
             # transformers 5 calls CLIP's weights so; from_pretrained would rename them
             weights = {n if n in own else n.replace(".vision_model.", "."): t for n, t in weights.items()}
             network.load_state_dict(weights, assign=True)
             return network.to(model.device, self.dtype).eval().requires_grad_(False)
 
         with torch.device("meta"):
-            unet = diffusers.UNet2DConditionModel.from_config(files["unet/config.json"])
-            vae = diffusers.AutoencoderKL.from_config(files["vae/config.json"])
-        encoder = files["image_encoder/config.json"]
+            unet = diffusers.UNet2DConditionModel.from_config(files.configs["unet/config.json"])
+            vae = diffusers.AutoencoderKL.from_config(files.configs["vae/config.json"])
+        encoder = files.configs["image_encoder/config.json"]
         pipeline = diffusers.PaintByExamplePipeline
         encoder_class = sys.modules[pipeline.__module__].PaintByExampleImageEncoder  # its place has moved
         encoder = encoder_class(CLIPVisionConfig(**encoder), proj_size=encoder["projection_dim"])
-        processor = CLIPImageProcessor(**files["feature_extractor/preprocessor_config.json"])
+        processor = CLIPImageProcessor(**files.configs["feature_extractor/preprocessor_config.json"])
         self.pipeline = pipeline(
             filled(vae, "vae"),
             filled(encoder, "image_encoder", "model"),
             filled(unet, "unet"),
-            diffusers.PNDMScheduler.from_config(files["scheduler/scheduler_config.json"]),
+            diffusers.PNDMScheduler.from_config(files.configs["scheduler/scheduler_config.json"]),
             None,
             processor,
             requires_safety_checker=False,

@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ldm.checkpoint import load_model
-from ldm.checkpoint.diffusers import UNET
 from ldm.checkpoint.lora import A, Adapter, B, merge, read_adapter, write_adapter
+from ldm.checkpoint.names import UNET
 from ldm.editing.metadata import read_settings
 from ldm.pipeline import PaintByExample
 from ldm.util import UserError

@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 from torch.utils.data import default_collate
 
 from ldm.checkpoint import load_model, locate, read_checkpoint
-from ldm.checkpoint.load import FIRST_CONV, write_checkpoint
+from ldm.checkpoint.load import write_checkpoint
 from ldm.checkpoint.locate import MINI_CONFIG
+from ldm.checkpoint.names import FIRST_CONV
 from ldm.checkpoint.surgery import widen
 from ldm.conventions import reference_to_tensor
 from ldm.data.bench.cocoee import COCOImageDataset, result_path

@@ -6,7 +6,8 @@ import json
 import pytest
 import torch
 
-from ldm.checkpoint.load import FIRST_CONV, empty_model
+from ldm.checkpoint.load import empty_model
+from ldm.checkpoint.names import FIRST_CONV
 from ldm.models.diffusion.denoiser import guided_eps, make_denoiser
 from ldm.modules.attention import CrossAttention
 from ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel

@@ -9,9 +9,9 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from ldm.checkpoint import load_model, read_checkpoint
-from ldm.checkpoint.diffusers import UNET
 from ldm.checkpoint.load import empty_model
 from ldm.checkpoint.lora import merge_into, read_adapter
+from ldm.checkpoint.names import UNET
 from ldm.modules.ema import LitEma
 from ldm.pipeline import PaintByExample
 from ldm.training.checkpoints import AtomicCheckpointIO, adapter_beside
