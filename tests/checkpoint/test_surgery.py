@@ -61,7 +61,7 @@ def test_add_difference(tensors):
         add_difference(base, tensors, tensors)
     with pytest.raises(UserError, match="A has no UNet"):
         add_difference({"a": torch.ones(1)}, tuned, base)
-    with pytest.raises(UserError, match=r"B lacks model\.diffusion_model\."):
+    with pytest.raises(UserError, match=r"B lacks first_stage_model\.decoder\.conv_in\.bias: use a"):
         add_difference(tensors, {}, base)
     with pytest.raises(UserError, match="has the shapes"):
         add_difference(tensors, tuned, {**base, name: torch.zeros(3)})
