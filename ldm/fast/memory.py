@@ -1,4 +1,4 @@
-"""How a process's memory goes back to the system, where the C library is glibc."""
+"""How glibc, the C library of most Linux systems, returns freed memory to the system."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ import ctypes
 
 
 def keep_memory() -> None:
-    """Memory that is freed stays with this process for what is allocated next, instead of going back to the system and
-    coming again, page by page, in every step. For a process that runs one thing to its end."""
-    _mallopt(M_MMAP_MAX=(-4, 0), M_TRIM_THRESHOLD=(-1, -1))
+    """Freed memory stays with this process and is used for its next allocations. Otherwise large blocks go back to the
+    system and are requested again, page by page, in every step. For a process that runs one job to its end."""
+    _mallopt(-4, 0)  # M_MMAP_MAX
+    _mallopt(-1, -1)  # M_TRIM_THRESHOLD
 
 
 def share_memory() -> None:
-    """All threads share one pool of memory. Else each keeps what it frees for itself: with pictures in dozens of them,
-    gigabytes. For a server."""
-    _mallopt(M_ARENA_MAX=(-8, 1))
+    """All threads share one pool of memory. Otherwise each thread keeps what it has freed for itself: gigabytes where
+    dozens of threads handle pictures. For a server."""
+    _mallopt(-8, 1)  # M_ARENA_MAX
 
 
-def _mallopt(**options: tuple[int, int]) -> None:
-    """name = (its number in malloc.h, value), for glibc; with other C libraries nothing changes."""
+def _mallopt(option: int, value: int) -> None:
+    """Sets an option of malloc by its number in malloc.h; without glibc nothing changes."""
     with contextlib.suppress(AttributeError, OSError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        for number, value in options.values():
-            mallopt(number, value)
+        ctypes.CDLL(None).mallopt(option, value)

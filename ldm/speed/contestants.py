@@ -21,8 +21,10 @@ from tqdm import tqdm
 from ldm.checkpoint.diffusers import to_diffusers
 from ldm.checkpoint.load import add_position_ids
 from ldm.editing.inputs import Inputs, stack
+from ldm.fast.convert import PhaseUpsample
 from ldm.fast.memory import keep_memory
-from ldm.fast.unet import FastResBlock, FastSelfAttention, FastTransformer, PhaseUpsample
+from ldm.fast.onednn import LINEAR_OPERATOR
+from ldm.fast.unet import FastResBlock, FastSelfAttention, FastTransformer, prepare_edit
 from ldm.models.diffusion.conditioning import inpaint_channels, reference_token, unconditional_token
 from ldm.models.diffusion.denoiser import guided_eps
 from ldm.modules.attention import FeedForward
@@ -344,7 +346,7 @@ KINDS = {  # of the UNet's layers; the first that fits
 
 
 FLOPS = {  # of what PyTorch has no formula for
-    getattr(torch.ops.mkldnn, "_linear_pointwise", None): lambda x, w, *_, **__: 2 * math.prod(x) * w[0],
+    LINEAR_OPERATOR: lambda x, w, *_, **__: 2 * math.prod(x) * w[0],
 }
 
 
@@ -358,7 +360,7 @@ def profile_step(edit: PaintByExample, size: int, trace: str) -> list[dict[str, 
     side = size // edit.model.first_stage_model.factor
     x, inpaint = (torch.randn(1, channels, side, side, device=device) for channels in (4, 5))
     contexts = torch.randn(2, 1, edit.model.model.diffusion_model.context_dim, device=device)
-    fixed, vectors = unet.prepare(inpaint, contexts)
+    fixed, vectors = prepare_edit(edit.model.model.diffusion_model, inpaint, contexts, edit.networks.dtype)
 
     def step() -> Tensor:
         return unet(x, edit.networks.shifts[T : T + 1], fixed, vectors)

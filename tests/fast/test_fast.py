@@ -10,8 +10,10 @@ import pytest
 import torch
 from scipy.signal import correlate
 
+from ldm.fast import onednn
+from ldm.fast.convert import FastLinear, PhaseUpsample, convert
 from ldm.fast.networks import Networks
-from ldm.fast.unet import FastUNet, Linear, PhaseUpsample, convert, onednn_is_faster
+from ldm.fast.unet import FastUNet, prepare_edit, timestep_shifts
 from ldm.models.autoencoder import apply_in_tiles
 from ldm.models.diffusion.conditioning import encode_to_latent
 from ldm.modules.diffusionmodules.util import Upsample
@@ -47,9 +49,10 @@ def test_fast_unet_equals_unet(random_unet64, layout, branches):
     batch, t = 3, 801
     x, contexts = torch.randn(batch, 9, 8, 12).double(), torch.randn(branches * batch, 1, 40).double()
     expected = random_unet64(x, torch.full((batch,), t), contexts)
-    fast = FastUNet(random_unet64, 1000, torch.float64, layout)
-    fixed, vectors = fast.prepare(x[:, 4:], contexts)
-    found = fast(x[:, :4], fast.table()[t : t + 1], fixed, vectors)
+    fast = FastUNet(random_unet64, torch.float64, layout)
+    shifts = timestep_shifts(random_unet64, 1000, torch.float64)
+    fixed, vectors = prepare_edit(random_unet64, x[:, 4:], contexts, torch.float64)
+    found = fast(x[:, :4], shifts[t : t + 1], fixed, vectors)
     assert (found - expected).abs().max() < 1e-13 * expected.abs().max()
 
 
@@ -64,13 +67,13 @@ def test_weights_that_need_no_change_are_shared(random_unet64):
 @torch.no_grad()
 @pytest.mark.parametrize("faster", [True, False])
 def test_linear_layers_are_the_same_from_either_library(faster, monkeypatch):
-    if faster and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if faster and onednn.LINEAR_OPERATOR is None:
         pytest.skip("this PyTorch has no such operator")
-    monkeypatch.setattr("ldm.fast.unet.onednn_is_faster", lambda: faster)
+    monkeypatch.setattr("ldm.fast.onednn.onednn_is_faster", lambda: faster)
     for bias in (True, False):
         layer = torch.nn.Linear(40, 70, bias)
         other, x = convert(layer), torch.randn(2, 5, 40)
-        assert isinstance(other, Linear) and type(layer) is torch.nn.Linear
+        assert isinstance(other, FastLinear) and type(layer) is torch.nn.Linear
         assert other.weight.data_ptr() == layer.weight.data_ptr()
         exact = copy.deepcopy(layer).double()(x.double())
         assert (other(x) - exact).abs().max() < 1e-6
@@ -79,13 +82,13 @@ def test_linear_layers_are_the_same_from_either_library(faster, monkeypatch):
 
 def test_which_library_is_for_which_cpu(monkeypatch):
     """And where the operator has gone, or PyTorch does not say whose CPU it is, the public function."""
-    there = hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    there = onednn.LINEAR_OPERATOR is not None
     for about, expected in (({"cpu_name": "AMD EPYC"}, there), ({"cpu_name": "Intel Xeon"}, False), ({}, False)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda about=about: about, raising=False)
-        assert onednn_is_faster.__wrapped__() is expected
+        assert onednn.onednn_is_faster.__wrapped__() is expected
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": "AMD EPYC"}, raising=False)
-    monkeypatch.setattr(torch.ops, "mkldnn", object())
-    assert onednn_is_faster.__wrapped__() is False
+    monkeypatch.setattr(onednn, "LINEAR_OPERATOR", None)
+    assert onednn.onednn_is_faster.__wrapped__() is False
 
 
 @torch.no_grad()
