@@ -5,14 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import os
-import re
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -126,37 +123,6 @@ def edit(tiny):
     from ldm.pipeline import PaintByExample
 
     return PaintByExample.load(ROOT / "configs/tiny.yaml", tiny, device="cpu")
-
-
-class Demo(NamedTuple):
-    """scripts/demo.py as a process."""
-
-    url: str
-    pid: int
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """The web page with the miniature model, a process of its own; SIGTERM ends it, and quickly."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "GRADIO_TEMP_DIR": str(tmp_path_factory.mktemp("gradio")), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "scripts/demo.py", "--port", str(port), "--device", "cpu"]
-    command += ["--config", "configs/mini/paint_by_example.yaml", "--ckpt", "pretrained_models/mini.safetensors"]
-    log = tmp_path_factory.mktemp("log") / "stderr"
-    with (
-        open(log, "w") as errors,
-        subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
-        ) as process,
-    ):
-        address = re.search(r"http://\S+/", process.stdout.readline())
-        assert address, log.read_text()
-        yield Demo(address[0], process.pid)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 143
-    assert "Traceback" not in log.read_text(), log.read_text()
 
 
 @pytest.fixture(scope="session")
