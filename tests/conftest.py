@@ -18,6 +18,20 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).resolve().parent / "golden"
+INTEGRATION = {"script", "demo", "edit", "tiny"}  # fixtures of tests that run commands, servers or whole edits
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test is one of slow, integration, golden, unit: the first two are marked where they are not recognised by
+    their fixtures, golden ones compare with tests/golden, unit are all others."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if item.get_closest_marker("slow") or item.get_closest_marker("integration"):
+            continue
+        kind = (
+            "integration" if fixtures & INTEGRATION else "golden" if fixtures & {"golden", "golden_config"} else "unit"
+        )
+        item.add_marker(kind)
 
 
 class Golden:

@@ -110,7 +110,7 @@ def test_a_hyphen_in_a_module_is_an_underscore(monkeypatch):
 
 def test_environment_and_setup_agree():
     environment = yaml.safe_load((ROOT / "environment.yaml").read_text())
-    assert "python=3.11" in environment["dependencies"] and {"pip": ["-e ."]} in environment["dependencies"]
+    assert "python=3.11" in environment["dependencies"] and {"pip": ["-e .[all]"]} in environment["dependencies"]
     builds = [d.name for d in importlib.metadata.distributions() if (d.name or "").lower().startswith("opencv")]
     assert len(set(builds)) == 1, builds  # two would overwrite each other
 
