@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,13 @@ from ldm.fast.onednn import cpu_multiplies_bf16
 from ldm.fast.region import WHOLE_PICTURE, Rectangle, RegionEps, WholePicture
 from ldm.fast.unet import FastUNet, prepare_edit, timestep_shifts
 from ldm.models.autoencoder import AutoencoderKL, decode_in_tiles, encode_in_tiles
-from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.denoiser import make_denoiser
 from ldm.models.diffusion.sampling import Eps
 from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.util import UserError
+
+if TYPE_CHECKING:  # it imports Lightning, which takes two seconds
+    from ldm.models.diffusion.ddpm import LatentDiffusion
 
 COMPILE_CACHE = Path("~/.cache/paint-by-example/compiled")  # TORCHINDUCTOR_CACHE_DIR names another
 ATTENTION_BACKENDS = [
