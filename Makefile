@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RELEASED := checkpoints/model.ckpt
 
-.PHONY: help demo web test test-quick test-slow lint mini mini-table3 clean
+.PHONY: help demo web test test-quick test-slow lint docs mini mini-table3 clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -26,7 +26,7 @@ else
 	$(BIN)/python scripts/inference_test_bench.py --config configs/mini/paint_by_example.yaml \
 	  --ckpt pretrained_models/mini.safetensors --bench examples/mini --outdir results/demo --batch_size 12 --grid 12
 	@echo 'Look at results/demo/grid.png: photo, region, reference, edit, in a small world of painted shapes.'
-	@echo 'For edits of photographs put the released model at $(RELEASED) (README.md, "The model") and run make demo again.'
+	@echo 'For edits of photographs put the released model at $(RELEASED) (docs/checkpoints.md) and run make demo again.'
 endif
 
 # The web page, with the released model if it is in checkpoints/, else with the miniature one.
@@ -49,8 +49,16 @@ test-quick: $(READY)  ## unit and golden tests, in under two minutes
 test-slow: lint  ## the slow tests: gigabytes, and half an hour
 	$(BIN)/python -m pytest -m slow
 
-clean:  ## remove the environment and what was built
-	rm -rf $(VENV) *.egg-info build dist .mypy_cache .pytest_cache .ruff_cache
+# With an environment of its own: docstrings are read without importing PyTorch.
+DOCS_TOOLS := 'mkdocs-material>=9.5' 'mkdocstrings[python]>=0.27' 'ruff>=0.8'
+docs:  ## build the site of docs/ in site/, strictly
+	@[ -x .venv-docs/bin/mkdocs ] || { $(PYTHON) -m venv .venv-docs && \
+	  .venv-docs/bin/python -m pip install --disable-pip-version-check --quiet $(DOCS_TOOLS); }
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --quiet
+	@echo 'Look at site/index.html.'
+
+clean:  ## remove the environments and what was built
+	rm -rf $(VENV) .venv-docs site *.egg-info build dist .mypy_cache .pytest_cache .ruff_cache
 
 # The miniature model from nothing: its world, CLIP, autoencoder, prior, and Paint by Example on them, in logs/mini. What
 # is trained already is not trained again; what was stopped goes on.

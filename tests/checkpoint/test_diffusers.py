@@ -1,7 +1,6 @@
 """diffusers' folders, both ways, against diffusers itself."""
 
 import os
-import re
 import shutil
 
 import pytest
@@ -19,6 +18,7 @@ from ldm.models.diffusion.plms import PLMSSampler
 from ldm.util import UserError, instantiate_from_config
 from tests.checkpoint.conftest import assert_same_tensors
 from tests.conftest import ROOT
+from tests.documents import snippet
 
 
 @pytest.fixture
@@ -79,12 +79,12 @@ def test_a_diffusers_pipeline_and_ours_give_the_same_latents(pipe, pipe_folder, 
 
 
 def their_pipeline(folder):
-    """Runs the README's Python snippet."""
-    (snippet,) = re.findall(r"```python\n(import diffusers.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    """Runs the Python snippet of docs/integrations.md."""
+    code = snippet("import diffusers")
     name = "checkpoints/paint-by-example-diffusers"
-    assert name in snippet
+    assert name in code
     names: dict = {}
-    exec(compile(snippet.replace(name, str(folder)), "README.md", "exec"), names)
+    exec(compile(code.replace(name, str(folder)), "integrations.md", "exec"), names)
     return names["pipe"]
 
 

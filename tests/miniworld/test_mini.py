@@ -53,7 +53,7 @@ from ldm.pipeline import PaintByExample
 from ldm.training.start import initial_model
 from ldm.util import UserError, instantiate_from_config, load_config
 from tests.conftest import ROOT
-from tests.test_configs import MINI_COMMANDS
+from tests.documents import commands_of
 
 MINI = ROOT / "configs/mini"
 
@@ -510,13 +510,13 @@ def test_its_reference_encoder_in_half_precision():
     assert (near - exact).norm() < 0.05 * exact.norm()
 
 
-@pytest.mark.parametrize("command", MINI_COMMANDS, ids=lambda command: command[:60])
-def test_the_readmes_tables(command, script, world, tmp_path, monkeypatch):
+@pytest.mark.parametrize("command", commands_of("scripts/mini_table.py"), ids=lambda command: command[:60])
+def test_the_commands_of_the_pages(command, script, world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(world / "bench", tmp_path / "test_bench_mini")
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     few = {"plms 50": Preset("plms", 2), "fast": Preset("dpm++", 2, (500, 999))}
     monkeypatch.setattr(mini_presets, "CANDIDATES", few)
-    words = command.split("#")[0].split()
+    words = command.split()
     code, out, err = script("mini_table", *words[2:], "--steps", 2, "--device", "cpu")
     assert code == 0 and "| shape |" in out, err

@@ -1,4 +1,4 @@
-"""How to sample, by name: fewer evaluations of the UNet for the same edit. README.md, "Fewer steps", has the scores."""
+"""How to sample, by name: fewer evaluations of the UNet for the same edit. docs/fewer-steps.md has the scores."""
 
 from __future__ import annotations
 
