@@ -137,6 +137,17 @@ def empty_model(config: Config) -> LatentDiffusion:
     return model
 
 
+def random_model(config: Config, device: str | torch.device = "cpu", seed: int = 0) -> LatentDiffusion:
+    """The config's model with random weights, none of them zero, in eval mode: for tests and measurements."""
+    torch.manual_seed(seed)
+    with torch.device(device):
+        model = instantiate_from_config(load_config(config)["model"], nn.Module)
+    for parameter in model.parameters():
+        if not parameter.any():  # parameters that start as zero would hide most of the network
+            nn.init.normal_(parameter, std=0.02)
+    return model.to(device).eval().requires_grad_(False)
+
+
 def write_checkpoint(tensors: StateDict, path: str | os.PathLike, config: Config = DEFAULT_CONFIG) -> None:
     """Writes tensors under the published names atomically: a failure leaves earlier files as they were.
 

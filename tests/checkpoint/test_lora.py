@@ -150,7 +150,7 @@ def test_convert_checkpoint_merges_an_adapter_in_every_format(script, tiny, adap
 
 def test_an_adapter_is_not_converted_as_if_it_were_a_model(script, tiny, adapter_file, tmp_path):
     code, _, err = script("convert_checkpoint", adapter_file, tmp_path / "x.safetensors")
-    assert code == 2 and "holds an adapter and no model" in err
+    assert code == 2 and "is an adapter, not a model" in err
     assert not (tmp_path / "x.safetensors").exists()
     before = adapter_file.read_bytes()
     code, _, err = script("convert_checkpoint", tiny, adapter_file, "--lora", adapter_file)

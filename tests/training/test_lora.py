@@ -201,7 +201,7 @@ def test_from_pictures_to_an_edit(script, edit_example, train, tiny, training_fo
     assert code == 0, err
     assert np.abs(edited_pixels(tmp_path / "a") - edited_pixels(tmp_path / "b")).max() > 0
     code, _, err = script("convert_checkpoint", last, tmp_path / "x.safetensors")
-    assert code == 2 and "holds an adapter and no model" in err
+    assert code == 2 and "is an adapter, not a model" in err
 
     other = {name: t * 1.01 if t.is_floating_point() else t for name, t in load_file(tiny).items()}
     other |= {name: t for name, t in load_file(tiny).items() if not name.startswith(UNET)}
