@@ -150,7 +150,7 @@ def test_which_model_where_none_is_named(tmp_path, monkeypatch, capsys):
     (tmp_path / "MINI_CKPT").touch()
     capsys.readouterr()
     assert locate.choose_model() == (MINI_CONFIG, tmp_path / "MINI_CKPT")
-    assert "the miniature model takes its place" in capsys.readouterr().err
+    assert "using the miniature model" in capsys.readouterr().err
     for given, wanted in (
         (("c.yaml", None), ("c.yaml", Path("fetched"))),
         ((None, "m.ckpt"), (locate.DEFAULT_CONFIG, Path("m.ckpt"))),
