@@ -33,7 +33,7 @@ print((held("RssAnon") - before) / size, held("VmHWM") / size)
 
 
 def memory_of(path, width):
-    """Load v1.yaml's model with a UNet of `width` channels -> memory of its own over its size, peak over its size."""
+    """Loads v1.yaml's model with a UNet of `width` channels -> its own memory and the peak, as shares of its size."""
     command = [sys.executable, "-c", MEMORY, str(path), str(width)]
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     own, peak = map(float, done.stdout.split()[-2:])
@@ -42,7 +42,7 @@ def memory_of(path, width):
 
 
 @pytest.mark.parametrize("name", ["m.ckpt", "m.safetensors"])
-def test_a_model_takes_its_files_memory_over(tmp_path, name):
+def test_a_loaded_model_uses_its_files_memory(tmp_path, name):
     """The full-size model's CLIP tower with a narrow UNet and autoencoder, 1.5 GB of zeros."""
     config = load_config(DEFAULT_CONFIG)
     config.model.params.unet_config.params.model_channels = 64

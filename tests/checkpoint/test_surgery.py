@@ -12,7 +12,7 @@ from ldm.util import UserError, instantiate_from_config
 from tests.checkpoint.conftest import assert_same_tensors
 
 
-def test_half(tensors, golden_config, tmp_path):
+def test_half_precision(tensors, golden_config, tmp_path):
     half = halve(tensors)
     assert half[FIRST_CONV].dtype == torch.float16
     assert half["alphas_cumprod"].dtype == torch.float32
@@ -27,7 +27,7 @@ def test_half(tensors, golden_config, tmp_path):
 
 
 @torch.no_grad()
-def test_widened_the_prior_is_unchanged(sd_folder, golden_config, tmp_path, script):
+def test_a_widened_model_computes_what_the_prior_does(sd_folder, golden_config, tmp_path, script):
     from diffusers import UNet2DConditionModel
 
     code, _, _ = script("modify_checkpoints", "--input", sd_folder, "--output", tmp_path / "wide.ckpt")

@@ -76,8 +76,8 @@ def test_the_memory_of_a_training_step_is_counted_without_allocating_it():
 
 @torch.no_grad()
 def test_the_profile_counts_operations_by_formula(edit, tmp_path):
-    """The residual blocks' by hand: two multiply-adds for each weight of a convolution and place, for two branches
-    from the second block of the first level on."""
+    """The residual blocks' operations, counted by hand: a multiplication and an addition for each weight of a
+    convolution and each place of its result."""
     rows = {row.part: row for row in profile_step(edit, 64, str(tmp_path / "trace.json.gz"))}
     parts = [row for part, row in rows.items() if part != "step"]
     assert sum(row.flops for row in parts) == rows["step"].flops

@@ -174,7 +174,7 @@ SMALL = [
 
 
 def test_from_pictures_to_an_edit(script, edit_example, train, tiny, training_folder, tmp_path):
-    """main.py as a user calls it, further with -r, and the adapter in an edit."""
+    """main.py as a user calls it, then resumed with -r, and an edit with the adapter."""
     run = tmp_path / "run"
     train(
         *("--base", TINY, "configs/finetune_lora.yaml", "-p", run, "--pretrained_model", tiny, "--max_steps", 3),
@@ -260,6 +260,7 @@ def test_a_checkpoint_holds_the_factors_and_its_adapter_the_average(injected, tm
 
     with pytest.raises(UserError, match=r"the checkpoint lacks 168 tensors"):
         callback.on_load_checkpoint(None, injected, {"state_dict": {}})
+    assert callback.state_key == "FactorsOnly"  # its key in the checkpoints of earlier versions
     callback.load_state_dict(callback.state_dict())
     with pytest.raises(UserError, match=r"started from another model"):
         callback.load_state_dict({"base": callback.base * 1.001})
