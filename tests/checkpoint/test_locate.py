@@ -48,6 +48,7 @@ main()"""
     )
 
 
+@pytest.mark.integration
 def test_the_released_model_comes_from_the_hub(tensors, tmp_path):
     Hub.content = pickled({"state_dict": tensors}, tmp_path)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
@@ -61,6 +62,7 @@ def test_the_released_model_comes_from_the_hub(tensors, tmp_path):
     assert done.stdout.strip() == str(len(tensors)), done.stderr
 
 
+@pytest.mark.integration
 def test_a_download_that_breaks_off_gets_one_sentence(tmp_path):
     class BreaksOff(Hub):
         content = bytes(1000)
@@ -82,7 +84,7 @@ def test_a_download_that_breaks_off_gets_one_sentence(tmp_path):
 @pytest.mark.parametrize(
     "env",
     [
-        pytest.param({"HF_HUB_OFFLINE": "1"}, id="off"),
+        pytest.param({"HF_HUB_OFFLINE": "1"}, id="off", marks=pytest.mark.integration),
         pytest.param(
             {"HF_ENDPOINT": "http://127.0.0.1:9"}, id="none", marks=pytest.mark.slow
         ),  # the client tries again

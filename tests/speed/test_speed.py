@@ -49,6 +49,7 @@ def test_complete_edits_are_measured_with_presets_too(script, tmp_path):
     assert out.count("edits/s") == 3
 
 
+@pytest.mark.integration
 def test_a_step_in_two_processes(tmp_path):
     rows = compare_allocators(str(ROOT / "configs/tiny.yaml"), 64, ["full"], 1)
     assert [(row.part, row.who) for row in rows] == [
