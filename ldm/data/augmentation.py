@@ -120,6 +120,7 @@ class SharedRandom(random.Random):
 
     def __init__(self, generator: np.random.Generator):
         self.generator = generator
+        super().__init__()
 
     def seed(self, *args: Any, **kwargs: Any) -> None:
         pass

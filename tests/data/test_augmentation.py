@@ -101,7 +101,8 @@ def test_shared_random_is_a_random():
     assert {ours.randint(1, 6) for _ in range(200)} == {1, 2, 3, 4, 5, 6}
     assert sorted(ours.sample(range(20), 20)) == list(range(20))
     assert ours.getrandbits(0) == 0 and max(ours.getrandbits(11) for _ in range(2000)).bit_length() == 11
-    assert isinstance(ours, random.Random)
+    assert isinstance(ours, random.Random) and abs(np.mean([ours.gauss(3, 1) for _ in range(1000)]) - 3) < 0.2
+    assert len({SharedRandom(np.random.default_rng(5)).gauss(0, 1) for _ in range(5)}) == 1
     before = np.random.default_rng(3)
     copied = pickle.loads(pickle.dumps(SharedRandom(before)))
     assert copied.random() == before.random()
