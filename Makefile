@@ -1,11 +1,14 @@
-# make demo: set up and edit an example picture.   make web: the page.   make test: set up and run every test.
+# `make` lists what there is to make. All of it works in the environment .venv, which is set up when it is needed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RELEASED := checkpoints/model.ckpt
 
-.PHONY: demo web test test-slow lint mini mini-table3 clean
+.PHONY: help demo web test test-quick test-slow lint docs mini mini-table3 clean
+
+help:  ## list these targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 $(READY): setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 14) or sys.exit("Python %d.%d does not do: use 3.10 to 3.14, for instance make PYTHON=python3.11" % v)'
@@ -14,7 +17,7 @@ $(READY): setup.py pyproject.toml
 	@touch $@
 
 # With the released model in checkpoints/ the demo edits a photograph, without it pictures of the miniature model's world.
-demo: $(READY)
+demo: $(READY)  ## edit example pictures
 ifneq ($(wildcard $(RELEASED)),)
 	$(BIN)/python scripts/inference.py --image_path examples/image/example_1.jpg --mask_path examples/mask/example_1.png \
 	  --reference_path examples/reference/example_1.jpg --scale 5 --outdir results/demo
@@ -23,33 +26,45 @@ else
 	$(BIN)/python scripts/inference_test_bench.py --config configs/mini/paint_by_example.yaml \
 	  --ckpt pretrained_models/mini.safetensors --bench examples/mini --outdir results/demo --batch_size 12 --grid 12
 	@echo 'Look at results/demo/grid.png: photo, region, reference, edit, in a small world of painted shapes.'
-	@echo 'For edits of photographs put the released model at $(RELEASED) (README.md, "The model") and run make demo again.'
+	@echo 'For edits of photographs put the released model at $(RELEASED) (docs/checkpoints.md) and run make demo again.'
 endif
 
 # The web page, with the released model if it is in checkpoints/, else with the miniature one.
-web: $(READY)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[web]'
+web: $(READY)  ## edit in the browser
 	$(BIN)/python scripts/demo.py
 
-lint: $(READY)
+lint: $(READY)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
-# Two tests at a time, a core each, those of a file one after the other: they share what takes long to make.
-test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# Two tests run at a time, on a core each. The tests of a file run one after the other: they share what takes long to make.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+test: lint  ## style, types and all tests but the slow ones, in about ten minutes
+	$(PYTEST)
 
-test-slow: lint
+test-quick: $(READY)  ## unit and golden tests, in under two minutes
+	$(PYTEST) -m 'unit or golden'
+
+test-slow: lint  ## the slow tests: gigabytes, and half an hour
 	$(BIN)/python -m pytest -m slow
 
-clean:
-	rm -rf $(VENV) *.egg-info
+# With an environment of its own: docstrings are read without importing PyTorch.
+DOCS_TOOLS := 'mkdocs-material>=9.5' 'mkdocstrings[python]>=0.27' 'ruff>=0.8'
+docs:  ## build the site of docs/ in site/, strictly
+	@[ -x .venv-docs/bin/mkdocs ] || { $(PYTHON) -m venv .venv-docs && \
+	  .venv-docs/bin/python -m pip install --disable-pip-version-check --quiet $(DOCS_TOOLS); }
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --quiet
+	@echo 'Look at site/index.html.'
+
+clean:  ## remove the environments and what was built
+	rm -rf $(VENV) .venv-docs site *.egg-info build dist .mypy_cache .pytest_cache .ruff_cache
 
 # The miniature model from nothing: its world, CLIP, autoencoder, prior, and Paint by Example on them, in logs/mini. What
 # is trained already is not trained again; what was stopped goes on.
 train = if [ -f logs/mini/$(1)/checkpoints/last.ckpt ]; then $(BIN)/python main.py -r logs/mini/$(1); \
   else $(BIN)/python main.py --project logs/mini/$(1) --base $(2) $(3); fi
-mini: $(READY)
+mini: $(READY)  ## train the miniature model from nothing
 	[ -d dataset/miniworld ] || $(BIN)/python scripts/make_miniworld.py
 	[ -f dataset/miniworld/bbox/train.parquet ] || $(BIN)/python scripts/read_bbox.py --dataset_dir dataset/miniworld
 	$(call train,first_stage,configs/mini/first_stage.yaml)
@@ -74,7 +89,7 @@ define row
 	  --ckpt logs/mini/table3/$(1)-$(2)/model.safetensors --bare --name $(1)-$(2) --scales $(3) \
 	  --clip logs/mini/clip/clip.safetensors --oracle logs/mini/mini_oracle.safetensors --outdir logs/mini/table
 endef
-mini-table3: $(READY)
+mini-table3: $(READY)  ## train and score the paper's Table 3 in the small world
 	$(call row,baseline,23,1)
 	$(call row,prior,23,1)
 	$(call row,augmentation,23,1)

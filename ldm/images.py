@@ -198,10 +198,11 @@ def upright_mask(mask: Image.Image, image: Image.Image) -> Image.Image:
             f"{upright.height}, shapes that do not fit; paint the mask over this image"
         )
     white = _opaque(turned, "black").convert("L")
-    if white.getextrema()[1] < 128:
+    brightest = int(np.asarray(white).max())
+    if brightest < 128:
         raise UserError(
             f"{name_of(mask, 'mask')}: has nothing to paint; make the region white (255) on black"
-            f" (its brightest is {white.getextrema()[1]})"
+            f" (its brightest is {brightest})"
         )
     return white
 

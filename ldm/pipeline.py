@@ -34,9 +34,9 @@ from ldm.editing.references import References, fit_reference
 from ldm.editing.regions import Region
 from ldm.editing.safety import SafetyChecker
 from ldm.editing.window import PlacedWindow
-from ldm.fast.networks import Networks, check_networks, precision_on
+from ldm.fast.networks import Networks, check_network_options, choose_precision
 from ldm.images import upright_mask, upright_rgb
-from ldm.models.diffusion.conditioning import inpaint_channels, latent_of, reference_token, unconditional_token
+from ldm.models.diffusion.conditioning import encode_to_latent, inpaint_channels, reference_token, unconditional_token
 from ldm.models.diffusion.denoiser import blended_eps, guided_eps
 from ldm.models.diffusion.sampling import Callback, Step, sample
 from ldm.util import UserError, group_into_batches
@@ -74,7 +74,7 @@ class PaintByExample:
     ):
         self.model = model
         self.device = offload or next(model.parameters()).device
-        self.precision = precision_on(self.device, precision)
+        self.precision = choose_precision(self.device, precision)
         self.networks = Networks(model, self.precision, fast, compiled, offload)
         self.decoder: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
         self.safety_checker: Callable[[Tensor], Tensor] | None = None
@@ -105,7 +105,7 @@ class PaintByExample:
         """Raises UserError: a file that is missing or damaged, choices that do not go together, memory that is full."""
         device = pick_device(loading.device)
         # Cheap checks come before gigabytes are read.
-        check_networks(device, precision_on(device, loading.precision), loading.fast, loading.compiled)
+        check_network_options(device, choose_precision(device, loading.precision), loading.fast, loading.compiled)
         adapter = None if loading.lora is None else read_adapter(loading.lora)
         home, checker = "cpu" if loading.offload else device, None
         if loading.safety_checker is not None:
@@ -215,7 +215,7 @@ class PaintByExample:
         uncond = unconditional_token(self.networks, batch)
         source = None
         if sampling.strength < 1 or sampling.blend_latents:
-            source = latent_of(self.networks, image, torch.zeros_like(x))  # the posterior's mean
+            source = encode_to_latent(self.networks, image, torch.zeros_like(x))  # the posterior's mean
 
         denoiser = functools.partial(self.networks.denoiser, refresh=sampling.refresh)
         eps = guided_eps(denoiser, inpaint, context, uncond, sampling.scale, sampling.interval)
@@ -223,7 +223,7 @@ class PaintByExample:
             eps = blended_eps(eps, source, inpaint[:, -1:], self.model.schedule)
         with (
             tqdm(desc=sampling.sampler, total=sampling.steps, unit="step", disable=not progress) as bar,
-            self.networks.unet_at_work(),
+            self.networks.unet_on_device(),
         ):
 
             def on_step(step: Step) -> None:

@@ -85,24 +85,23 @@ def instantiate_from_config(config: Any, kind: type = object) -> Any:
 def load_config(config: str | os.PathLike | DictConfig | dict) -> DictConfig:
     """A YAML file, or a config already read, as an OmegaConf node with a `model` in it. The path may also be that
     of a config that comes with the project."""
+    path: str | Path = "given"
+    node: Any = OmegaConf.create(config) if isinstance(config, dict) else config
     if isinstance(config, (str, os.PathLike)):
         path = own_or_shipped(config)
         try:
-            config = OmegaConf.load(path)
+            node = OmegaConf.load(path)
         except OSError as error:
             raise UserError(f"config {path}: cannot be read ({error.strerror}); name a YAML file") from error
         except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException, RecursionError) as error:
             raise UserError(f"config {path}: not a valid YAML file ({' '.join(str(error).split())})") from error
-    else:
-        path = "given"
-        config = OmegaConf.create(config) if isinstance(config, dict) else config
     try:
-        fits = isinstance(config["model"], DictConfig)
+        fits = isinstance(node["model"], DictConfig)
     except (OmegaConfBaseException, TypeError):
         fits = False
     if not fits:
         raise UserError(f"config {path}: has no 'model'; give one such as configs/v1.yaml")
-    return config
+    return node
 
 
 def listing(names: Iterable[str], most: int = 3) -> str:

@@ -1,4 +1,4 @@
-"""Draw the README's pictures of editing, with the miniature model in its world of painted shapes.
+"""Draw the pictures of docs/editing.md, with the miniature model in its world of painted shapes.
 
     python scripts/editing_figures.py
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import os
-import re
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -21,6 +18,20 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).resolve().parent / "golden"
+INTEGRATION = {"script", "demo", "edit", "tiny"}  # fixtures of tests that run commands, servers or whole edits
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test is one of slow, integration, golden, unit: the first two are marked where they are not recognised by
+    their fixtures, golden ones compare with tests/golden, unit are all others."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if item.get_closest_marker("slow") or item.get_closest_marker("integration"):
+            continue
+        kind = (
+            "integration" if fixtures & INTEGRATION else "golden" if fixtures & {"golden", "golden_config"} else "unit"
+        )
+        item.add_marker(kind)
 
 
 class Golden:
@@ -126,37 +137,6 @@ def edit(tiny):
     from ldm.pipeline import PaintByExample
 
     return PaintByExample.load(ROOT / "configs/tiny.yaml", tiny, device="cpu")
-
-
-class Demo(NamedTuple):
-    """scripts/demo.py as a process."""
-
-    url: str
-    pid: int
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """The web page with the miniature model, a process of its own; SIGTERM ends it, and quickly."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "GRADIO_TEMP_DIR": str(tmp_path_factory.mktemp("gradio")), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "scripts/demo.py", "--port", str(port), "--device", "cpu"]
-    command += ["--config", "configs/mini/paint_by_example.yaml", "--ckpt", "pretrained_models/mini.safetensors"]
-    log = tmp_path_factory.mktemp("log") / "stderr"
-    with (
-        open(log, "w") as errors,
-        subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
-        ) as process,
-    ):
-        address = re.search(r"http://\S+/", process.stdout.readline())
-        assert address, log.read_text()
-        yield Demo(address[0], process.pid)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 143
-    assert "Traceback" not in log.read_text(), log.read_text()
 
 
 @pytest.fixture(scope="session")

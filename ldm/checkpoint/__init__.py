@@ -1,10 +1,11 @@
-"""Checkpoints, in and out. Reading one never runs code from it.
+"""Reading and writing checkpoints. Reading one never runs code from it.
 
 load.py       any format -> tensors under the published names -> a LatentDiffusion, strictly
 files.py      one file -> its tensors
-diffusers.py  published names <-> diffusers' names, as tables
+names.py      published names <-> diffusers' names, as tables
+diffusers.py  diffusers' folders, both ways
 surgery.py    4 -> 9 input channels, A + (B - C), half precision
-locate.py     which model where none is named
+locate.py     which model is used if none is named
 lora.py       adapters: their files, and merging them into a model
 """
 

@@ -1,6 +1,6 @@
-"""One file of weights, of any format -> its tensors, without running code from it.
+"""Reads one file of weights, of any format, without running code from it.
 
-Pickled files are read by an unpickler of our own and not by torch.load, which also runs TorchScript programs."""
+Pickled files are read by an unpickler of our own, since torch.load also runs TorchScript programs."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ from ldm.util import UserError
 StateDict = dict[str, Tensor]
 
 
-class Inert:
-    """Stands for every object of a pickle that nothing here knows: takes anything, does nothing."""
+class UnknownObject:
+    """Replaces every object of a pickle whose class is not on the unpickler's list: it accepts any call and does
+    nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         pass
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Inert:
+    def __call__(self, *args: Any, **kwargs: Any) -> UnknownObject:
         return self
 
     def ignore(self, *args: Any, **kwargs: Any) -> None:
@@ -38,14 +39,14 @@ class Inert:
     __setstate__ = __setitem__ = append = extend = add = ignore
 
 
-class _ScriptModule(Inert):
-    """Stands for a module of a TorchScript archive, of which only the attributes are taken: tensors, more modules."""
+class _ScriptModule(UnknownObject):
+    """Replaces a module of a TorchScript archive. Only its attributes are used: tensors and further modules."""
 
     def __setstate__(self, state: Any) -> None:
         self.attributes = state
 
     def state_dict(self, prefix: str = "") -> StateDict:
-        attributes, self.attributes = self.attributes, {}  # a module that many others share is taken once
+        attributes, self.attributes = self.attributes, {}  # a shared module is visited once
         found = {}
         for name, value in attributes.items():
             if isinstance(value, Tensor):
@@ -55,8 +56,9 @@ class _ScriptModule(Inert):
         return found
 
 
-class Unalterable:
-    """Base of what a pickle may get hold of: one without attributes, and its BUILD instruction does nothing."""
+class Immutable:
+    """Base class of the objects that a pickle receives. They have no attributes, and pickle's BUILD instruction, which
+    sets attributes, does nothing to them."""
 
     __slots__ = ()
 
@@ -64,11 +66,11 @@ class Unalterable:
         pass
 
 
-class _RebuildTensor(Unalterable):
-    """torch._utils._rebuild_tensor and _rebuild_tensor_v2: a view of a (dtype, storage)."""
+class _RebuildTensor(Immutable):
+    """torch._utils._rebuild_tensor and _rebuild_tensor_v2: a tensor that views a (dtype, storage)."""
 
     def __call__(self, source: Any, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any) -> Any:
-        if isinstance(source, Inert):
+        if isinstance(source, UnknownObject):
             return source
         dtype, storage = source
         span = offset + 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if all(size) else 0
@@ -77,15 +79,15 @@ class _RebuildTensor(Unalterable):
         return torch.empty(0, dtype=dtype).set_(storage, offset, tuple(size), tuple(stride))
 
 
-class _RebuildParameter(Unalterable):
-    """torch._utils._rebuild_parameter: its tensor."""
+class _RebuildParameter(Immutable):
+    """torch._utils._rebuild_parameter: the parameter's tensor."""
 
     def __call__(self, data: Tensor, *_: Any) -> Tensor:
         return data
 
 
-class _StorageType(str, Unalterable):
-    """Name of a torch storage class."""
+class _StorageType(str, Immutable):
+    """The name of one of torch's storage classes."""
 
     __slots__ = ()
 
@@ -105,10 +107,10 @@ STORAGE_DTYPES = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Tensors and plain containers of a pickle. Knows the few names below; every other, os.system or Lightning's
-    classes, becomes Inert. No module is imported and no function of the file's choice is called.
+    """Loads tensors and plain containers. Only the names in find_class are resolved; every other name, be it os.system
+    or one of Lightning's classes, becomes an UnknownObject. The file can neither import a module nor call a function.
 
-    storage(key, nbytes) gives the bytes behind a tensor."""
+    storage(key, nbytes) returns the bytes behind a tensor."""
 
     def __init__(self, file: Any, storage: Callable[[str, int], torch.UntypedStorage]):
         super().__init__(file, encoding="utf-8")
@@ -125,18 +127,19 @@ class _Unpickler(pickle.Unpickler):
             return _StorageType(name)
         if module.split(".")[0] == "__torch__":
             return _ScriptModule
-        return Inert
+        return UnknownObject
 
     def persistent_load(self, pid: Any) -> Any:
         _, kind, key, _, numel, *_ = pid  # ("storage", class, key, device, elements)
         if kind not in STORAGE_DTYPES:
-            return Inert()
+            return UnknownObject()
         dtype = STORAGE_DTYPES[kind]
         return dtype, self.storage(str(key), numel * dtype.itemsize)
 
 
 def _read_zip(path: Path) -> Any:
-    """What torch.save writes since 1.6: a zip of data.pkl and a record for every storage, here memory-mapped."""
+    """The format of torch.save since 1.6: a zip with data.pkl and one record for each storage. Storages are
+    memory-mapped."""
     mapped = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
     with zipfile.ZipFile(path) as archive:
         folder = next(name for name in archive.namelist() if name.endswith("data.pkl")).removesuffix("data.pkl")
@@ -145,11 +148,11 @@ def _read_zip(path: Path) -> Any:
         def storage(key: str, nbytes: int) -> torch.UntypedStorage:
             record = archive.getinfo(f"{folder}data/{key}")
             if record.file_size < nbytes:
-                raise ValueError("a storage is shorter than it says")
-            with archive.open(record) as file:  # checks the record's own header
+                raise ValueError("a storage is shorter than declared")
+            with archive.open(record) as file:  # checks the record's local header
                 if record.compress_type != zipfile.ZIP_STORED:
                     return torch.frombuffer(bytearray(file.read()), dtype=torch.uint8).untyped_storage()
-            archive.fp.seek(record.header_offset + 26)  # a zip record: 30 bytes, its name, extra bytes, the content
+            archive.fp.seek(record.header_offset + 26)  # a zip record: 30 bytes, name, extra field, content
             name, extra = struct.unpack("<HH", archive.fp.read(4))
             start = record.header_offset + 30 + name + extra
             return mapped[start : start + record.file_size]
@@ -159,8 +162,8 @@ def _read_zip(path: Path) -> Any:
 
 
 def _read_legacy(path: Path) -> Any:
-    """What torch.save wrote before 1.6: pickles of a magic number, a version, the system and the object, then the keys
-    of its storages and, in their order, length and bytes of each."""
+    """The format of torch.save before 1.6: pickles of a magic number, a version, system information, the object and the
+    keys of its storages, then the length and the bytes of each storage in that order."""
     storages: dict[str, torch.UntypedStorage] = {}
 
     def storage(key: str, nbytes: int) -> torch.UntypedStorage:
@@ -171,9 +174,9 @@ def _read_legacy(path: Path) -> Any:
     with open(path, "rb") as file:
         *_, content, keys = (_Unpickler(file, storage).load() for _ in range(5))
         if set(map(str, keys)) != set(storages):
-            raise ValueError("the storages are not those that the tensors name")
+            raise ValueError("the storages and the tensors do not match")
         for key in keys:
-            file.seek(8, os.SEEK_CUR)  # the length, which is known
+            file.seek(8, os.SEEK_CUR)  # skips the length, which is known
             data = torch.empty(0, dtype=torch.uint8).set_(storages[str(key)]).numpy()
             if file.readinto(data) != data.nbytes:
                 raise ValueError("the file ends within a storage")
@@ -181,7 +184,7 @@ def _read_legacy(path: Path) -> Any:
 
 
 def _state_dict(content: Any) -> StateDict:
-    """The tensors of a Lightning checkpoint, of a bare state dict, or of a TorchScript module."""
+    """Finds the tensors in a Lightning checkpoint, a bare state dict or a TorchScript module."""
     if isinstance(content, _ScriptModule):
         return content.state_dict()
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
@@ -192,38 +195,39 @@ def _state_dict(content: Any) -> StateDict:
 
 
 def read_file(path: Path) -> StateDict:
-    """One file of weights -> its tensors, memory-mapped, names as they are.
+    """Reads a file's tensors, memory-mapped, under the names in the file.
 
-    Raises UserError, one sentence, for whatever is wrong with the file."""
+    Raises UserError: the file is missing, damaged, of another format or without tensors."""
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
             start = file.read(64)
     except OSError as error:
-        raise UserError(f"checkpoint {path}: cannot be read ({error.strerror}); check the path") from error
+        raise UserError(f"checkpoint {path} cannot be read ({error.strerror}): check the path") from error
     try:
-        if start[8:9] == b"{":  # after the length of its header
+        if start[8:9] == b"{":  # safetensors: 8 bytes of length, then JSON
             tensors = load_file(path)
         elif start[:2] == b"PK":
             tensors = _state_dict(_read_zip(path))
         elif start[:1] == b"\x80":
             tensors = _state_dict(_read_legacy(path))
         else:
-            raise UserError(f"checkpoint {path}: {_what_else(start)}")
+            raise UserError(f"checkpoint {path} {_describe_other_file(start)}")
     except UserError:
         raise
-    except Exception as error:  # whatever a hostile or damaged file makes Python raise
-        raise UserError(f"checkpoint {path}: is truncated or damaged ({size} bytes); download it again") from error
+    except Exception as error:  # a hostile or damaged file can make Python raise anything
+        raise UserError(f"checkpoint {path} is truncated or damaged ({size} bytes): download it again") from error
     if not tensors:
-        raise UserError(f"checkpoint {path}: holds no tensors; name a file of model weights")
+        raise UserError(f"checkpoint {path} has no tensors: use a file of model weights")
     return tensors
 
 
-def _what_else(start: bytes) -> str:
+def _describe_other_file(start: bytes) -> str:
+    """What a file of no known format is, from its first bytes, and the cure."""
     if not start:
-        return "is empty; download it again"
+        return "is empty: download it again"
     if start.lstrip()[:1] == b"<":
-        return "is a web page, not a checkpoint; download the file itself"
+        return "is a web page, not a checkpoint: download the file itself"
     if start.startswith(b"version https://git-lfs"):
-        return "is a git-lfs pointer; fetch the file itself with `git lfs pull`"
-    return "is neither a .ckpt nor a .safetensors file; name one"
+        return "is a git-lfs pointer: fetch the file itself with `git lfs pull`"
+    return "is neither a .ckpt nor a .safetensors file: use one of these"

@@ -1,170 +1,192 @@
-"""Checkpoints, in and out. Reading one never runs code from it.
+"""Reads checkpoints of any format, loads them into a model, and writes them.
 
 Inside this project a checkpoint is a dict of tensors under the *published names*, those of the released model.ckpt and
-of Stable Diffusion's sd-v1-4.ckpt. Files are recognised by content:
+of Stable Diffusion's sd-v1-4.ckpt. Formats are recognised by a file's content, not its name:
 
-| format             | read                                                | written                       |
-|--------------------|-----------------------------------------------------|-------------------------------|
-| .ckpt .pt .pth     | pickled by torch.save, Lightning's with all they hold | {"state_dict": tensors}     |
-| .safetensors       | published names                                     | published names (the default) |
-| diffusers folder   | Paint-by-Example and Stable Diffusion v1 layouts    | the same                      |
+| format           | read                                                 | written                         |
+|------------------|------------------------------------------------------|---------------------------------|
+| .ckpt .pt .pth   | pickled by torch.save, complete Lightning files too  | {"state_dict": tensors}         |
+| .safetensors     | published names                                      | published names (the default)   |
+| diffusers folder | Paint by Example and Stable Diffusion v1             | the same                        |
 
-Tensors are memory-mapped: what is not used is not read. How a file is read is in files.py, how names map to
-diffusers' in diffusers.py; others read models through this module alone."""
+Tensors are memory-mapped, so tensors that are not used are not read from the disk. Reading a checkpoint never runs code
+from it (files.py)."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
+from omegaconf import DictConfig
 from safetensors.torch import save_file
+from torch import nn
 
-from ldm.checkpoint.diffusers import CLIP, MAPPER, UNET, VAE, read_diffusers, to_diffusers
+from ldm.checkpoint.diffusers import read_diffusers, to_diffusers
 from ldm.checkpoint.files import StateDict, read_file
 from ldm.checkpoint.locate import DEFAULT_CONFIG
+from ldm.checkpoint.names import CLIP, EMA, FIRST_CONV, MAPPER, POSITION_IDS, TEACHER, UNET, VAE
 from ldm.files import staging
 from ldm.models.diffusion.schedule import BUFFERS
-from ldm.util import UserError, instantiate_from_config, listing, load_config, own_or_shipped
+from ldm.util import UserError, instantiate_from_config, listing, load_config
 
-EMA = "model_ema."
-TEACHER = "teacher."  # what a run of distillation keeps beside its model
-FIRST_CONV = UNET + "input_blocks.0.0.weight"
-DERIVED = {*BUFFERS, CLIP + "embeddings.position_ids"}  # entries that follow from the config
+if TYPE_CHECKING:
+    from ldm.models.diffusion.ddpm import LatentDiffusion
+
+Config = str | os.PathLike | DictConfig | dict
+DERIVED = {*BUFFERS, POSITION_IDS}  # tensors that follow from the config
+SCHEDULE_TOLERANCE = 5e-3  # a bfloat16 file's rounding of alphas_cumprod
+MAX_PROBLEMS = 4  # listed in one message
 
 
 def read_checkpoint(path: str | os.PathLike, ema: bool = False) -> StateDict:
-    """A checkpoint of any format -> tensors under the published names, on the CPU, memory-mapped.
+    """Reads a checkpoint of any format: tensors under the published names, on the CPU, memory-mapped.
 
-    Averaged weights that a file carries beside the trained ones (model_ema.*) are left out; with `ema` they take the
-    place of the trained ones. A teacher's (teacher.*) are left out, too. Raises UserError: missing, truncated, not a
-    checkpoint, no averaged weights."""
-    path = own_or_shipped(path)
+    Averaged weights beside the trained ones (model_ema.*) are left out; with `ema` they replace the trained ones. The
+    weights of a teacher (teacher.*) are left out. Raises UserError: missing, truncated, not a checkpoint, no averaged
+    weights."""
+    path = Path(path)
     try:
         tensors = read_diffusers(path) if path.is_dir() else read_file(path)
     except OSError as error:
-        raise UserError(f"checkpoint {path}: cannot be read ({error.strerror}); check the path") from error
+        raise UserError(f"checkpoint {path} cannot be read ({error.strerror}): check the path") from error
     except (RuntimeError, TypeError, IndexError) as error:  # tensors of shapes that cannot be translated
-        raise UserError(f"checkpoint {path}: is damaged ({str(error).splitlines()[0]}); download it again") from error
+        raise UserError(f"checkpoint {path} is damaged ({str(error).splitlines()[0]}): download it again") from error
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(TEACHER)}
     averaged = {name: tensors.pop(name) for name in list(tensors) if name.startswith(EMA)}
     if ema:
-        # the average of model.diffusion_model.a.b is kept as model_ema.diffusion_modelab
-        places = {EMA + name.removeprefix("model.").replace(".", ""): name for name in tensors if name.startswith(UNET)}
-        absent = [place for place in places if place not in averaged]
-        if absent:
-            raise UserError(f"checkpoint {path}: lacks averaged weights for {listing(absent)}; read it without --ema")
-        tensors |= {name: averaged[place] for place, name in places.items()}
-    return with_constants(tensors)
+        # the average of model.diffusion_model.a.b is stored as model_ema.diffusion_modelab
+        stored = {EMA + name.removeprefix("model.").replace(".", ""): name for name in tensors if name.startswith(UNET)}
+        if missing := [name for name in stored if name not in averaged]:
+            raise UserError(f"checkpoint {path} lacks averaged weights for {listing(missing)}: read it without --ema")
+        tensors |= {name: averaged[average] for average, name in stored.items()}
+    return add_position_ids(tensors)
 
 
-def with_constants(tensors: StateDict) -> StateDict:
-    """Add position_ids, a constant that the published file holds and later transformers do not, to an image tower."""
+def add_position_ids(tensors: StateDict) -> StateDict:
+    """Adds the image tower's position_ids, a constant in published checkpoints that later transformers do not store."""
     positions = tensors.get(CLIP + "embeddings.position_embedding.weight")
     if positions is not None and positions.ndim == 2:
-        tensors.setdefault(CLIP + "embeddings.position_ids", torch.arange(len(positions))[None])
+        tensors.setdefault(POSITION_IDS, torch.arange(len(positions))[None])
     return tensors
 
 
-def load_weights(model, tensors: StateDict, source: object = "checkpoint") -> None:
-    """Put tensors under the published names into a LatentDiffusion, as float32, without copying float32 ones.
+def load_weights(model: LatentDiffusion, tensors: StateDict, source: object = "checkpoint") -> None:
+    """Loads tensors under the published names as float32, strictly; float32 tensors are not copied.
 
-    Strict: raises UserError naming what is missing, left over or of another shape. The schedule follows from the
-    config; the file's must agree with it, if it has one."""
-    given = {name: t for name, t in tensors.items() if name not in DERIVED}
-    _check_fit(_weight_shapes(model), given, source)
+    The noise schedule follows from the config, and a schedule in the checkpoint must agree with it. source: the
+    checkpoint's name in messages. Raises UserError naming what is missing, unexpected or of another shape."""
+    weights = {name: t for name, t in tensors.items() if name not in DERIVED}
+    _require_fit(_weight_shapes(model), weights, source)
     own = model.alphas_cumprod.cpu()
     alphas = tensors.get("alphas_cumprod", own).float()
-    if alphas.shape != own.shape or not torch.allclose(alphas, own, atol=5e-3):  # bfloat16 files keep it to that
-        raise UserError(f"{source} has another noise schedule than the config: correct timesteps, linear_start/_end")
+    if alphas.shape != own.shape or not torch.allclose(alphas, own, atol=SCHEDULE_TOLERANCE):
+        raise UserError(
+            f"{source} has another noise schedule than the config: correct timesteps, linear_start and linear_end"
+        )
+    model.load_state_dict({name: t.float() for name, t in weights.items()}, strict=False, assign=True)
 
-    weights = {name: t.float() for name, t in given.items()}
-    model.load_state_dict(weights, strict=False, assign=True)
 
-
-def _weight_shapes(model) -> dict[str, tuple[int, ...]]:
+def _weight_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(t.shape) for name, t in model.state_dict().items() if name not in DERIVED}
 
 
-def _check_fit(expected: Mapping[str, tuple[int, ...]], given: StateDict, source: object) -> None:
-    """Raise UserError naming what of the expected {name: shape} is missing, left over, of another shape, no float."""
+def _require_fit(expected: Mapping[str, tuple[int, ...]], given: StateDict, source: object) -> None:
+    """expected: {name: shape}. Raises UserError naming missing and unexpected tensors, and those of another shape or
+    not of floats."""
     problems = []
     if missing := expected.keys() - given.keys():
         problems.append(f"it lacks {listing(missing)}")
-    if extra := given.keys() - expected.keys():
-        problems.append(f"it has in excess {listing(extra)}")
+    if unexpected := given.keys() - expected.keys():
+        problems.append(f"it has {listing(unexpected)} too many")
     for name in sorted(expected.keys() & given.keys()):
         if tuple(given[name].shape) != expected[name]:
-            problems.append(f"{name} is {tuple(given[name].shape)} and not {expected[name]}")
+            problems.append(f"{name} is {tuple(given[name].shape)} instead of {expected[name]}")
         elif not given[name].is_floating_point():
-            problems.append(f"{name} is {given[name].dtype} and not a float")
+            problems.append(f"{name} is {given[name].dtype} instead of float")
     if problems:
-        more = f" (and {len(problems) - 4} more)" if len(problems) > 4 else ""
-        cure = "give the one that it was made with (--config)"
+        more = f", and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else ""
+        cure = "give the config that it was made with (--config)"
         if FIRST_CONV in given and given[FIRST_CONV].ndim == 4 and given[FIRST_CONV].shape[1] == 4:
-            cure = "it is a Stable Diffusion model of 4 input channels, see scripts/modify_checkpoints.py"
-        raise UserError(f"{source} does not fit the config; {cure}: {'; '.join(problems[:4])}{more}")
+            cure = "it is a Stable Diffusion model with 4 input channels, so widen it by scripts/modify_checkpoints.py"
+        raise UserError(f"{source} does not fit the config ({'; '.join(problems[:MAX_PROBLEMS])}{more}): {cure}")
 
 
-def load_model(config: Any, path: str | os.PathLike, device: str | torch.device = "cpu"):
-    """config (a path or an OmegaConf node) and a checkpoint of any format -> LatentDiffusion on `device`, eval mode.
+def load_model(config: Config, path: str | os.PathLike, device: str | torch.device = "cpu") -> LatentDiffusion:
+    """Builds the config's model with the weights of a checkpoint of any format, on `device`, in eval mode.
 
-    The model is built without memory of its own and takes over the file's, so that a float32 file costs its size
-    once. Raises UserError as read_checkpoint and load_weights do."""
+    config: a path or an OmegaConf node. The model takes over the file's memory, so a float32 file costs its size once.
+    Raises UserError as read_checkpoint and load_weights do."""
     model = empty_model(config)
     load_weights(model, read_checkpoint(path), f"checkpoint {path}")
     return model.to(device).eval()
 
 
-def empty_model(config: Any):
-    """The config's LatentDiffusion with weights that take no memory (on torch's meta device)."""
+def empty_model(config: Config) -> LatentDiffusion:
+    """The config's model without memory for its weights (on torch's meta device)."""
     config = load_config(config)
     with torch.device("meta"):
-        model = instantiate_from_config(config["model"], torch.nn.Module)
+        model = instantiate_from_config(config["model"], nn.Module)
     if not hasattr(model, "learnable_vector"):
-        raise UserError(f"config: target {config['model']['target']!r} is no Paint by Example; see configs/v1.yaml")
+        raise UserError(
+            f"config: target {config['model']['target']!r} is not a Paint by Example model: see configs/v1.yaml"
+        )
     return model
 
 
-def write_checkpoint(tensors: StateDict, path: str | os.PathLike, config: Any = DEFAULT_CONFIG) -> None:
-    """Tensors under the published names -> .safetensors, .ckpt (also .pt, .pth), or, for a path without such a
-    suffix, a diffusers folder, which must not exist yet. A failure leaves what was there before.
+def random_model(config: Config, device: str | torch.device = "cpu", seed: int = 0) -> LatentDiffusion:
+    """The config's model with random weights, none of them zero, in eval mode: for tests and measurements."""
+    torch.manual_seed(seed)
+    with torch.device(device):
+        model = instantiate_from_config(load_config(config)["model"], nn.Module)
+    for parameter in model.parameters():
+        if not parameter.any():  # parameters that start as zero would hide most of the network
+            nn.init.normal_(parameter, std=0.02)
+    return model.to(device).eval().requires_grad_(False)
 
-    config: for a folder, what the tensors do not tell: heads, scale_factor, the CLIP tower's settings."""
+
+def write_checkpoint(tensors: StateDict, path: str | os.PathLike, config: Config = DEFAULT_CONFIG) -> None:
+    """Writes tensors under the published names atomically: a failure leaves earlier files as they were.
+
+    path: .safetensors, .ckpt (.pt, .pth), or, without such a suffix, a diffusers folder, which must not exist yet.
+    config: for a folder, gives what tensors do not show: heads, scale_factor, the CLIP tower's settings. Raises
+    UserError: an unknown suffix, a folder that exists, tensors that do not fit the config, a full disk."""
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix in (".safetensors", ".ckpt", ".pt", ".pth"):
         if path.is_dir():
-            raise UserError(f"{path}: is a folder; name a file")
+            raise UserError(f"{path} is a folder: name a file")
         with staging(path.parent) as folder:
             if suffix == ".safetensors":
                 save_file({name: t.contiguous() for name, t in tensors.items()}, folder / path.name)
             else:
                 torch.save({"state_dict": tensors}, folder / path.name)
     elif re.fullmatch(r"\.[a-z]+", suffix):
-        raise UserError(f"{path}: no format ends in {suffix}; use .safetensors, .ckpt, or none for a diffusers folder")
+        raise UserError(
+            f"{path} ends in {suffix}, which is not a known format: use .safetensors, .ckpt, or no suffix for a "
+            "diffusers folder"
+        )
     elif path.exists():
-        raise UserError(f"{path}: exists already; remove it, or name a folder that does not exist")
+        raise UserError(f"{path} exists already: remove it or name another folder")
     else:
         model = empty_model(config)
-        given = {name: t for name, t in tensors.items() if name not in DERIVED}
-        expected = _weight_shapes(model)
-        if not any(name.startswith(MAPPER) for name in given):  # Stable Diffusion: what it shares with the config
-            given = {name: t for name, t in given.items() if name.startswith((UNET, VAE))}
-            expected = {name: shape for name, shape in expected.items() if name.startswith((UNET, VAE))}
-        if FIRST_CONV in given:  # of 4 channels or 9
-            expected[FIRST_CONV] = tuple(given[FIRST_CONV].shape)
-        _check_fit(expected, given, "the checkpoint")
-        parts = to_diffusers(tensors, model)
+        _require_fit_of_folder(model, tensors)
+        files = to_diffusers(tensors, model)
         with staging(path.parent) as folder:
-            for name, content in parts.items():
-                file = folder / path.name / name
-                file.parent.mkdir(parents=True, exist_ok=True)
-                if file.suffix == ".json":
-                    file.write_text(json.dumps(content, indent=2) + "\n")
-                else:
-                    save_file({key: t.contiguous() for key, t in content.items()}, file, {"format": "pt"})
+            files.write(folder / path.name)
+
+
+def _require_fit_of_folder(model: LatentDiffusion, tensors: StateDict) -> None:
+    """A folder may also hold Stable Diffusion, of which only the UNet and the autoencoder have to fit the config, and a
+    UNet of any number of input channels."""
+    expected = _weight_shapes(model)
+    given = {name: t for name, t in tensors.items() if name not in DERIVED}
+    if not any(name.startswith(MAPPER) for name in given):
+        given = {name: t for name, t in given.items() if name.startswith((UNET, VAE))}
+        expected = {name: shape for name, shape in expected.items() if name.startswith((UNET, VAE))}
+    if FIRST_CONV in given:
+        expected[FIRST_CONV] = tuple(given[FIRST_CONV].shape)
+    _require_fit(expected, given, "the checkpoint")

@@ -1,21 +1,26 @@
 """The reference: what is around the box, cut from the very picture it will be painted into, and changed enough that the
 model cannot paste it back (Yang et al. 2022, section 3.3).
 
-The published recipe with the parameters that were in effect, as functions of (picture, rng). They are written out here
-because the library they came from (albumentations 0.4.3) gave the same names other meanings in later versions: its
-elastic transform moved three anchor points by up to 50 px and bent the picture by less than OpenCV's interpolation can
-resolve, so it was a random affine map, which is what stands here."""
+The published recipe used albumentations 0.4.3, whose names mean something else in later versions. The functions here
+compute what they meant: the elastic transform moved three anchor points by up to 50 px and bent the picture by less
+than OpenCV's interpolation can resolve, so it is a random affine map. `augmentation.py` makes albumentations transforms
+of them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
+
+from ldm.util import UserError, own_or_shipped
+
+Augmentation = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 SIZE = 224
 P_FLIP, P_ROTATE, P_BLUR, P_AFFINE = 0.5, 0.5, 0.3, 0.3
 ANGLE = 20.0  # degrees, at most
 BLUR_SIZES = (3, 5, 7)  # px
-ANCHORS = np.float32([(186, 186), (186, 38), (38, 38)])  # the middle (112, 112) and 224 // 3 around it
 ANCHOR_SHIFT = 50.0  # px, at most, in x and in y
 
 
@@ -38,24 +43,24 @@ def rotate(picture: np.ndarray, angle: float) -> np.ndarray:
 
 
 def random_affine(picture: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-    """The affine map that moves the three anchors by `shifts` (3,2), in px; (224,224,3) in and out."""
-    return _warp(picture, cv2.getAffineTransform(ANCHORS, ANCHORS + shifts.astype(np.float32)))
+    """The affine map that moves three anchors, a third of the picture from its middle, by `shifts` (3,2), in px."""
+    height, width = picture.shape[:2]
+    x, y, third = width // 2, height // 2, min(height, width) // 3
+    anchors = np.float32([(x + third, y + third), (x + third, y - third), (x - third, y - third)])
+    return _warp(picture, cv2.getAffineTransform(anchors, anchors + shifts.astype(np.float32)))
 
 
-def augment_reference(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(224,224,3) uint8 -> the same size, flipped, rotated, blurred and sheared, each with its own probability."""
-    flipped, rotated, blurred, sheared = rng.random(4) < (P_FLIP, P_ROTATE, P_BLUR, P_AFFINE)
-    angle, blur, shifts = (
-        rng.uniform(-ANGLE, ANGLE),
-        rng.choice(BLUR_SIZES),
-        rng.uniform(-ANCHOR_SHIFT, ANCHOR_SHIFT, (3, 2)),
-    )
-    if flipped:
-        picture = cv2.flip(picture, 1)
-    if rotated:
-        picture = rotate(picture, angle)
-    if blurred:
-        picture = cv2.blur(picture, (int(blur), int(blur)))
-    if sheared:
-        picture = random_affine(picture, shifts)
-    return picture
+def load_augmentation(setting: bool | str) -> Augmentation | None:
+    """setting: true for the published recipe, false for no augmentation, or the path of a file with another
+    albumentations pipeline. The result takes (picture (224,224,3) uint8, rng) and returns a picture of the same shape.
+
+    Raises UserError: a file that cannot be used, albumentations is not installed."""
+    if not isinstance(setting, bool | str):
+        raise UserError(f"reference_augmentation = {setting}: has to be true, false or the path of a pipeline's file")
+    if setting is False:
+        return None
+    from ldm.data import augmentation  # albumentations takes 0.4 s and 40 MB, and only training needs it
+
+    if setting is True:
+        return augmentation.Augmentation(augmentation.published_pipeline())
+    return augmentation.Augmentation(augmentation.load_pipeline(own_or_shipped(setting)))

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from ldm.conventions import image_to_tensor, reference_to_tensor
 from ldm.data.masks import Box, blob, grow, polygon_mask, rectangle_mask, reference_region, window
-from ldm.data.reference import SIZE, augment_reference, resize_reference
+from ldm.data.reference import SIZE, Augmentation, load_augmentation, resize_reference
 from ldm.images import PictureFile
 from ldm.util import UserError
 
@@ -59,13 +60,14 @@ class Sample:
 class Recipe:
     """arbitrary_mask_percent: share (0 to 1) of the masks that are blobs; the others are rectangles. image_size: S, px.
 
-    reference_augmentation, mask_augmentation: the paper's two; without the second, the mask is the box as it is.
+    reference_augmentation: true for the published recipe, false for no augmentation, or the path of a file with another
+    albumentations pipeline. mask_augmentation: if false, the mask is the box itself.
     exact: the published arithmetic, which resizes in floating point. Otherwise 8-bit pixels are resized, which is less
     than a grey level off, and a JPEG at least twice as large as needed is decoded at a half, quarter or eighth."""
 
     arbitrary_mask_percent: float = 0.5
     image_size: int = 512
-    reference_augmentation: bool = True
+    reference_augmentation: bool | str = True
     mask_augmentation: bool = True
     exact: bool = False
 
@@ -74,6 +76,11 @@ class Recipe:
             raise UserError(f"arbitrary_mask_percent = {self.arbitrary_mask_percent}: has to be from 0 to 1")
         if self.image_size < 1:
             raise UserError(f"image_size = {self.image_size}: has to be at least 1 pixel")
+        _ = self.augment  # loaded here, so that worker processes share it and an unusable file stops training at once
+
+    @cached_property
+    def augment(self) -> Augmentation | None:
+        return load_augmentation(self.reference_augmentation)
 
     def sample(self, picture: PictureFile, boxes: np.ndarray, rng: np.random.Generator) -> Sample:
         """boxes: (n,4) int, of which one is drawn. Raises UserError: no box, none in the picture, a damaged picture."""
@@ -103,8 +110,8 @@ class Recipe:
         reduction = 1 if self.exact else self.reduction(plan.window, region)
         pixels = picture.pixels(reduction)
         reference = resize_reference(_cut(pixels, _reduced(region, reduction)))
-        if self.reference_augmentation:
-            reference = augment_reference(reference, rng)
+        if self.augment:
+            reference = self.augment(reference, rng)
         square = _cut(pixels, _reduced(plan.window, reduction))
         image = image_to_tensor(self.resize(square.astype(np.float32) if self.exact else square))
         mask = torch.from_numpy(self.resize(plan.mask(reduction).astype(np.float32)))[None]

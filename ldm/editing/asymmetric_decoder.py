@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.fast.offload import moved
-from ldm.models.autoencoder import OVERLAP, TILE, in_tiles
+from ldm.fast.offload import on_device
+from ldm.models.autoencoder import OVERLAP, TILE, apply_in_tiles
 from ldm.util import UserError
 
 
@@ -65,5 +65,5 @@ class AsymmetricDecoder:
             image, mask = F.pixel_shuffle(around, self.factor).split([3, 1], dim=1)
             return self.autoencoder.decode(latent, image=image, mask=1 - mask).sample  # its mask has 1 = paint
 
-        with moved(z.device, self.autoencoder):
-            return in_tiles(decode, torch.cat([z, photo], dim=1), TILE, OVERLAP, self.factor)
+        with on_device(z.device, self.autoencoder):
+            return apply_in_tiles(decode, torch.cat([z, photo], dim=1), TILE, OVERLAP, self.factor)

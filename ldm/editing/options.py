@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ldm.models.diffusion.presets import preset_of
+from ldm.models.diffusion.presets import resolve_preset
 from ldm.models.diffusion.sampling import check_sampler
 from ldm.util import UserError
 
@@ -78,7 +78,7 @@ class Sampling:
         """By the name of a preset, or else by sampler and steps (50 steps of PLMS where they are not given).
 
         Raises UserError: an unknown preset, a preset together with a sampler or steps, a value out of range."""
-        how = preset_of(preset, sampler, steps)
+        how = resolve_preset(preset, sampler, steps)
         return cls(scale, how.sampler, how.steps, eta, how.interval, how.refresh, strength, blend_latents)
 
 

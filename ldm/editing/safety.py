@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.transforms.functional import resize
 
 from ldm.conventions import normalise_clip
 from ldm.util import UserError, listing
@@ -48,6 +47,8 @@ class SafetyChecker:
     @torch.no_grad()
     def flagged(self, pictures: Tensor) -> list[bool]:
         """For each picture, whether the checker finds it unsafe."""
+        from torchvision.transforms.functional import resize  # it takes a second
+
         pixels = resize((pictures.float().clamp(-1, 1) + 1) / 2, [self.size, self.size], antialias=True)
         device = next(self.network.parameters()).device
         clip_input = torch.stack([normalise_clip(each) for each in pixels.cpu()]).to(device)

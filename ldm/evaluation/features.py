@@ -33,7 +33,7 @@ from ldm.conventions import pixels_to_tensor
 from ldm.files import sha256_of
 from ldm.miniworld.crops import region_to_tensor
 from ldm.miniworld.oracle import Oracle
-from ldm.modules.encoders.clip import clip_of
+from ldm.modules.encoders.clip import build_clip
 from ldm.util import UserError, listing
 
 CLIP = "ViT-B-32-quickgelu"  # OpenAI's weights were trained with this activation, "ViT-B-32" of open_clip has another
@@ -182,7 +182,7 @@ def load_clip(file: str | Path | None = None, device: torch.device | str = "cpu"
     level = root.level
     root.setLevel(logging.ERROR)  # it warns of weights that are not loaded
     try:
-        tower = (clip_of(model) if own else open_clip.create_model(model)).visual
+        tower = (build_clip(model) if own else open_clip.create_model(model)).visual
     finally:
         root.setLevel(level)
     _fill(tower, tensors, "clip", path)

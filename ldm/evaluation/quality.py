@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm.checkpoint.files import Inert, Unalterable
+from ldm.checkpoint.files import Immutable, UnknownObject
 from ldm.files import staging
 from ldm.util import UserError
 
@@ -124,14 +124,14 @@ class Mixture:
             ) from error
 
 
-class _Estimator(Inert):
+class _Estimator(UnknownObject):
     """Stands for scikit-learn's GaussianMixture: what it knew."""
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
 
-class _Kind(Inert):
+class _Kind(UnknownObject):
     """Stands for numpy.dtype: of floating point numbers or whole ones, or none that is known."""
 
     def __init__(self, kind: Any = "", *_: Any):
@@ -146,7 +146,7 @@ class _Kind(Inert):
         return np.frombuffer(data, dtype=self.order + self.kind).reshape(shape, order=order)
 
 
-class _Array(Inert):
+class _Array(UnknownObject):
     """Stands for a numpy array, made by _reconstruct and then filled, or made at once by _frombuffer."""
 
     array: np.ndarray | None = None
@@ -163,7 +163,7 @@ class _FromBuffer(_Array):
         self.array = kind.parse(bytes(data), shape, order)
 
 
-class _Encode(Unalterable):
+class _Encode(Immutable):
     """_codecs.encode: how old protocols write bytes."""
 
     def __call__(self, text: str, *_: Any) -> bytes:
@@ -171,7 +171,8 @@ class _Encode(Unalterable):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the few names below; every other becomes Inert. Nothing is imported or called that the file chooses."""
+    """Resolves only the names below; every other name becomes an UnknownObject. The file can neither import a module
+    nor call a function."""
 
     def __init__(self, file: Any):
         super().__init__(file, encoding="latin-1")
@@ -189,4 +190,4 @@ class _Unpickler(pickle.Unpickler):
             return _Encode()
         if module.startswith("joblib"):
             raise ValueError("joblib wrote it; load it where you trust it and write it anew with pickle.dump")
-        return Inert
+        return UnknownObject

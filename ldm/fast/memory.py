@@ -1,4 +1,4 @@
-"""The memory of a process: how much it has used, and whether it goes back to the system (with glibc)."""
+"""The memory of a process: how glibc, the C library of most Linux systems, returns it, and how much was used."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ import sys
 
 
 def keep_memory() -> None:
-    """Keep freed memory for the next allocations, instead of returning it to the system and getting it back, page by
-    page, in every step. For a process that runs one thing to its end."""
-    _mallopt(M_MMAP_MAX=(-4, 0), M_TRIM_THRESHOLD=(-1, -1))
+    """Freed memory stays with this process and is used for its next allocations. Otherwise large blocks go back to the
+    system and are requested again, page by page, in every step. For a process that runs one job to its end."""
+    _mallopt(-4, 0)  # M_MMAP_MAX
+    _mallopt(-1, -1)  # M_TRIM_THRESHOLD
 
 
 def share_memory() -> None:
-    """Let all threads share one pool of memory. Otherwise each keeps what it frees, which adds up to gigabytes when
-    dozens of threads hold pictures. For a server."""
-    _mallopt(M_ARENA_MAX=(-8, 1))
+    """All threads share one pool of memory. Otherwise each thread keeps what it has freed for itself: gigabytes where
+    dozens of threads handle pictures. For a server."""
+    _mallopt(-8, 1)  # M_ARENA_MAX
 
 
-def _mallopt(**options: tuple[int, int]) -> None:
-    """name = (its number in malloc.h, value); nothing happens with other C libraries than glibc."""
+def _mallopt(option: int, value: int) -> None:
+    """Sets an option of malloc by its number in malloc.h; without glibc nothing changes."""
     with contextlib.suppress(AttributeError, OSError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        for number, value in options.values():
-            mallopt(number, value)
+        ctypes.CDLL(None).mallopt(option, value)
 
 
 def peak_memory() -> str:

@@ -1,4 +1,4 @@
-"""A LatentDiffusion's networks as an edit runs them: in which precision, memory layout and form."""
+"""How an edit runs a LatentDiffusion's networks: in which form, precision and memory layout, on which device."""
 
 from __future__ import annotations
 
@@ -6,68 +6,85 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ldm.fast.offload import moved
-from ldm.fast.region import EVERYWHERE, Everywhere, Rectangle, refreshed_eps
-from ldm.fast.unet import FastUNet, converted, with_phases
-from ldm.models.autoencoder import decode_in_tiles, encode_in_tiles
-from ldm.models.diffusion.denoiser import denoiser_of
+from ldm.fast.convert import convert, replace_upsampling
+from ldm.fast.offload import on_device
+from ldm.fast.onednn import cpu_multiplies_bf16
+from ldm.fast.region import WHOLE_PICTURE, Rectangle, RegionEps, WholePicture
+from ldm.fast.unet import FastUNet, prepare_edit, timestep_shifts
+from ldm.models.autoencoder import AutoencoderKL, decode_in_tiles, encode_in_tiles
+from ldm.models.diffusion.denoiser import make_denoiser
 from ldm.models.diffusion.sampling import Eps
 from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.util import UserError
 
-COMPILED = Path("~/.cache/paint-by-example/compiled")  # kept between runs; TORCHINDUCTOR_CACHE_DIR says otherwise
-ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-FLOAT32 = (  # of the autoencoder: its last layers, and the two 1x1 convolutions
+if TYPE_CHECKING:  # it imports Lightning, which takes two seconds
+    from ldm.models.diffusion.ddpm import LatentDiffusion
+
+COMPILE_CACHE = Path("~/.cache/paint-by-example/compiled")  # TORCHINDUCTOR_CACHE_DIR names another
+ATTENTION_BACKENDS = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+FLOAT32_LAYERS = (  # of the autoencoder: its last layers and the two 1x1 convolutions
     *("encoder.norm_out", "encoder.conv_out", "quant_conv"),
     *("decoder.norm_out", "decoder.conv_out", "post_quant_conv"),
 )
 
 
-def precision_on(device: torch.device, precision: str | None = None) -> str:
-    """What is asked for; None: autocast on CUDA, else full."""
+def choose_precision(device: torch.device, precision: str | None = None) -> str:
+    """The precision that is asked for; by default autocast on CUDA, full elsewhere."""
     return precision or ("autocast" if device.type == "cuda" else "full")
 
 
-def suited(device: torch.device) -> torch.dtype:
-    """The half precision that gains time on a device; float32 on a CPU where none does."""
-    if device.type == "cpu":  # without AVX-512 or the like a convolution in bf16 takes a hundred times as long
-        has = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        return torch.bfloat16 if has else torch.float32
-    ampere = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return torch.bfloat16 if ampere else torch.float16
+def preferred_half_dtype(device: torch.device) -> torch.dtype:
+    """The half precision that is faster on a device; float32 for a CPU on which none is."""
+    if device.type == "cpu":  # one that cannot multiply in bf16 takes a hundred times as long for a convolution in it
+        return torch.bfloat16 if cpu_multiplies_bf16() else torch.float32
+    has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere and later
+    return torch.bfloat16 if has_bf16 else torch.float16
 
 
-def dtype_of(precision: str, device: torch.device) -> torch.dtype:
-    """full: float32; bf16; fp16; autocast: what is suited. Raises UserError."""
-    names = {"full": torch.float32, "autocast": suited(device), "bf16": torch.bfloat16, "fp16": torch.float16}
+def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """full: float32; bf16; fp16; autocast: preferred_half_dtype. Raises UserError."""
+    names = {
+        "full": torch.float32,
+        "autocast": preferred_half_dtype(device),
+        "bf16": torch.bfloat16,
+        "fp16": torch.float16,
+    }
     if precision not in names:
         raise UserError(f"precision {precision!r} is unknown; use one of {', '.join(names)}")
     return names[precision]
 
 
-def check_networks(device: torch.device, precision: str, fast: bool, compiled: bool) -> torch.dtype:
-    """The dtype of a valid request; the arguments of Networks. Raises UserError."""
+def check_network_options(device: torch.device, precision: str, fast: bool, compiled: bool) -> torch.dtype:
+    """The dtype of the precision, if Networks accepts these arguments. Raises UserError."""
     if compiled and not (fast and device.type == "cuda"):
         raise UserError("--compile is for NVIDIA's GPUs, and not with --plain; leave it out")
-    return dtype_of(precision, device)
+    return resolve_dtype(precision, device)
 
 
 class Networks:
-    """Stands in for the model in conditioning.py, under the same names; float32 goes in and comes out.
+    """A model's networks for edits. It stands in for the model in conditioning.py, with the same names; inputs and
+    outputs are float32.
 
-    fast: the same numbers to rounding from less work (modules/diffusionmodules/fast.py), half precision as weights of
-    half precision; else the model's own modules, half precision by autocast in UNet and CLIP. compiled: by
-    torch.compile, for NVIDIA's GPUs. offload: a GPU to which each network moves only while it works, the model being on
-    the CPU; None: all stay where the model is."""
+    fast: networks that compute the same, to rounding, from less work (unet.py, convert.py); half precision means
+        weights in half precision. Otherwise the model's own modules run, half precision by autocast in UNet and CLIP.
+    compiled: by torch.compile; for NVIDIA's GPUs
+    offload: a GPU to which each network moves only while it works, the model being on the CPU; None: all networks stay
+        where the model is"""
 
     def __init__(
         self,
-        model,
+        model: LatentDiffusion,
         precision: str = "full",
         fast: bool = True,
         compiled: bool = False,
@@ -75,30 +92,43 @@ class Networks:
     ):
         self.model = model
         self.device = offload or model.device
-        self.dtype = check_networks(self.device, precision, fast, compiled)
+        self.dtype = check_network_options(self.device, precision, fast, compiled)
         self.fast, self.compiled = fast, compiled
         self.first_stage, self.cond_stage_model = model.first_stage_model, model.cond_stage_model
-        # in float32 on a CPU it gains nothing, loses digits in norms, and weights could not be shared
+        # channels last is no faster in float32 on a CPU, norms lose digits in it, and weights could not be shared
         gains = self.device.type == "cuda" or (self.device.type == "cpu" and self.dtype != torch.float32)
         self.layout = torch.channels_last if fast and gains else torch.contiguous_format
         if fast:
-            assert not hasattr(model.model.diffusion_model, "peft_config"), "layers of peft: merge them, or fast=False"
-            self.unet = FastUNet(model.model.diffusion_model, model.num_timesteps, self.dtype, self.layout)
-            self.shifts = self.unet.table()
-            exact = with_phases(converted(model.first_stage_model), transposed=gains)
-            self.first_stage = converted(exact, self.dtype, self.layout)
-            for name in FLOAT32:
-                self.first_stage.set_submodule(name, exact.get_submodule(name))
-            self.cond_stage_model = converted(model.cond_stage_model, self.dtype)
+            self._build_fast_networks()
         if compiled:
             self._compile()
 
+    def _build_fast_networks(self) -> None:
+        unet = self.model.model.diffusion_model
+        assert not hasattr(unet, "peft_config"), "layers of peft: merge them, or fast=False"
+        self.unet = FastUNet(unet, self.dtype, self.layout)
+        self.shifts = timestep_shifts(unet, self.model.num_timesteps, self.dtype)
+        exact = convert(self.model.first_stage_model)
+        replace_upsampling(exact, transposed=self.layout == torch.channels_last)
+        self.first_stage = convert(exact, self.dtype, self.layout)
+        for name in FLOAT32_LAYERS:
+            self.first_stage.set_submodule(name, exact.get_submodule(name))
+        self.cond_stage_model = convert(self.model.cond_stage_model, self.dtype)
+
+    def _compile(self) -> None:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(COMPILE_CACHE.expanduser()))
+        for network in (self.unet, self.first_stage.encoder, self.first_stage.decoder, self.cond_stage_model):
+            network.compile(mode="reduce-overhead", dynamic=False)
+
+    # ------------------------------------------------------------------------------ in which setting networks run
+
     @contextlib.contextmanager
-    def _kernels(self) -> Iterator[None]:
-        """Which of a GPU's kernels run: cuDNN's attention, on an H200 twice as fast as the default, and those
-        convolutions that a trial finds fastest."""
+    def _fast_kernels(self) -> Iterator[None]:
+        """On a GPU: cuDNN's attention, on an H200 twice as fast as the default, and for each convolution the fastest
+        kernel by trial."""
         if self.fast and self.device.type == "cuda":
-            with sdpa_kernel(ATTENTION, set_priority=True), torch.backends.cudnn.flags(enabled=True, benchmark=True):
+            backends = sdpa_kernel(ATTENTION_BACKENDS, set_priority=True)
+            with backends, torch.backends.cudnn.flags(enabled=True, benchmark=True):
                 yield
         else:
             yield
@@ -107,18 +137,14 @@ class Networks:
         """Half precision of the model's own UNet and CLIP."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    def _at_work(self, *networks: nn.Module) -> contextlib.AbstractContextManager:
-        return contextlib.nullcontext() if self.device == self.model.device else moved(self.device, *networks)
+    def _on_device(self, *networks: nn.Module) -> contextlib.AbstractContextManager[None]:
+        stay = self.device == self.model.device
+        return contextlib.nullcontext() if stay else on_device(self.device, *networks)
 
-    def unet_at_work(self) -> contextlib.AbstractContextManager:
-        """To be around all calls of a denoiser's eps."""
+    def unet_on_device(self) -> contextlib.AbstractContextManager[None]:
+        """All calls of a denoiser's eps belong inside."""
         fast = self.fast and self.cond_stage_model.tokens == 1
-        return self._at_work(self.unet if fast else self.model.model)
-
-    def _compile(self) -> None:
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(COMPILED.expanduser()))
-        for network in (self.unet, self.first_stage.encoder, self.first_stage.decoder, self.cond_stage_model):
-            network.compile(mode="reduce-overhead", dynamic=False)
+        return self._on_device(self.unet if fast else self.model.model)
 
     # ------------------------------------------------------------------------------ what conditioning.py asks for
 
@@ -127,63 +153,68 @@ class Networks:
         return self.model.learnable_vector.to(self.device)
 
     def proj_out(self, learned: Tensor) -> Tensor:
-        with self._at_work(self.model.proj_out):
+        with self._on_device(self.model.proj_out):
             return self.model.proj_out(learned.float())
 
     def get_learned_conditioning(self, reference: Tensor) -> Tensor:
         """(B,3,S,S) -> (B,M,width)."""
         if not self.fast:
-            with self._autocast(), self._at_work(self.cond_stage_model):
+            with self._autocast(), self._on_device(self.cond_stage_model):
                 return self.cond_stage_model.encode(reference)
-        with self._kernels(), self._at_work(self.cond_stage_model):
+        with self._fast_kernels(), self._on_device(self.cond_stage_model):
             return self.cond_stage_model.encode(reference.to(self.dtype))
 
     def encode_first_stage(self, image: Tensor) -> DiagonalGaussianDistribution:
         """(B,3,H,W) in [-1,1] -> posterior over (B,4,h,w), not scaled; large pictures in tiles."""
-        with self._kernels(), self._at_work(self.first_stage):
+        with self._fast_kernels(), self._on_device(self.first_stage):
             return encode_in_tiles(self.first_stage, image.to(memory_format=self.layout))
 
     def get_first_stage_encoding(self, posterior: DiagonalGaussianDistribution, noise: Tensor | None = None) -> Tensor:
         return self.model.get_first_stage_encoding(posterior, noise)
 
     def decode_first_stage(self, z: Tensor) -> Tensor:
-        """Scaled latent (B,4,h,w) -> (B,3,H,W), about [-1,1]; large pictures in tiles."""
+        """Scaled latent (B,4,h,w) -> (B,3,H,W), about [-1,1]; large pictures in tiles. A picture that overflows in half
+        precision is decoded again in float32."""
         z = (z / self.model.scale_factor).to(memory_format=self.layout)
-        own = self.model.first_stage_model  # float32, for what half precision cannot hold
-        for first_stage in (self.first_stage, own):
-            with self._kernels(), self._at_work(first_stage):
-                picture = self._kept(decode_in_tiles(first_stage, z).contiguous())
-            if first_stage is own or self.dtype == torch.float32 or picture.isfinite().all():
-                return picture
+        picture = self._decode(self.first_stage, z)
+        if self.fast and self.dtype != torch.float32 and not picture.isfinite().all():
+            picture = self._decode(self.model.first_stage_model, z)
+        return picture
+
+    def _decode(self, first_stage: AutoencoderKL, z: Tensor) -> Tensor:
+        with self._fast_kernels(), self._on_device(first_stage):
+            return self._copy_if_compiled(decode_in_tiles(first_stage, z).contiguous())
 
     def denoiser(self, inpaint: Tensor, contexts: Tensor, refresh: int = 1) -> Eps:
-        """A denoiser.Denoiser. Contexts of several tokens go through the model's own UNet. refresh: of
-        denoiser.refreshed_eps; 1: all is computed."""
+        """A denoiser.Denoiser. Contexts of several tokens go through the model's own UNet. refresh: of RegionEps; 1:
+        every evaluation computes the whole picture."""
         if not self.fast or contexts.shape[1] > 1:
-            return denoiser_of(self._apply_model)(inpaint, contexts)
-        home = self.model.device  # of the published UNet, little of which is needed here
-        fixed, vectors = (t.to(self.device) for t in self.unet.prepare(inpaint.to(home), contexts.to(home)))
+            return make_denoiser(self._apply_model)(inpaint, contexts)
+        unet, home = self.model.model.diffusion_model, self.model.device  # offloaded, the published UNet stays at home
+        prepared = prepare_edit(unet, inpaint.to(home), contexts.to(home), self.dtype)
+        fixed, vectors = (tensor.to(self.device) for tensor in prepared)
         shifts = self.shifts.to(self.device)
 
-        def eps(x: Tensor, t: int, area: Everywhere = EVERYWHERE) -> Tensor:
-            with self._kernels():
-                return self._kept(self.unet(x, shifts[t : t + 1], fixed, vectors, area))
+        def eps(x: Tensor, t: int, area: WholePicture = WHOLE_PICTURE) -> Tensor:
+            with self._fast_kernels():
+                return self._copy_if_compiled(self.unet(x, shifts[t : t + 1], fixed, vectors, area))
 
         rectangle = self.rectangle(inpaint[:, -1:], refresh)
-        return refreshed_eps(eps, rectangle, refresh, self.model.schedule) if rectangle else eps
+        return RegionEps(eps, rectangle, refresh, self.model.schedule) if rectangle else eps
 
     def rectangle(self, keep: Tensor, refresh: int) -> Rectangle | None:
-        """keep (B,1,h,w): the mask, at the latent's size -> what is computed between evaluations of the whole. None:
-        all is, because that is asked for (1), or little would be saved, or the UNet is plain, or on a GPU, where it has
-        not been measured: kernels that are chosen by trial would be tried anew for each size of a rectangle."""
+        """keep (B,1,h,w): the mask at the latent's size, 1 = keep -> what is computed between evaluations of the whole
+        picture. None, every evaluation computes the whole: where refresh is 1, little would be saved, the UNet is not
+        fast, or it is on a GPU. There rectangles have not been measured, and each new size would have its kernels tried
+        anew."""
         if refresh == 1 or not self.fast or self.device.type != "cpu" or self.cond_stage_model.tokens > 1:
             return None
-        return Rectangle.of(keep != 1, self.model.size_multiple // self.model.first_stage_model.factor)
+        return Rectangle.around(keep != 1, self.model.size_multiple // self.model.first_stage_model.factor)
 
     def _apply_model(self, x: Tensor, t: Tensor, contexts: Tensor) -> Tensor:
         with self._autocast():
             return self.model.apply_model(x, t, contexts).float()
 
-    def _kept(self, result: Tensor) -> Tensor:
-        """A compiled network's result is overwritten by its next."""
+    def _copy_if_compiled(self, result: Tensor) -> Tensor:
+        """A compiled network overwrites its result in its next call."""
         return result.clone() if self.compiled else result

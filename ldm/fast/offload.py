@@ -10,8 +10,9 @@ from torch import nn
 
 
 @contextmanager
-def moved(device: torch.device, *networks: nn.Module) -> Iterator[None]:
-    """Inside, the networks are on the device; afterwards they have the weights they had. Nothing is copied back."""
+def on_device(device: torch.device, *networks: nn.Module) -> Iterator[None]:
+    """Inside, the networks' weights and buffers are on the device. Afterwards they are the tensors they were before;
+    nothing is copied back."""
     modules = [module for network in networks for module in network.modules()]
     tables = [table for module in modules for table in (module._parameters, module._buffers)]
     before = [dict(table) for table in tables]

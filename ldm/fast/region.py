@@ -1,31 +1,30 @@
-"""Which part of its picture a FastUNet computes: all of it, or a rectangle, with the rest as it last was.
+"""Which part of a picture FastUNet computes: all of it, or a rectangle around the region of the edit.
 
-An edit paints a region; what lies around it changes little from one step to the next. So an evaluation may be of a
-rectangle around the region alone: there every layer sees, around the rectangle, what it saw when all was computed
-last. Sparse inference (Li et al. 2022, SIGE) keeps activations of an earlier edit so; here they are of an earlier step.
-"""
+An edit paints a region; what lies around it changes little from one step to the next. So some evaluations compute
+only a rectangle around the region. In these, every layer sees outside the rectangle what it saw in the last evaluation
+of the whole picture. Sparse inference (Li et al. 2022, SIGE) keeps activations of an earlier edit; here they come from
+an earlier step."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.fast.winograd import TiledConv2d
-from ldm.models.diffusion.sampling import Eps, eps_towards, predicted_x0
+from ldm.fast.winograd import WinogradConv2d
+from ldm.models.diffusion.sampling import eps_from_x0, x0_from_eps
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.modules.diffusionmodules.openaimodel import Downsample
 from ldm.modules.diffusionmodules.util import tile_batch
 
-MARGIN = 1  # pixels of the latent around a region
-WORTH = 0.8  # a rectangle that is more of the picture saves too little
+MARGIN = 1  # pixels of the latent that a rectangle has around its region
+MAX_SHARE = 0.8  # of the picture; a larger rectangle saves too little
 
 
 class Rectangle(NamedTuple):
-    """Of a latent of a certain width: rows and columns, first and one after the last."""
+    """Rows top to bottom - 1 and columns left to right - 1 of a latent of this width."""
 
     top: int
     bottom: int
@@ -34,109 +33,122 @@ class Rectangle(NamedTuple):
     width: int
 
     @classmethod
-    def of(cls, paint: Tensor, multiple: int) -> Rectangle | None:
-        """paint (B,1,h,w), of a latent: true where any of the edits paints; the rectangle's edges are multiples of
-        `multiple`, which divides h and w. None: it would be more than WORTH of the picture."""
+    def around(cls, paint: Tensor, multiple: int) -> Rectangle | None:
+        """paint (B,1,h,w): true where any of the edits paints -> the rectangle around it, MARGIN included, its edges on
+        multiples of `multiple`, which divides h and w. None where that is more than MAX_SHARE of the picture."""
         height, width = paint.shape[-2:]
         edges = []
         for dim, size in ((-1, height), (-2, width)):
-            at = paint.flatten(0, 1).any(dim=0).any(dim=dim).nonzero().flatten()
-            first, last = (int(at[0]), int(at[-1])) if len(at) else (0, 0)
+            painted = paint.flatten(0, 1).any(dim=0).any(dim=dim).nonzero().flatten()
+            first, last = (int(painted[0]), int(painted[-1])) if len(painted) else (0, 0)
             edges += [max(first - MARGIN, 0) // multiple * multiple]
             edges += [min(-(-(last + 1 + MARGIN) // multiple) * multiple, size)]
         top, bottom, left, right = edges
-        if (bottom - top) * (right - left) > WORTH * height * width:
+        if (bottom - top) * (right - left) > MAX_SHARE * height * width:
             return None
         return cls(top, bottom, left, right, width)
 
-    def edges(self, x: Tensor) -> tuple[int, int, int, int]:
-        """Its edges in x (B,C,h,w), the same picture at another resolution."""
-        return tuple(edge * x.shape[-1] // self.width for edge in self[:4])
+    def edges_in(self, x: Tensor) -> tuple[int, int, int, int]:
+        """top, bottom, left, right in x (B,C,h,w), the same picture at another resolution."""
+        top, bottom, left, right = (edge * x.shape[-1] // self.width for edge in self[:4])
+        return top, bottom, left, right
 
-    def cut(self, x: Tensor) -> Tensor:
-        """(B,C,h,w) -> the rectangle of it, a view."""
-        top, bottom, left, right = self.edges(x)
+    def crop(self, x: Tensor) -> Tensor:
+        """The rectangle of x (B,C,h,w), the same picture at any resolution; a view."""
+        top, bottom, left, right = self.edges_in(x)
         return x[:, :, top:bottom, left:right]
 
 
-class Everywhere:
-    """All of the picture is computed."""
+class WholePicture:
+    """The area of an evaluation: here all of the picture."""
 
-    def around(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """What a layer is given, of the part that is computed -> of the whole picture."""
+    def with_surroundings(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """x, a layer's input in the area -> its input in the whole picture. `layer` names what is kept."""
         return x
 
-    def inside(self, x: Tensor) -> Tensor:
-        """Of the whole picture -> of the part that is computed."""
+    def crop(self, x: Tensor) -> Tensor:
+        """x of the whole picture -> x in the area."""
         return x
 
-    def conv(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """A 3x3 convolution's input, of the whole picture -> its output, of the part that is computed."""
+    def convolve(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """A 3x3 convolution's input in the whole picture -> its output in the area."""
         return layer(x)
 
 
-EVERYWHERE = Everywhere()
+WHOLE_PICTURE = WholePicture()
 
 
-class Remembered(Everywhere):
-    """All is computed, and what the layers were given is kept."""
+class RecordedPicture(WholePicture):
+    """All of the picture, and `inputs`, what each layer was given, is kept for a PartialPicture."""
 
     def __init__(self) -> None:
-        self.given: dict[nn.Module, Tensor] = {}
+        self.inputs: dict[nn.Module, Tensor] = {}
 
-    def around(self, layer: nn.Module, x: Tensor) -> Tensor:
-        self.given[layer] = x
+    def with_surroundings(self, layer: nn.Module, x: Tensor) -> Tensor:
+        self.inputs[layer] = x
         return x
 
 
-class Within(Everywhere):
-    """A rectangle is computed, whose edges are even at all resolutions but the lowest; around it the layers see what
-    `remembered` has, into which the rectangle goes."""
+class PartialPicture(WholePicture):
+    """A rectangle, whose edges are even at every resolution but the lowest. Around it the layers see the recorded
+    inputs; the rectangle's own inputs are written into these."""
 
-    def __init__(self, rectangle: Rectangle, remembered: Remembered):
-        self.rectangle, self.given = rectangle, remembered.given
+    def __init__(self, rectangle: Rectangle, recorded: RecordedPicture):
+        self.rectangle, self.inputs = rectangle, recorded.inputs
 
-    def around(self, layer: nn.Module, x: Tensor) -> Tensor:
-        whole = self.given[layer]
-        self.rectangle.cut(whole).copy_(x)
+    def with_surroundings(self, layer: nn.Module, x: Tensor) -> Tensor:
+        whole = self.inputs[layer]
+        self.rectangle.crop(whole).copy_(x)
         return whole
 
-    def inside(self, x: Tensor) -> Tensor:
-        return self.rectangle.cut(x)
+    def crop(self, x: Tensor) -> Tensor:
+        return self.rectangle.crop(x)
 
-    def conv(self, layer: nn.Module, x: Tensor) -> Tensor:
-        top, bottom, left, right = self.rectangle.edges(x)
+    def convolve(self, layer: nn.Module, x: Tensor) -> Tensor:
+        top, bottom, left, right = self.rectangle.edges_in(x)
         height, width = x.shape[-2:]
-        # with one more on each side, zeros outside the picture; negative padding cuts
+        # the rectangle and one pixel on each side, zeros outside the picture; negative padding crops
         x = F.pad(x, (1 - left, right + 1 - width, 1 - top, bottom + 1 - height))
         conv = layer.op if isinstance(layer, Downsample) else layer
-        if isinstance(conv, TiledConv2d):
+        if isinstance(conv, WinogradConv2d):
             return conv(x, padding=0)
         if isinstance(conv, nn.Conv2d):
             return F.conv2d(x, conv.weight, conv.bias, conv.stride)
-        return layer(x)[:, :, 2:-2, 2:-2]  # PhaseUpsample: twice as large
+        return layer(x)[:, :, 2:-2, 2:-2]  # PhaseUpsample: one pixel on each side has become two
 
 
-def refreshed_eps(
-    eps_of: Callable[[Tensor, int, Everywhere], Tensor], rectangle: Rectangle, refresh: int, schedule: NoiseSchedule
-) -> Eps:
-    """One of `refresh` evaluations, the first to begin with, is of the whole picture; the others are of a rectangle
-    around the region. Outside it pred_x0 stays as it was when last evaluated.
+class RegionEps:
+    """eps(x, t) of one edit, of which every `refresh`-th evaluation, beginning with the first, computes the whole
+    picture and the others a rectangle around the region. Outside the rectangle the predicted x_0 stays what it was.
 
-    eps_of: (x (b,4,h,w), t, area) -> eps of the area that is computed, of b edits or of all their branches."""
-    count, remembered, pred_x0 = itertools.count(), None, None
+    eps_in_area: (x (b,4,h,w), t, area) -> eps (B,4,h',w') in the area; B is b, or 2 b with guidance."""
 
-    def eps(x: Tensor, t: int) -> Tensor:
-        nonlocal remembered, pred_x0
-        abar = float(schedule.alphas_cumprod[t])
-        if next(count) % refresh == 0:
-            remembered = Remembered()
-            whole = eps_of(x, t, remembered)
-            pred_x0 = predicted_x0(tile_batch(x, whole.shape[0]), whole, abar)
-        else:
-            inside = eps_of(x, t, Within(rectangle, remembered))
-            whole = eps_towards(tile_batch(x, inside.shape[0]), pred_x0, abar)
-            rectangle.cut(whole).copy_(inside)
-        return whole
+    def __init__(
+        self,
+        eps_in_area: Callable[[Tensor, int, WholePicture], Tensor],
+        rectangle: Rectangle,
+        refresh: int,
+        schedule: NoiseSchedule,
+    ):
+        self.eps_in_area, self.rectangle, self.refresh, self.schedule = eps_in_area, rectangle, refresh, schedule
+        self.evaluations = 0
+        self.recorded = RecordedPicture()  # what the layers saw in the last evaluation of the whole picture,
+        self.pred_x0: Tensor | None = None  # and the x_0 (B,4,h,w) that it predicted
 
-    return eps
+    def __call__(self, x: Tensor, t: int) -> Tensor:
+        """x (b,4,h,w), t -> eps (B,4,h,w)."""
+        whole_is_due = self.evaluations % self.refresh == 0
+        self.evaluations += 1
+        return self._whole(x, t) if whole_is_due else self._rectangle(x, t)
+
+    def _whole(self, x: Tensor, t: int) -> Tensor:
+        self.recorded = RecordedPicture()
+        eps = self.eps_in_area(x, t, self.recorded)
+        self.pred_x0 = x0_from_eps(tile_batch(x, eps.shape[0]), eps, float(self.schedule.alphas_cumprod[t]))
+        return eps
+
+    def _rectangle(self, x: Tensor, t: int) -> Tensor:
+        inside = self.eps_in_area(x, t, PartialPicture(self.rectangle, self.recorded))
+        eps = eps_from_x0(tile_batch(x, inside.shape[0]), self.pred_x0, float(self.schedule.alphas_cumprod[t]))
+        self.rectangle.crop(eps).copy_(inside)
+        return eps

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ldm.models.base import ByLosses
-from ldm.modules.encoders.clip import clip_of
+from ldm.models.base import LossModel
+from ldm.modules.encoders.clip import build_clip
 
 
-class Contrastive(ByLosses):
+class Contrastive(LossModel):
     """Images and captions of a batch find each other: cross-entropy of the cosines, both ways, times a learned factor.
     Where captions are the same, each of their images fits each of them. An image may have several captions, of which
     some say less: each is compared with its like, so that what few captions need to be told apart is learned too.
@@ -31,9 +31,9 @@ class Contrastive(ByLosses):
     ):
         super().__init__()
         self.monitor, self.scheduler_config = monitor, scheduler_config
-        self.clip = clip_of(config)
+        self.clip = build_clip(config)
 
-    def losses_of(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         captions = batch["caption"].unbind(dim=1)
         image, text, factor = self.clip(batch["image"], torch.cat(captions))[:3]
         logits = (factor * image.float() @ text.float().T).chunk(len(captions), dim=1)

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from ldm.conventions import pixels_to_tensor, reference_to_tensor
 from ldm.data.masks import Box, reference_region
-from ldm.data.reference import augment_reference, resize_reference
+from ldm.data.reference import load_augmentation, resize_reference
 from ldm.images import PictureFile
 from ldm.miniworld.scene import PATTERNS, SHAPES, caption_tokens, pattern_caption, shape_caption
 from ldm.util import UserError
@@ -107,13 +107,14 @@ class ReferenceCrops(_Crops):
     ):
         super().__init__(state, dataset_dir, augment, seed)
         self.image_size = image_size
+        self.augmentation = load_augmentation(augment)
 
     def entry(self, picture: np.ndarray, box: Box, rng: np.random.Generator) -> dict[str, Tensor]:
         size = picture.shape[1::-1]
         region = reference_region(_moved(box, size, rng, 0.1, 0.3) if self.augment else box, size)
         pixels = resize_reference(_cut(picture, region))
-        if self.augment:
-            pixels = augment_reference(pixels, rng)
+        if self.augmentation:
+            pixels = self.augmentation(pixels, rng)
         return {"image": reference_to_tensor(Image.fromarray(pixels), self.image_size)}
 
 

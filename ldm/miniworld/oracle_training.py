@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.miniworld.oracle import Oracle, colour_error
-from ldm.models.base import ByLosses
+from ldm.models.base import LossModel
 
 
-class OracleTraining(ByLosses):
+class OracleTraining(LossModel):
     """Cross-entropy of shape and pattern, and the distance of the colours. Batches: those of RegionCrops."""
 
     def __init__(self, monitor: str | None = "val/loss", scheduler_config: Mapping[str, Any] | None = None):
@@ -20,7 +20,7 @@ class OracleTraining(ByLosses):
         self.monitor, self.scheduler_config = monitor, scheduler_config
         self.oracle = Oracle()
 
-    def losses_of(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """loss; shape and pattern, the share told right; colour_error, Delta E."""
         shape, pattern, colours = self.oracle(batch["image"])
         error = colour_error(colours.float(), batch["colours"]).mean()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ldm.evaluation.benchmark import mean_interval
-from ldm.fast.region import Everywhere, Rectangle, Within, refreshed_eps
+from ldm.fast.region import PartialPicture, Rectangle, RegionEps, WholePicture
 from ldm.miniworld.table import COLUMNS, Scored, interval_around
 from ldm.models.diffusion.denoiser import guided_eps
 from ldm.models.diffusion.presets import PRESETS, Preset
@@ -43,11 +43,11 @@ def evaluations(preset: Preset, scale: float, schedule: NoiseSchedule) -> tuple[
     seen = {True: 0, False: 0}
 
     def denoiser(inpaint: Tensor, contexts: Tensor) -> Eps:
-        def eps_of(x: Tensor, t: int, area: Everywhere) -> Tensor:
-            seen[isinstance(area, Within)] += len(contexts)
+        def eps_of(x: Tensor, t: int, area: WholePicture) -> Tensor:
+            seen[isinstance(area, PartialPicture)] += len(contexts)
             return torch.zeros(len(contexts), 4, 1, 1)
 
-        return refreshed_eps(eps_of, Rectangle(0, 1, 0, 1, 1), preset.refresh, schedule)
+        return RegionEps(eps_of, Rectangle(0, 1, 0, 1, 1), preset.refresh, schedule)
 
     c = v = torch.zeros(1, 1, 1)
     eps = guided_eps(denoiser, torch.zeros(1, 5, 1, 1), c, v, scale, preset.interval)

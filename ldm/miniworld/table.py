@@ -28,7 +28,7 @@ from ldm.evaluation.folder import features_of
 from ldm.files import staging
 from ldm.miniworld.crops import ATTRIBUTES, bench_identities
 from ldm.miniworld.scene import PATTERNS, SHAPES, caption_tokens, pattern_caption, shape_caption
-from ldm.modules.encoders.clip import clip_of
+from ldm.modules.encoders.clip import build_clip
 from ldm.pipeline import PaintByExample
 from ldm.util import UserError
 
@@ -50,7 +50,7 @@ FID_RESAMPLES = 200  # of its bootstrap
 
 def read_clip(config: Path, file: Path) -> Any:
     """open_clip's CLIP of a config, with its weights. Raises UserError."""
-    clip = clip_of(config)
+    clip = build_clip(config)
     tensors = {name: tensor.float() for name, tensor in read_file(file).items()}
     own = clip.state_dict()
     if own.keys() != tensors.keys() or any(own[name].shape != tensors[name].shape for name in own):

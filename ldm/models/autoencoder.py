@@ -56,7 +56,7 @@ class AutoencoderKL(nn.Module):
         return self.decode(self.encode(x).mode())
 
 
-def in_tiles(function: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int, scale: float) -> Tensor:
+def apply_in_tiles(function: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int, scale: float) -> Tensor:
     """function, from (B,C,h,w) to (B,C',scale*h,scale*w), of tiles that overlap, blended linearly where they do: memory
     for one tile at a time. tile, overlap: of x, pixels; x no larger than a tile is one call."""
     sides = x.shape[-2:]
@@ -87,9 +87,9 @@ def in_tiles(function: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap
 def encode_in_tiles(first_stage: AutoencoderKL, x: Tensor) -> DiagonalGaussianDistribution:
     """first_stage.encode for pictures of any size."""
     f = first_stage.factor
-    return DiagonalGaussianDistribution(in_tiles(first_stage.moments, x, TILE * f, OVERLAP * f, 1 / f))
+    return DiagonalGaussianDistribution(apply_in_tiles(first_stage.moments, x, TILE * f, OVERLAP * f, 1 / f))
 
 
 def decode_in_tiles(first_stage: AutoencoderKL, z: Tensor) -> Tensor:
     """first_stage.decode for latents of any size."""
-    return in_tiles(first_stage.decode, z, TILE, OVERLAP, first_stage.factor)
+    return apply_in_tiles(first_stage.decode, z, TILE, OVERLAP, first_stage.factor)

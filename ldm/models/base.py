@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from ldm.lr_scheduler import LambdaLinearScheduler
+from ldm.models.diffusion.draws import TRAINING
 from ldm.util import UserError, instantiate_from_config
 
 
-class Trained(pl.LightningModule):
+class TrainableModel(pl.LightningModule):
     """AdamW over what is trainable, with the schedule of `scheduler_config` if there is one.
 
     For training, set `learning_rate` and `seed`. monitor: by which logged value checkpoints are compared."""
@@ -53,35 +54,40 @@ class Trained(pl.LightningModule):
         """Called at the end of training: writes to `folder` what others read of the model beside its checkpoint."""
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx, "val")
+        self.evaluation_step(batch, batch_idx, "val")
 
     def test_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx, "test")
+        self.evaluation_step(batch, batch_idx, "test")
 
-    def _evaluate(self, batch: Mapping[str, Tensor], batch_idx: int, name: str) -> None:
+    def evaluation_step(self, batch: Mapping[str, Tensor], batch_idx: int, name: str) -> None:
         """Logs what the batch shows, each value under `name`/."""
         raise NotImplementedError
 
-    def batch_number(self) -> int:
+    def training_batch_index(self) -> int:
         """Of the training batch under way, counted over all epochs, from 0."""
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.ready - 1
 
-    def places(self, size: int) -> list[int]:
+    def sample_positions(self, size: int) -> list[int]:
         """The places of this process's samples in the batch of all processes, which take turns (see EpochSampler)."""
         return [i * self.trainer.world_size + self.trainer.global_rank for i in range(size)]
 
+    def training_seeds(self, size: int) -> list[tuple[int, ...]]:
+        """A seed for each of this process's `size` samples of the current training batch."""
+        batch = self.training_batch_index()
+        return [(self.seed, TRAINING, batch, position) for position in self.sample_positions(size)]
 
-class ByLosses(Trained):
-    """A model whose `losses_of(batch)` says all: `loss`, which training lowers, and what else validation shows."""
 
-    def losses_of(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+class LossModel(TrainableModel):
+    """A model whose `losses(batch)` says all: `loss`, which training lowers, and what else validation shows."""
+
+    def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         raise NotImplementedError
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        loss, size = self.losses_of(batch)["loss"], len(next(iter(batch.values())))
+        loss, size = self.losses(batch)["loss"], len(next(iter(batch.values())))
         self.log("train/loss", loss.detach(), on_step=True, prog_bar=True, sync_dist=True, batch_size=size)
         return loss
 
-    def _evaluate(self, batch: Mapping[str, Tensor], batch_idx: int, name: str) -> None:
-        found = {f"{name}/{key}": value for key, value in self.losses_of(batch).items()}
+    def evaluation_step(self, batch: Mapping[str, Tensor], batch_idx: int, name: str) -> None:
+        found = {f"{name}/{key}": value for key, value in self.losses(batch).items()}
         self.log_dict(found, on_epoch=True, sync_dist=True, batch_size=len(next(iter(batch.values()))))

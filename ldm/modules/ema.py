@@ -20,10 +20,10 @@ class LitEma(nn.Module):
         assert 0 <= decay <= 1
         self.register_buffer("decay", torch.tensor(decay, dtype=torch.float32))
         self.register_buffer("num_updates", torch.tensor(0, dtype=torch.int))
-        self.places = {name: name.replace(".", "") for name, p in model.named_parameters() if p.requires_grad}
+        self.buffer_names = {name: name.replace(".", "") for name, p in model.named_parameters() if p.requires_grad}
         for name, parameter in model.named_parameters():
-            if name in self.places:
-                self.register_buffer(self.places[name], parameter.detach().clone())
+            if name in self.buffer_names:
+                self.register_buffer(self.buffer_names[name], parameter.detach().clone())
 
     @torch.no_grad()
     def forward(self, model: nn.Module) -> None:
@@ -31,15 +31,15 @@ class LitEma(nn.Module):
         n = int(self.num_updates)
         decay = min(float(self.decay), (1 + n) / (10 + n))
         parameters = dict(model.named_parameters())
-        averages = [getattr(self, place) for place in self.places.values()]
-        torch._foreach_lerp_(averages, [parameters[name].detach() for name in self.places], 1 - decay)
+        averages = [getattr(self, place) for place in self.buffer_names.values()]
+        torch._foreach_lerp_(averages, [parameters[name].detach() for name in self.buffer_names], 1 - decay)
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
         """Inside, the model has the averaged weights."""
         parameters = dict(model.named_parameters())
-        trained = {name: parameters[name].detach().clone() for name in self.places}
-        self._copy(model, {name: getattr(self, place) for name, place in self.places.items()})
+        trained = {name: parameters[name].detach().clone() for name in self.buffer_names}
+        self._copy(model, {name: getattr(self, place) for name, place in self.buffer_names.items()})
         try:
             yield
         finally:

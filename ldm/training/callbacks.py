@@ -22,7 +22,7 @@ from ldm.files import staging
 from ldm.images import grid
 from ldm.models.diffusion.conditioning import unconditional_token
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.models.diffusion.denoiser import denoiser_of
+from ldm.models.diffusion.denoiser import make_denoiser
 from ldm.models.diffusion.prior import Prior
 from ldm.models.diffusion.sampling import sample
 from ldm.models.first_stage import FirstStage
@@ -143,7 +143,7 @@ class Pictures(Callback):
                 seeds = [torch.Generator().manual_seed(column * len(context) + row) for row in range(len(context))]
                 x_T = torch.stack([torch.randn(shape, generator=seed) for seed in seeds]).to(model.device)
                 no_channels = x_T[:, :0]  # a prior sees the noisy latent alone
-                eps = denoiser_of(model.apply_model)(no_channels, context)
+                eps = make_denoiser(model.apply_model)(no_channels, context)
                 z = sample("plms", eps, x_T, model.schedule, self.steps)
                 columns.append([tensor_to_image(image) for image in model.decode_first_stage(z)])
         return columns

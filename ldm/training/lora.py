@@ -13,8 +13,8 @@ import pytorch_lightning as lightning
 from pytorch_lightning.callbacks import Callback
 from torch import nn
 
-from ldm.checkpoint.diffusers import UNET
 from ldm.checkpoint.lora import A, Adapter, B
+from ldm.checkpoint.names import UNET
 from ldm.util import UserError, listing
 
 PEFT_A, PEFT_B = ".lora_A.default.weight", ".lora_B.default.weight"  # peft's names inside the model

@@ -23,7 +23,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from ldm.data.datamodule import DataModuleFromConfig
-from ldm.fast.networks import suited
+from ldm.fast.networks import preferred_half_dtype
 from ldm.files import staging
 from ldm.training.callbacks import FiniteLoss, Pictures, Throughput
 from ldm.training.checkpoints import AtomicCheckpointIO, Last, best
@@ -90,7 +90,11 @@ def trainer_options(config: DictConfig) -> dict[str, Any]:
         raise UserError("there is no GPU that PyTorch can use; train on the CPU with --accelerator cpu --devices 1")
     has_another = torch.cuda.is_available() or torch.backends.mps.is_available()
     on_cpu = accelerator == "cpu" or (accelerator in (None, "auto") and not has_another)
-    if on_cpu and str(options.get("precision")).startswith("bf16") and suited(torch.device("cpu")) == torch.float32:
+    if (
+        on_cpu
+        and str(options.get("precision")).startswith("bf16")
+        and preferred_half_dtype(torch.device("cpu")) == torch.float32
+    ):
         print("training in float32: this CPU has no arithmetic in bf16, which would take a hundred times as long")
         options["precision"] = "32-true"
     if int(options.get("num_nodes", 1)) > 1 and not any(name in os.environ for name in CLUSTER):

@@ -8,9 +8,9 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ldm.checkpoint import read_checkpoint
-from ldm.checkpoint.diffusers import CLIP, MAPPER, TOWER, UNET, VAE
 from ldm.checkpoint.files import StateDict, read_file
-from ldm.checkpoint.load import FIRST_CONV, load_weights
+from ldm.checkpoint.load import load_weights
+from ldm.checkpoint.names import CLIP, FIRST_CONV, MAPPER, TOWER, UNET, VAE
 from ldm.checkpoint.surgery import widen
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.encoders.modules import CLIP_VERSION

@@ -1,21 +1,31 @@
-"""Examples to click: photo, mask and reference of each, fit for the model."""
+"""Examples to choose from: photo, mask and reference of each, of the kind that the model can paint."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from ldm.data.bench.cocoee import COCOImageDataset, case_path
 from ldm.pipeline import PaintByExample
 from ldm.util import shipped
 
-ROOT = shipped("examples")
+EXAMPLES = shipped("examples")
 
 
-def examples_for(edit: PaintByExample) -> list[tuple[Path, Path, Path]]:
-    """Of the small world for a model of its size, else photographs."""
+class Example(NamedTuple):
+    """Files of one edit. mask: 255 = paint."""
+
+    image: Path
+    mask: Path
+    reference: Path
+
+
+def examples_for(edit: PaintByExample) -> list[Example]:
+    """Scenes of the small world for a model of its size, photographs for any other."""
     if edit.native_size == 64:
-        bench = ROOT / "mini"
+        bench = EXAMPLES / "mini"
         kinds = ("GT_3500", "Mask_bbox_3500", "Ref_3500")
-        return [tuple(case_path(bench, kind, name) for kind in kinds) for name in COCOImageDataset(str(bench)).ids]
-    names = sorted(path.stem for path in (ROOT / "image").glob("*.jpg"))
-    return [(ROOT / f"image/{name}.jpg", ROOT / f"mask/{name}.png", ROOT / f"reference/{name}.jpg") for name in names]
+        return [Example(*(case_path(bench, kind, name) for kind in kinds)) for name in COCOImageDataset(str(bench)).ids]
+    folders = (("image", "jpg"), ("mask", "png"), ("reference", "jpg"))
+    names = sorted(path.stem for path in (EXAMPLES / "image").glob("*.jpg"))
+    return [Example(*(EXAMPLES / folder / f"{name}.{ending}" for folder, ending in folders)) for name in names]

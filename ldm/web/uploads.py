@@ -1,52 +1,81 @@
-"""What a stranger uploads -> pictures, or a sentence about what is wrong with it."""
+"""Files that come from a browser or a call, and files that go back to it."""
 
 from __future__ import annotations
 
 import math
 import os
+import tempfile
 import warnings
 from pathlib import Path
 
+import gradio as gr
+from gradio_client.utils import is_file_obj_with_meta
 from PIL import Image
 
+from ldm.editing.metadata import save_with_settings
 from ldm.images import open_picture, upright_rgb
 from ldm.util import UserError
+from ldm.web.worker import EditResult
 
 MAX_MEGAPIXELS = 50
-MAX_FILE = "50mb"  # of one upload
+MAX_FILE_SIZE = "50mb"  # of one upload
 
 
-def open_upload(path: str | os.PathLike | None, what: str) -> Image.Image:
-    """An uploaded file, decoded, as its file has it; of several frames, the first. what: "photo", ..., for the error.
+def upload_path(file: object, name: str) -> str | None:
+    """The server's path of a file as Gradio passes it on after its own checks; None stays None. name: "photo", ..., for
+    the error. Raises UserError: anything else, such as a path that the sender made up."""
+    if file is None:
+        return None
+    if not is_file_obj_with_meta(file):
+        raise UserError(f"the {name} was not sent as a file: send it with gradio_client's handle_file")
+    return file["path"]
 
-    Raises UserError that names the file as its owner does: none given, gone, no picture, damaged, too many pixels (told
-    from the header, before any is decoded)."""
+
+def open_upload(path: str | os.PathLike | None, name: str) -> Image.Image:
+    """An uploaded picture, decoded, in the mode and orientation of its file; the first frame of an animation. name:
+    "photo", ..., for the error.
+
+    Raises UserError, which names the file as its owner does: no file, a deleted one, not a picture, damaged, too many
+    pixels (checked in the header, before any is decoded)."""
     if not path:
-        raise UserError(f"there is no {what}; add one")
-    name = Path(path).name
+        raise UserError(f"there is no {name}: add one")
+    file_name = Path(path).name
     if not os.path.exists(path):
-        raise UserError(f"the {what} {name} was kept for an hour only; add it again")
+        raise UserError(f"the {name} {file_name} was deleted after an hour: add it again")
+    if _pixels_in_header(path) > MAX_MEGAPIXELS * 10**6:
+        raise UserError(f"the {name} {file_name} has more than {MAX_MEGAPIXELS} megapixels: make it smaller")
+    try:
+        picture = open_picture(path, "the " + name)
+    except UserError as error:
+        raise UserError(str(error).replace(f" {path}:", f" {file_name}")) from error
+    picture.filename = file_name  # later errors call it so
+    return picture
+
+
+def _pixels_in_header(path: str | os.PathLike) -> float:
+    """How many pixels a picture file has; infinity where Pillow refuses to open so many, 0 where it cannot read it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as header:
-                pixels = header.width * header.height
+                return header.width * header.height
     except Image.DecompressionBombError:
-        pixels = math.inf
-    except Exception:  # open_picture finds the words
-        pixels = 0
-    if pixels > MAX_MEGAPIXELS * 10**6:
-        raise UserError(f"the {what} {name} has more than {MAX_MEGAPIXELS} megapixels; make it smaller")
-    try:
-        picture = open_picture(path, "the " + what)
-    except UserError as error:
-        raise UserError(str(error).replace(f" {path}:", f" {name}")) from error
-    picture.filename = name  # what later errors call it
-    return picture
+        return math.inf
+    except Exception:  # open_picture says what is wrong
+        return 0
 
 
-def within(picture: Image.Image, side: int) -> Image.Image:
-    """Upright RGB with no side longer than `side` pixels: what a browser is shown."""
+def fit_within(picture: Image.Image, side: int) -> Image.Image:
+    """Upright RGB with no side longer than `side` pixels, for display in a browser."""
     picture = upright_rgb(picture)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     return picture
+
+
+def save_result(result: EditResult, photo: str | os.PathLike, block: gr.blocks.Block) -> str:
+    """Writes a result with its settings as a PNG named after the photo. Returns its path in the cache of the block,
+    from which Gradio serves it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{Path(photo).stem}_{result.settings['seed']}.png"
+        save_with_settings(result.picture, path, result.settings)
+        return block.move_resource_to_block_cache(path)

@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ldm.checkpoint import load_model
-from ldm.checkpoint.diffusers import UNET
 from ldm.checkpoint.lora import A, Adapter, B, merge, read_adapter, write_adapter
+from ldm.checkpoint.names import UNET
 from ldm.editing.metadata import read_settings
 from ldm.pipeline import PaintByExample
 from ldm.util import UserError
@@ -150,7 +150,7 @@ def test_convert_checkpoint_merges_an_adapter_in_every_format(script, tiny, adap
 
 def test_an_adapter_is_not_converted_as_if_it_were_a_model(script, tiny, adapter_file, tmp_path):
     code, _, err = script("convert_checkpoint", adapter_file, tmp_path / "x.safetensors")
-    assert code == 2 and "holds an adapter and no model" in err
+    assert code == 2 and "is an adapter, not a model" in err
     assert not (tmp_path / "x.safetensors").exists()
     before = adapter_file.read_bytes()
     code, _, err = script("convert_checkpoint", tiny, adapter_file, "--lora", adapter_file)

@@ -274,7 +274,7 @@ def test_names_survive_any_extension(run, tmp_path, name):
         ([], {"config": ROOT / "examples/README.md"}, "examples/README.md: "),
         ([], {"config": ROOT / "environment.yaml"}, "has no 'model'"),
         ([], {"config": ROOT / "configs/v1.yaml"}, "does not fit the config"),
-        ([], {"ckpt": "nowhere.ckpt"}, "checkpoint nowhere.ckpt: cannot be read"),
+        ([], {"ckpt": "nowhere.ckpt"}, "checkpoint nowhere.ckpt cannot be read"),
         ([], {"ckpt": GOLDEN / "model.safetensors"}, "does not fit the config"),
         ([], {"ckpt": ROOT / "README.md"}, "neither a .ckpt nor a .safetensors"),
         ([], {"outdir": ROOT / "README.md"}, "cannot be written to (Not a directory)"),

@@ -21,12 +21,13 @@ from ldm.data import masks
 from ldm.data.bench.cocoee import COCOImageDataset
 from ldm.data.index import BoxIndex
 from ldm.data.open_images import OpenImageDataset
-from ldm.data.reference import P_AFFINE, P_BLUR, P_FLIP, P_ROTATE, augment_reference, random_affine
+from ldm.data.reference import P_AFFINE, P_BLUR, P_FLIP, P_ROTATE, load_augmentation, random_affine
 from ldm.data.sample import Plan, Recipe
 from ldm.images import PictureFile, size_in_header
 from ldm.util import UserError
 from tests.conftest import GOLDEN, ROOT
 
+augment_reference = load_augmentation(True)
 PIECES = np.load(GOLDEN / "data.npz")
 STATS = json.loads((GOLDEN / "data_stats.json").read_text())
 GOLDEN_SET = GOLDEN / "data/dataset/open-images"

@@ -233,7 +233,7 @@ def test_networks_move_only_while_they_work(edit, monkeypatch):
     """Seen on a device of which PyTorch knows the shapes alone."""
     networks = Networks(edit.model, offload=torch.device("meta"))
     assert networks.device.type == "meta" and networks.first_stage.quant_conv.weight.device.type == "cpu"
-    with networks.unet_at_work():
+    with networks.unet_on_device():
         assert {p.device.type for p in networks.unet.parameters()} == {"meta"}
         assert {p.device.type for p in networks.first_stage.parameters()} == {"cpu"}
     assert {p.device.type for p in networks.unet.parameters()} == {"cpu"}

@@ -25,7 +25,7 @@ from ldm.evaluation.folder import real_statistics
 from ldm.evaluation.quality import Mixture, quality_score
 from ldm.util import UserError
 from tests.conftest import GOLDEN, ROOT
-from tests.test_configs import EVALUATION_COMMANDS
+from tests.documents import commands_of
 
 # ---------------------------------------------------------------------------------------------- golden
 
@@ -444,8 +444,9 @@ COUNT = 30
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, tiny, weights):
-    """Where the README's commands have been run, all but the last: a made-up benchmark of 30 cases of 128 x 128, real
-    pictures, results of the tiny model; `place(script, ...)` gives the command's words with what it needs here."""
+    """Where the commands of docs/evaluation.md have been run, except the last: a made-up benchmark of 30 cases of 128 x
+    128, real pictures, results of the tiny model; `place(script, ...)` gives the command's words with what it needs
+    here."""
     root = tmp_path_factory.mktemp("place")
     for name in ("ldm", "scripts", "configs"):
         (root / name).symlink_to(ROOT / name)
@@ -484,8 +485,9 @@ def place(tmp_path_factory, tiny, weights):
         "inference_test_bench": ["--config", "configs/tiny.yaml", "--ckpt", tiny, "--ddim_steps", 2, "--device", "cpu"],
         "eval_fid_qs_clip": [*models, *others, "--dino_model", DINO, "--device", "cpu"],
     }
-    printed = {command.split()[1]: command.split("#")[0].split()[1:] for command in EVALUATION_COMMANDS}
-    assert set(printed) == {f"scripts/{name}.py" for name in more}
+    scripts = [f"scripts/{name}.py" for name in more]
+    printed = {command.split()[1]: command.split()[1:] for command in commands_of(*scripts)}
+    assert set(printed) == set(scripts)
 
     def words(script, *extra):
         return [str(word) for word in (*printed[f"scripts/{script}.py"], *more[script], *extra)]
@@ -607,7 +609,7 @@ assert len(items) == {COUNT} and all(isinstance(case, dict) for _, case in items
 
 @pytest.fixture(scope="module")
 def evaluated(place, weights):
-    """stdout and scores of the last of the README's commands, with one Gaussian that makes QS neither 0 nor 100."""
+    """stdout and scores of the last of these commands, with one Gaussian that makes QS neither 0 nor 100."""
     assert Mixture.read(place.bench / "quality_gmm.npz").means.shape == (3, 384)  # the fitted one
     clip = features.load_clip(weights / "clip.safetensors", model=CLIP)
     x = clip([clip.prepare(Image.open(path)) for path in sorted(place.results.iterdir())]).numpy()

@@ -1,7 +1,6 @@
 """What makes edits fast leaves them as they are: identities in float64, an edit's networks, tiles, the benchmark."""
 
 import copy
-import json
 import subprocess
 import sys
 
@@ -10,10 +9,12 @@ import pytest
 import torch
 from scipy.signal import correlate
 
+from ldm.fast import onednn
+from ldm.fast.convert import FastLinear, PhaseUpsample, convert
 from ldm.fast.networks import Networks
-from ldm.fast.unet import FastUNet, Linear, PhaseUpsample, converted, onednn_is_faster
-from ldm.models.autoencoder import in_tiles
-from ldm.models.diffusion.conditioning import latent_of
+from ldm.fast.unet import FastUNet, prepare_edit, timestep_shifts
+from ldm.models.autoencoder import apply_in_tiles
+from ldm.models.diffusion.conditioning import encode_to_latent
 from ldm.modules.diffusionmodules.util import Upsample
 from ldm.util import UserError
 from tests.conftest import ROOT
@@ -33,9 +34,9 @@ def test_phases_equal_upsampling_and_convolution(transposed):
 
 def test_sums_of_weights_are_rounded_once():
     up = Upsample(8)
-    half = converted(PhaseUpsample(up.conv, True), torch.bfloat16).conv.weight
+    half = convert(PhaseUpsample(up.conv, True), torch.bfloat16).conv.weight
     torch.testing.assert_close(half, PhaseUpsample(up.conv, True).conv.weight.bfloat16(), rtol=0, atol=0)
-    twice = PhaseUpsample(converted(up.conv, torch.bfloat16), True).conv.weight
+    twice = PhaseUpsample(convert(up.conv, torch.bfloat16), True).conv.weight
     exact = PhaseUpsample(copy.deepcopy(up.conv).double(), True).conv.weight
     assert (half - exact).norm() < 0.8 * (twice - exact).norm()
 
@@ -47,16 +48,17 @@ def test_fast_unet_equals_unet(random_unet64, layout, branches):
     batch, t = 3, 801
     x, contexts = torch.randn(batch, 9, 8, 12).double(), torch.randn(branches * batch, 1, 40).double()
     expected = random_unet64(x, torch.full((batch,), t), contexts)
-    fast = FastUNet(random_unet64, 1000, torch.float64, layout)
-    fixed, vectors = fast.prepare(x[:, 4:], contexts)
-    found = fast(x[:, :4], fast.table()[t : t + 1], fixed, vectors)
+    fast = FastUNet(random_unet64, torch.float64, layout)
+    shifts = timestep_shifts(random_unet64, 1000, torch.float64)
+    fixed, vectors = prepare_edit(random_unet64, x[:, 4:], contexts, torch.float64)
+    found = fast(x[:, :4], shifts[t : t + 1], fixed, vectors)
     assert (found - expected).abs().max() < 1e-13 * expected.abs().max()
 
 
 def test_weights_that_need_no_change_are_shared(random_unet64):
     conv = random_unet64.input_blocks[1][0].in_layers[2]
-    assert converted(conv, torch.float64).weight.data_ptr() == conv.weight.data_ptr()
-    half = converted(conv, torch.bfloat16, torch.channels_last)
+    assert convert(conv, torch.float64).weight.data_ptr() == conv.weight.data_ptr()
+    half = convert(conv, torch.bfloat16, torch.channels_last)
     assert half.weight.dtype == torch.bfloat16 and half.weight.is_contiguous(memory_format=torch.channels_last)
     assert conv.weight.dtype == torch.float64 and conv.weight.requires_grad
 
@@ -64,28 +66,28 @@ def test_weights_that_need_no_change_are_shared(random_unet64):
 @torch.no_grad()
 @pytest.mark.parametrize("faster", [True, False])
 def test_linear_layers_are_the_same_from_either_library(faster, monkeypatch):
-    if faster and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if faster and onednn.LINEAR_OPERATOR is None:
         pytest.skip("this PyTorch has no such operator")
-    monkeypatch.setattr("ldm.fast.unet.onednn_is_faster", lambda: faster)
+    monkeypatch.setattr("ldm.fast.onednn.onednn_is_faster", lambda: faster)
     for bias in (True, False):
         layer = torch.nn.Linear(40, 70, bias)
-        other, x = converted(layer), torch.randn(2, 5, 40)
-        assert isinstance(other, Linear) and type(layer) is torch.nn.Linear
+        other, x = convert(layer), torch.randn(2, 5, 40)
+        assert isinstance(other, FastLinear) and type(layer) is torch.nn.Linear
         assert other.weight.data_ptr() == layer.weight.data_ptr()
         exact = copy.deepcopy(layer).double()(x.double())
         assert (other(x) - exact).abs().max() < 1e-6
-        torch.testing.assert_close(converted(layer, torch.float64)(x.double()), exact)
+        torch.testing.assert_close(convert(layer, torch.float64)(x.double()), exact)
 
 
 def test_which_library_is_for_which_cpu(monkeypatch):
     """And where the operator has gone, or PyTorch does not say whose CPU it is, the public function."""
-    there = hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    there = onednn.LINEAR_OPERATOR is not None
     for about, expected in (({"cpu_name": "AMD EPYC"}, there), ({"cpu_name": "Intel Xeon"}, False), ({}, False)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda about=about: about, raising=False)
-        assert onednn_is_faster.__wrapped__() is expected
+        assert onednn.onednn_is_faster.__wrapped__() is expected
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": "AMD EPYC"}, raising=False)
-    monkeypatch.setattr(torch.ops, "mkldnn", object())
-    assert onednn_is_faster.__wrapped__() is False
+    monkeypatch.setattr(onednn, "LINEAR_OPERATOR", None)
+    assert onednn.onednn_is_faster.__wrapped__() is False
 
 
 @torch.no_grad()
@@ -101,7 +103,7 @@ def test_networks_stand_in_for_the_model(model, precision, fast, most):
     contexts = torch.randn(4, 1, model.model.diffusion_model.context_dim)
     noise = torch.randn(1, 4, 8, 8)
     pairs = {
-        "latent": (latent_of(networks, image, noise), latent_of(model, image, noise)),
+        "latent": (encode_to_latent(networks, image, noise), encode_to_latent(model, image, noise)),
         "picture": (networks.decode_first_stage(z), model.decode_first_stage(z)),
         "eps": (
             networks.denoiser(inpaint, contexts)(z, 7),
@@ -132,7 +134,7 @@ def test_tiles_of_a_local_function_are_seamless(scale):
         return torch.nn.functional.interpolate(x, scale_factor=scale, mode="nearest")
 
     x = torch.randn(1, 2, 40, 56)
-    torch.testing.assert_close(in_tiles(resize, x, 16, 4, scale), resize(x))
+    torch.testing.assert_close(apply_in_tiles(resize, x, 16, 4, scale), resize(x))
     assert max(max(s) for s in seen[:-1]) == 16 and len(seen) > 10
 
 
@@ -141,7 +143,7 @@ def test_tiles_of_the_autoencoder_are_near_the_whole(model):
     """On a picture all of one kind, whose statistics are the same in every tile."""
     z = torch.randn(1, 4, 24, 24)
     whole = model.first_stage_model.decode(z)
-    tiled = in_tiles(model.first_stage_model.decode, z, 16, 8, model.first_stage_model.factor)
+    tiled = apply_in_tiles(model.first_stage_model.decode, z, 16, 8, model.first_stage_model.factor)
     assert (tiled - whole).abs().mean() < 0.2 * whole.std()
 
 
@@ -168,46 +170,3 @@ def test_kept_memory_is_not_asked_of_the_system_again():
     run = [sys.executable, "-c", KEEPING]
     keep, leave = (int(subprocess.check_output([*run, how], cwd=ROOT)) for how in ("keep", "leave"))
     assert keep <= leave / 10
-
-
-def test_the_benchmark_measures_what_it_says(script, tmp_path):
-    how = "--size 128 --rounds 1 --device cpu --precision full bf16"
-    common = ("--config", ROOT / "configs/tiny.yaml", *how.split())
-    code, _, err = script("benchmark", *common, "--json", tmp_path / "rows.json")
-    assert code == 0, err
-    rows = json.loads((tmp_path / "rows.json").read_text())["measured"]
-    by = {(row["part"], row["who"]): row for row in rows}
-    for part in ("reference", "VAE encode", "guided step", "VAE decode"):  # three implementations of one thing
-        for who in ("ours, full", "diffusers, full"):
-            assert by[part, who]["rms_difference"] < 1e-4
-        assert 1e-4 < by[part, "ours, bf16"]["rms_difference"] < 0.1
-    rectangle = [by["guided step, rectangle", who]["rms_difference"] for who in ("ours, full", "ours, bf16")]
-    assert rectangle[0] < 1e-4 < rectangle[1] < 0.1
-    assert ("guided step, rectangle", "ours, full, plain") not in by
-    whole = by["edit, 50 steps, from its parts", "ours, full"]["seconds"]
-    assert whole > 51 * by["guided step", "ours, full"]["seconds"]
-    assert script("benchmark", "--size", 63, "--config", ROOT / "configs/tiny.yaml")[0] == 2
-
-
-@torch.no_grad()
-def test_the_profile_counts_operations_by_formula(edit, tmp_path):
-    """The residual blocks' by hand: two multiply-adds for each weight of a convolution and place, for two branches
-    from the second block of the first level on."""
-    from ldm.fast.unet import FastResBlock
-    from ldm.speed.contestants import profile_step
-
-    rows = {row["part"]: row for row in profile_step(edit, 64, str(tmp_path / "trace.json.gz"))}
-    parts = [row for part, row in rows.items() if part != "step"]
-    assert sum(row["flops"] for row in parts) == rows["step"]["flops"]
-    blocks = [m for m in edit.networks.unet.modules() if isinstance(m, FastResBlock)]
-    seen = []
-    for block in blocks:
-        block.register_forward_hook(lambda m, _, out: seen.append((m, out.shape[0] * out.shape[2] * out.shape[3])))
-    profile_step(edit, 64, str(tmp_path / "trace.json.gz"))
-    for block in blocks:
-        block._forward_hooks.clear()
-    expected = 0
-    for block, places in seen[: len(blocks)]:
-        convs = [m for m in block.modules() if isinstance(m, torch.nn.Conv2d)]
-        expected += sum(2 * conv.weight.numel() * places for conv in convs)
-    assert rows["residual blocks"]["flops"] == expected

@@ -6,9 +6,10 @@ import torch
 from PIL import Image
 
 from ldm.editing.options import Sampling
+from ldm.fast.convert import PhaseUpsample
 from ldm.fast.networks import Networks
-from ldm.fast.region import EVERYWHERE, Rectangle, Remembered, Within, refreshed_eps
-from ldm.fast.unet import FastSelfAttention, FastTransformer, FastUNet, PhaseUpsample
+from ldm.fast.region import WHOLE_PICTURE, PartialPicture, RecordedPicture, Rectangle, RegionEps
+from ldm.fast.unet import FastSelfAttention, FastTransformer, FastUNet, prepare_edit, timestep_shifts
 from ldm.models.diffusion.denoiser import guided_eps
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.util import UserError
@@ -24,9 +25,11 @@ RECTANGLES = [  # inside, at a corner, from edge to edge
 
 def prepared(random_unet64, layout):
     torch.manual_seed(5)
-    unet = FastUNet(random_unet64, 1000, torch.float64, layout)
+    unet = FastUNet(random_unet64, torch.float64, layout)
     inpaint, contexts = torch.randn(1, 5, HEIGHT, WIDTH).double(), torch.randn(2, 1, 40).double()
-    return unet, unet.table(), unet.prepare(inpaint, contexts), torch.randn(1, 4, HEIGHT, WIDTH).double()
+    table = timestep_shifts(random_unet64, 1000, torch.float64)
+    fixed = prepare_edit(random_unet64, inpaint, contexts, torch.float64)
+    return unet, table, fixed, torch.randn(1, 4, HEIGHT, WIDTH).double()
 
 
 def spliced(unet, rectangle, evaluations):
@@ -39,7 +42,7 @@ def spliced(unet, rectangle, evaluations):
             kept[module] = new
             return new
         inside = torch.zeros(1, 1, HEIGHT, WIDTH, dtype=torch.bool)
-        rectangle.cut(inside).fill_(True)
+        rectangle.crop(inside).fill_(True)
         positions = new.shape[-1] * new.shape[-2] if new.ndim == 4 else new.shape[1]
         factor = round((HEIGHT * WIDTH / positions) ** 0.5)
         inside = inside[:, :, ::factor, ::factor]
@@ -63,11 +66,11 @@ def test_a_rectangle_sees_around_it_what_was(random_unet64, rectangle, layout):
     """The same x and t give the whole's own numbers; another x inside, and another t, what a whole evaluation gives
     whose outside is put back after every layer. Twice in a row: nothing of the first is left in the second."""
     unet, table, fixed, x = prepared(random_unet64, layout)
-    remembered = Remembered()
+    remembered = RecordedPicture()
     whole = unet(x, table[801:802], *fixed, remembered)
     assert torch.equal(whole, unet(x, table[801:802], *fixed))
-    within = Within(rectangle, remembered)
-    assert (unet(x, table[801:802], *fixed, within) - rectangle.cut(whole)).abs().max() < 1e-13 * whole.abs().max()
+    within = PartialPicture(rectangle, remembered)
+    assert (unet(x, table[801:802], *fixed, within) - rectangle.crop(whole)).abs().max() < 1e-13 * whole.abs().max()
 
     other = x.clone()
     top, bottom, left, right, _ = rectangle
@@ -76,8 +79,8 @@ def test_a_rectangle_sees_around_it_what_was(random_unet64, rectangle, layout):
     for again in (x + 1, other):
         found = unet(again, table[601:602], *fixed, within)
     assert found.shape == (2, 4, bottom - top, right - left)
-    assert (found - rectangle.cut(expected)).abs().max() < 1e-12 * expected.abs().max()
-    assert (rectangle.cut(expected - whole)).abs().max() > 1e-3  # and it is not what was
+    assert (found - rectangle.crop(expected)).abs().max() < 1e-12 * expected.abs().max()
+    assert (rectangle.crop(expected - whole)).abs().max() > 1e-3  # and it is not what was
 
 
 def test_the_rectangle_around_regions():
@@ -87,7 +90,7 @@ def test_the_rectangle_around_regions():
         top, left = rng.integers(0, 60, 2)
         paint = torch.zeros(2, 1, 64, 96, dtype=torch.bool)
         paint[rng.integers(2), 0, top : top + rng.integers(1, 40), left : left + rng.integers(1, 40)] = True
-        found = Rectangle.of(paint, 4)
+        found = Rectangle.around(paint, 4)
         assert all(edge % 4 == 0 for edge in found) and found.width == 96
         outside = torch.ones(64, 96, dtype=torch.bool)
         outside[found.top : found.bottom, found.left : found.right] = False
@@ -98,9 +101,9 @@ def test_the_rectangle_around_regions():
         assert found.left > columns.min() - 4 and found.right < columns.max() + 1 + 4
     corner = torch.zeros(1, 1, 64, 64, dtype=torch.bool)
     corner[..., -1, 0] = True
-    assert Rectangle.of(corner, 8) == (56, 64, 0, 8, 64)
+    assert Rectangle.around(corner, 8) == (56, 64, 0, 8, 64)
     corner[..., 10:, :60] = True
-    assert Rectangle.of(corner, 8) is None
+    assert Rectangle.around(corner, 8) is None
 
 
 def test_outside_the_rectangle_pred_x0_stays():
@@ -110,9 +113,9 @@ def test_outside_the_rectangle_pred_x0_stays():
     def eps_of(x, t, area):
         areas.append(type(area))
         new = torch.full((2, 4, 8, 8), float(len(areas)))
-        return rectangle.cut(new) if isinstance(area, Within) else new
+        return rectangle.crop(new) if isinstance(area, PartialPicture) else new
 
-    eps, noise = refreshed_eps(eps_of, rectangle, 3, SCHEDULE), np.random.default_rng(1)
+    eps, noise = RegionEps(eps_of, rectangle, 3, SCHEDULE), np.random.default_rng(1)
     for i, t in enumerate((901, 801, 701, 601, 501, 401, 301)):
         x = torch.tensor(noise.normal(size=(1, 4, 8, 8)))
         found, abar = eps(x, t), SCHEDULE.alphas_cumprod[t]
@@ -122,8 +125,16 @@ def test_outside_the_rectangle_pred_x0_stays():
         outside = torch.ones(8, 8, dtype=torch.bool)
         outside[2:6, 4:8] = False
         torch.testing.assert_close(pred_x0[..., outside], kept[..., outside])
-        assert (rectangle.cut(found) == i + 1).all()
-    assert areas == [Remembered, Within, Within, Remembered, Within, Within, Remembered]
+        assert (rectangle.crop(found) == i + 1).all()
+    assert areas == [
+        RecordedPicture,
+        PartialPicture,
+        PartialPicture,
+        RecordedPicture,
+        PartialPicture,
+        PartialPicture,
+        RecordedPicture,
+    ]
 
 
 @torch.no_grad()
@@ -147,7 +158,7 @@ def test_networks_compute_a_rectangle_where_it_saves(model):
     assert 0 < difference[:, :, 5:7, 5:7].max() < 0.1 * everything.abs().max()
     assert torch.equal(second(networks, large, 2), second(networks, large, 1))
     assert torch.equal(second(plain, inpaint, 2), second(plain, inpaint, 1))
-    assert networks.rectangle(inpaint[:, -1:], 1) is None and EVERYWHERE.inside(x) is x
+    assert networks.rectangle(inpaint[:, -1:], 1) is None and WHOLE_PICTURE.crop(x) is x
 
 
 def test_a_picture_does_not_depend_on_the_region_beside_it(edit, example):

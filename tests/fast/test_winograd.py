@@ -5,25 +5,26 @@ import torch
 import torch.nn.functional as F
 
 from ldm.fast import winograd
+from ldm.fast.convert import convert
 from ldm.fast.networks import Networks
-from ldm.fast.region import Rectangle, Remembered, Within
-from ldm.fast.unet import converted
-from ldm.fast.winograd import TiledConv2d, convolved, transformed
-from ldm.models.diffusion.conditioning import latent_of
+from ldm.fast.region import PartialPicture, RecordedPicture, Rectangle
+from ldm.fast.unet import prepare_edit
+from ldm.fast.winograd import WinogradConv2d, transform_weight, winograd_conv2d
+from ldm.models.diffusion.conditioning import encode_to_latent
 
 KINDS = [(2, 3), (4, 2), (4, 3)]
 
 
-@pytest.mark.parametrize("piece", [1, 30, winograd.PIECE])
+@pytest.mark.parametrize("piece", [1, 30, winograd.BLOCK_SIZE])
 @pytest.mark.parametrize("padding", [0, 1])
 @pytest.mark.parametrize(("m", "r"), KINDS)
 def test_tiles_equal_a_convolution(m, r, padding, piece, monkeypatch):
     """Of sizes that are and are not multiples of a tile, in one piece and in many."""
-    monkeypatch.setattr(winograd, "PIECE", piece)
+    monkeypatch.setattr(winograd, "BLOCK_SIZE", piece)
     weight = torch.randn(5, 3, r, r).double()
     for size in ((8 + r - 1, 12 + r - 1), (9, 14), (13, 7), (r, r)):
         x = torch.randn(2, 3, *size).double()
-        found = convolved(x, transformed(weight, m), m, r, padding)
+        found = winograd_conv2d(x, transform_weight(weight, m), m, r, padding)
         torch.testing.assert_close(found, F.conv2d(x, weight, padding=padding), rtol=0, atol=1e-12)
 
 
@@ -33,7 +34,7 @@ def test_rounding_is_that_of_a_convolution(m, r, most):
     the usual points for m = 4 and r = 3 it would be 2.5e-6; PyTorch's own is about 1e-6."""
     x, weight = torch.randn(1, 320, 26, 26), torch.randn(64, 320, r, r) / (320 * r * r) ** 0.5
     exact = F.conv2d(x.double(), weight.double())
-    error = convolved(x, transformed(weight, m), m, r) - exact
+    error = winograd_conv2d(x, transform_weight(weight, m), m, r) - exact
     assert error.norm() < most * exact.norm()
     assert error.abs().max() < 2e-5
 
@@ -49,18 +50,18 @@ def test_only_what_fits_is_replaced():
         torch.nn.Conv2d(256, 256, 3, padding=1, padding_mode="circular"),
         torch.nn.ConvTranspose2d(256, 256, 4, 2, 1),
     )
-    assert [isinstance(part, TiledConv2d) for part in converted(layers)] == [True] * 2 + [False] * 6
-    assert not any(isinstance(part, TiledConv2d) for part in layers)
+    assert [isinstance(part, WinogradConv2d) for part in convert(layers)] == [True] * 2 + [False] * 6
+    assert not any(isinstance(part, WinogradConv2d) for part in layers)
 
 
 @torch.no_grad()
 def test_it_is_used_where_it_pays(monkeypatch):
     """Wide enough, on a large enough picture, in float32; and 2x2 kernels of very many channels are not worth it."""
     calls = []
-    monkeypatch.setattr(winograd, "convolved", lambda *given: calls.append(given[2]) or convolved(*given))
+    monkeypatch.setattr(winograd, "winograd_conv2d", lambda *given: calls.append(given[2]) or winograd_conv2d(*given))
 
     def tiles(channels, out_channels, side, dtype=torch.float32, kernel=3):
-        layer = converted(torch.nn.Conv2d(channels, out_channels, kernel, padding=1), dtype)
+        layer = convert(torch.nn.Conv2d(channels, out_channels, kernel, padding=1), dtype)
         x = torch.randn(1, channels, side, side, dtype=dtype)
         calls.clear()
         direct = F.conv2d(x, layer.weight, layer.bias, padding=1)
@@ -73,21 +74,21 @@ def test_it_is_used_where_it_pays(monkeypatch):
     assert tiles(256, 256, 9) is tiles(255, 256, 10) is tiles(256, 4, 10) is None
     assert tiles(256, 256, 10, torch.float64) is tiles(1280, 1280, 10, kernel=2) is None
 
-    layer, x = converted(torch.nn.Conv2d(256, 256, 3, padding=1)), torch.randn(1, 256, 9, 9)
+    layer, x = convert(torch.nn.Conv2d(256, 256, 3, padding=1)), torch.randn(1, 256, 9, 9)
     calls.clear()  # of a rectangle its own places count, not those around it
     assert torch.equal(layer(F.pad(x, [1] * 4), padding=0), layer(x)) and not calls
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("many", [0, winograd.MANY])
+@pytest.mark.parametrize("many", [0, winograd.MAX_PAIRS_OF_LARGE_TILES])
 def test_networks_of_tiles_stand_in_for_the_model(model, monkeypatch, many):
     """The toy model, every convolution of it in tiles of either size; a rectangle of the UNet, too. The UNet keeps its
-    transformed weights, the autoencoder, which works once in an edit, does not."""
-    for name, value in {"CHANNELS": 1, "PLACES": 1, "MANY": many}.items():
+    transform_weight weights, the autoencoder, which works once in an edit, does not."""
+    for name, value in {"MIN_CHANNELS": 1, "MIN_POSITIONS": 1, "MAX_PAIRS_OF_LARGE_TILES": many}.items():
         monkeypatch.setattr(winograd, name, value)
     tiled, made = [], []
-    monkeypatch.setattr(winograd, "convolved", lambda *given: tiled.append(given[2]) or convolved(*given))
-    monkeypatch.setattr(winograd, "transformed", lambda *given: made.append(given) or transformed(*given))
+    monkeypatch.setattr(winograd, "winograd_conv2d", lambda *given: tiled.append(given[2]) or winograd_conv2d(*given))
+    monkeypatch.setattr(winograd, "transform_weight", lambda *given: made.append(given) or transform_weight(*given))
 
     def counted(function, *given):
         tiled.clear(), made.clear()
@@ -100,7 +101,7 @@ def test_networks_of_tiles_stand_in_for_the_model(model, monkeypatch, many):
     eps = networks.denoiser(inpaint, contexts)
     both = torch.cat([z, inpaint], dim=1).repeat(2, 1, 1, 1)
     for function, given, expected in (
-        (latent_of, (networks, image, noise), latent_of(model, image, noise)),
+        (encode_to_latent, (networks, image, noise), encode_to_latent(model, image, noise)),
         (networks.decode_first_stage, (z,), model.decode_first_stage(z)),
         (eps, (z, 7), model.apply_model(both, torch.tensor([7, 7]), contexts)),
     ):
@@ -109,9 +110,9 @@ def test_networks_of_tiles_stand_in_for_the_model(model, monkeypatch, many):
         assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
         assert counted(function, *given)[1:] == (convolutions, 0 if function is eps else transformations)
 
-    remembered, rectangle = Remembered(), Rectangle(4, 12, 0, 8, side)
-    given = z, networks.shifts[7:8], *networks.unet.prepare(inpaint, contexts)
+    remembered, rectangle = RecordedPicture(), Rectangle(4, 12, 0, 8, side)
+    given = z, networks.shifts[7:8], *prepare_edit(model.model.diffusion_model, inpaint, contexts)
     whole, convolutions, _ = counted(networks.unet, *given, remembered)
-    found, *counts = counted(networks.unet, *given, Within(rectangle, remembered))
+    found, *counts = counted(networks.unet, *given, PartialPicture(rectangle, remembered))
     assert counts == [convolutions, 0]
-    assert (found - rectangle.cut(whole)).abs().max() <= 1e-5 * whole.abs().max()
+    assert (found - rectangle.crop(whole)).abs().max() <= 1e-5 * whole.abs().max()

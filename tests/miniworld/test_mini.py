@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 from torch.utils.data import default_collate
 
 from ldm.checkpoint import load_model, locate, read_checkpoint
-from ldm.checkpoint.load import FIRST_CONV, write_checkpoint
+from ldm.checkpoint.load import write_checkpoint
 from ldm.checkpoint.locate import MINI_CONFIG
+from ldm.checkpoint.names import FIRST_CONV
 from ldm.checkpoint.surgery import widen
 from ldm.conventions import reference_to_tensor
 from ldm.data.bench.cocoee import COCOImageDataset, result_path
@@ -47,12 +48,12 @@ from ldm.miniworld.scene import (
 from ldm.models.diffusion.conditioning import unconditional_token
 from ldm.models.diffusion.draws import Draws
 from ldm.models.diffusion.presets import Preset
-from ldm.modules.encoders.clip import ResNetTower, clip_of
+from ldm.modules.encoders.clip import ResNetTower, build_clip
 from ldm.pipeline import PaintByExample
 from ldm.training.start import initial_model
 from ldm.util import UserError, instantiate_from_config, load_config
 from tests.conftest import ROOT
-from tests.test_configs import MINI_COMMANDS
+from tests.documents import commands_of
 
 MINI = ROOT / "configs/mini"
 
@@ -149,7 +150,7 @@ def test_which_model_where_none_is_named(tmp_path, monkeypatch, capsys):
     (tmp_path / "MINI_CKPT").touch()
     capsys.readouterr()
     assert locate.choose_model() == (MINI_CONFIG, tmp_path / "MINI_CKPT")
-    assert "the miniature model takes its place" in capsys.readouterr().err
+    assert "using the miniature model" in capsys.readouterr().err
     for given, wanted in (
         (("c.yaml", None), ("c.yaml", Path("fetched"))),
         ((None, "m.ckpt"), (locate.DEFAULT_CONFIG, Path("m.ckpt"))),
@@ -186,7 +187,7 @@ def test_the_contrastive_loss_is_clips(world):
     theirs = open_clip.ClipLoss()(
         image, model.clip.encode_text(everything, normalize=True), model.clip.logit_scale.exp()
     )
-    alone = model.losses_of(batch | {"caption": everything[:, None]})["loss"]
+    alone = model.losses(batch | {"caption": everything[:, None]})["loss"]
     torch.testing.assert_close(alone, theirs)
     patterns[1:3] = patterns[0]
     logits = model.clip.logit_scale.exp() * image @ model.clip.encode_text(patterns, normalize=True).T
@@ -194,10 +195,10 @@ def test_the_contrastive_loss_is_clips(world):
     target /= target.sum(1, keepdim=True)
     assert target[0, :3].tolist() == pytest.approx([1 / int(target[0].count_nonzero())] * 3)
     ways = [-(target * F.log_softmax(each, dim=1)).sum(dim=1).mean() for each in (logits, logits.T)]
-    other = model.losses_of(batch | {"caption": patterns[:, None]})["loss"]
+    other = model.losses(batch | {"caption": patterns[:, None]})["loss"]
     torch.testing.assert_close(other, sum(ways) / 2)
-    third = model.losses_of(batch | {"caption": shapes[:, None]})["loss"]
-    torch.testing.assert_close(model.losses_of(batch)["loss"], (alone + other + third) / 3)
+    third = model.losses(batch | {"caption": shapes[:, None]})["loss"]
+    torch.testing.assert_close(model.losses(batch)["loss"], (alone + other + third) / 3)
 
 
 @torch.no_grad()
@@ -268,7 +269,10 @@ def test_one_clip_for_captions_references_and_scores(world, tmp_path):
     with pytest.raises(UserError, match="it lacks 1 tensor"):
         initial_model(config, str(tmp_path / "first_stage.safetensors"))
     (tmp_path / "clip.json").write_text("{")
-    for call in (lambda: load_clip(file, "cpu", str(tmp_path / "clip.json")), lambda: clip_of(tmp_path / "clip.json")):
+    for call in (
+        lambda: load_clip(file, "cpu", str(tmp_path / "clip.json")),
+        lambda: build_clip(tmp_path / "clip.json"),
+    ):
         with pytest.raises(UserError, match="format"):
             call()
 
@@ -348,8 +352,8 @@ def test_the_prior_learns_from_pictures_alone():
     torch.nn.init.normal_(model.model.diffusion_model.out[2].weight, std=0.01)  # it starts at zero
     model.setup("fit")
     batch = {"GT": torch.rand(2, 3, 64, 64) * 2 - 1, "ref_imgs": torch.full((2, 3, 224, 224), torch.nan)}
-    draws = Draws.of([(0,), (1,)], (4, 16, 16), 1000, "cpu")
-    loss, _ = model.loss_of(batch, draws, 0.2)
+    draws = Draws.from_seeds([(0,), (1,)], (4, 16, 16), 1000, "cpu")
+    loss, _ = model.batch_loss(batch, draws, 0.2)
     posterior = model.first_stage_model.encode(batch["GT"])
     z = model.scale_factor * (posterior.mean + posterior.std * draws.noise_gt)
     abar = model.alphas_cumprod[draws.t].view(-1, 1, 1, 1)
@@ -506,13 +510,13 @@ def test_its_reference_encoder_in_half_precision():
     assert (near - exact).norm() < 0.05 * exact.norm()
 
 
-@pytest.mark.parametrize("command", MINI_COMMANDS, ids=lambda command: command[:60])
-def test_the_readmes_tables(command, script, world, tmp_path, monkeypatch):
+@pytest.mark.parametrize("command", commands_of("scripts/mini_table.py"), ids=lambda command: command[:60])
+def test_the_commands_of_the_pages(command, script, world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(world / "bench", tmp_path / "test_bench_mini")
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     few = {"plms 50": Preset("plms", 2), "fast": Preset("dpm++", 2, (500, 999))}
     monkeypatch.setattr(mini_presets, "CANDIDATES", few)
-    words = command.split("#")[0].split()
+    words = command.split()
     code, out, err = script("mini_table", *words[2:], "--steps", 2, "--device", "cpu")
     assert code == 0 and "| shape |" in out, err

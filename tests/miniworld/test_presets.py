@@ -9,7 +9,7 @@ from ldm.evaluation.fid import Statistics
 from ldm.miniworld import presets as mini_presets
 from ldm.miniworld.presets import differences, evaluations, worse
 from ldm.miniworld.table import Scored, resampled_fids
-from ldm.models.diffusion.presets import PRESETS, Preset, preset_of
+from ldm.models.diffusion.presets import PRESETS, Preset, resolve_preset
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.util import UserError
 
@@ -17,14 +17,14 @@ SCHEDULE = NoiseSchedule.linear()
 
 
 def test_what_is_chosen():
-    assert preset_of() == Preset("plms", 50, None)
-    assert preset_of(sampler="ddim", steps=7) == Preset("ddim", 7, None)
-    assert all(preset_of(name) == preset for name, preset in PRESETS.items())
+    assert resolve_preset() == Preset("plms", 50, None)
+    assert resolve_preset(sampler="ddim", steps=7) == Preset("ddim", 7, None)
+    assert all(resolve_preset(name) == preset for name, preset in PRESETS.items())
     for words in ({"steps": 50}, {"sampler": "plms"}):
         with pytest.raises(UserError, match=r"preset fast and .* contradict each other"):
-            preset_of("fast", **words)
+            resolve_preset("fast", **words)
     with pytest.raises(UserError, match="preset 'slow' is unknown; use one of fast, draft"):
-        preset_of("slow")
+        resolve_preset("slow")
 
 
 def test_what_they_cost():

@@ -13,7 +13,7 @@ from tests.conftest import ROOT, edited_pixels, training_batch
 
 TINY = ROOT / "configs/tiny.yaml"
 CONFIG = OmegaConf.merge(OmegaConf.load(TINY), OmegaConf.load(ROOT / "configs/distill.yaml"))
-DRAWS = Draws.of([(0,), (1,)], (4, 16, 16), 1000, "cpu")
+DRAWS = Draws.from_seeds([(0,), (1,)], (4, 16, 16), 1000, "cpu")
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ class FromContext(torch.nn.Module):
 @pytest.mark.parametrize(("scale", "right"), [(5.0, True), (4.0, False), (1.0, False)])
 def test_the_student_that_is_the_guided_teacher_has_no_loss(model, scale, right):
     model.model, model.teacher = FromContext(float(model.learnable_vector.mean()), scale), FromContext()
-    loss, _ = model.loss_of(training_batch(), DRAWS, 0.0)
+    loss, _ = model.batch_loss(training_batch(), DRAWS, 0.0)
     assert (loss < 1e-9) == right
 
 
@@ -46,7 +46,7 @@ def test_it_starts_at_the_distance_that_guidance_makes(model):
     """The student is the teacher at first: the loss is that of (s - 1) (eps(x, c) - eps(x, v))."""
     batch = training_batch()
     with torch.no_grad():
-        loss, _ = model.loss_of(batch, DRAWS, 0.0)
+        loss, _ = model.batch_loss(batch, DRAWS, 0.0)
         start = model.get_input(batch, noise=DRAWS.noise_gt, noise_inpaint=DRAWS.noise_inpaint)
         noisy = model.q_sample(start[:, NOISY_LATENT], DRAWS.t, DRAWS.noise)
         x = torch.cat([noisy, start[:, INPAINT]], dim=1)
@@ -62,7 +62,7 @@ def test_steps_lower_the_loss_and_leave_the_teacher_alone(model, tiny):
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     losses = []
     for _ in range(6):
-        loss, _ = model.loss_of(batch, DRAWS, 0.0)
+        loss, _ = model.batch_loss(batch, DRAWS, 0.0)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -6,8 +6,9 @@ import json
 import pytest
 import torch
 
-from ldm.checkpoint.load import FIRST_CONV, empty_model
-from ldm.models.diffusion.denoiser import denoiser_of, guided_eps
+from ldm.checkpoint.load import empty_model
+from ldm.checkpoint.names import FIRST_CONV
+from ldm.models.diffusion.denoiser import guided_eps, make_denoiser
 from ldm.modules.attention import CrossAttention
 from ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 from ldm.util import UserError
@@ -70,11 +71,11 @@ def test_guidance_shares_what_comes_before_the_first_cross_attention(unet64):
     assert (shared - separate).abs().max() < 1e-13 * separate.abs().max()
 
     same = torch.tensor([801, 801])
-    eps = guided_eps(denoiser_of(unet64), x[:, 4:], c, v[:1], scale=5.0)
+    eps = guided_eps(make_denoiser(unet64), x[:, 4:], c, v[:1], scale=5.0)
     e_uncond, e_cond = unet64(x, same, v[:1].expand(2, -1, -1)), unet64(x, same, c)
     expected = e_uncond + 5.0 * (e_cond - e_uncond)
     assert (eps(x[:, :4], 801) - expected).abs().max() < 1e-12 * expected.abs().max()
-    assert torch.equal(guided_eps(denoiser_of(unet64), x[:, 4:], c, v, scale=1.0)(x[:, :4], 801), e_cond)
+    assert torch.equal(guided_eps(make_denoiser(unet64), x[:, 4:], c, v, scale=1.0)(x[:, :4], 801), e_cond)
 
 
 def test_outside_the_guidance_interval_the_condition_alone_is_evaluated():
@@ -87,13 +88,13 @@ def test_outside_the_guidance_interval_the_condition_alone_is_evaluated():
         return contexts.view(-1, 1, 1, 1) + t.repeat(len(contexts) // 2).view(-1, 1, 1, 1)
 
     inpaint, c, v = torch.zeros(2, 5, 1, 1), torch.tensor([1.0, 2.0]).view(2, 1, 1), torch.zeros(1, 1, 1)
-    eps = guided_eps(denoiser_of(apply_model), inpaint, c, v, 5.0, interval=(100, 800))
+    eps = guided_eps(make_denoiser(apply_model), inpaint, c, v, 5.0, interval=(100, 800))
     out = {t: (eps(torch.zeros(2, 4, 1, 1), t) - t).flatten().tolist() for t in (999, 801, 800, 450, 100, 99, 0)}
     assert batches == [2, 2, 4, 4, 4, 2, 2]
     assert out == {t: [5, 10] if 100 <= t <= 800 else [1, 2] for t in out}
     batches.clear()
     for scale, uncond, interval in ((1.0, v, (100, 800)), (5.0, None, (100, 800)), (5.0, v, None)):
-        guided_eps(denoiser_of(apply_model), inpaint, c, uncond, scale, interval)(torch.zeros(2, 4, 1, 1), 450)
+        guided_eps(make_denoiser(apply_model), inpaint, c, uncond, scale, interval)(torch.zeros(2, 4, 1, 1), 450)
     assert batches == [2, 2, 4]
 
 

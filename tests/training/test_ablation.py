@@ -7,11 +7,11 @@ import torch
 from omegaconf import OmegaConf
 
 from ldm.checkpoint import load_model, read_checkpoint
-from ldm.checkpoint.diffusers import MAPPER, UNET, VAE
 from ldm.checkpoint.load import empty_model, load_weights, write_checkpoint
+from ldm.checkpoint.names import MAPPER, UNET, VAE
 from ldm.data.sample import Recipe
 from ldm.models.diffusion.conditioning import reference_token, unconditional_token
-from ldm.models.diffusion.denoiser import denoiser_of, guided_eps
+from ldm.models.diffusion.denoiser import guided_eps, make_denoiser
 from ldm.pipeline import PaintByExample
 from ldm.training.start import initial_model
 from ldm.util import UserError, instantiate_from_config
@@ -137,8 +137,8 @@ def test_one_training_step(name, batch):
     assert model.cond_stage_model.tokens == tokens
     assert reference_token(model, batch["ref_imgs"]).shape == unconditional_token(model, 2).shape == (2, tokens, 40)
 
-    draws = model.draws(batch, [(0, 1), (0, 2)])
-    loss, _ = model.loss_of(batch, draws, model.u_cond_percent)
+    draws = model.make_draws(batch, [(0, 1), (0, 2)])
+    loss, _ = model.batch_loss(batch, draws, model.u_cond_percent)
     loss.backward()
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert [name for name, p in trainable.items() if p.grad is None] == []
@@ -152,17 +152,17 @@ def test_one_training_step(name, batch):
     for group in optimizer.param_groups:
         group["lr"] = model.learning_rate
     optimizer.step()
-    after, _ = model.loss_of(batch, draws, model.u_cond_percent)
+    after, _ = model.batch_loss(batch, draws, model.u_cond_percent)
     assert after.isfinite() and after < loss
 
 
 @pytest.mark.parametrize("name", ["baseline", "classifier_free"])
 def test_a_dropped_condition_is_the_learned_vector(name, batch):
     model = randomised(row(name)).eval()
-    draws = model.draws(batch, [(0, 1), (0, 2)])
+    draws = model.make_draws(batch, [(0, 1), (0, 2)])
     for percent, other in ((1.0, True), (0.0, False)):
-        loss, _ = model.loss_of(batch, draws, percent)
-        changed, _ = model.loss_of(batch | {"ref_imgs": -batch["ref_imgs"]}, draws, percent)
+        loss, _ = model.batch_loss(batch, draws, percent)
+        changed, _ = model.batch_loss(batch | {"ref_imgs": -batch["ref_imgs"]}, draws, percent)
         assert torch.equal(loss, changed) == other
         (gradient,) = torch.autograd.grad(loss, model.learnable_vector)
         assert gradient.any() == other
@@ -192,7 +192,7 @@ def test_guidance_over_all_tokens(baseline, batch):
     x, t, inpaint = torch.randn(2, 4, 8, 8), torch.tensor([500, 500]), torch.randn(2, 5, 8, 8)
     context, v = reference_token(baseline, batch["ref_imgs"]), unconditional_token(baseline, 2)
     e_cond, e_uncond = (baseline.apply_model(torch.cat([x, inpaint], dim=1), t, c) for c in (context, v))
-    guided = guided_eps(denoiser_of(baseline.apply_model), inpaint, context, v, 5.0)(x, 500)
+    guided = guided_eps(make_denoiser(baseline.apply_model), inpaint, context, v, 5.0)(x, 500)
     torch.testing.assert_close(guided, e_uncond + 5 * (e_cond - e_uncond), rtol=1e-4, atol=1e-4)
     alone = baseline.apply_model(torch.cat([x, inpaint], dim=1), t, v[:, :1])
     torch.testing.assert_close(e_uncond, alone, rtol=1e-4, atol=1e-5)
@@ -215,7 +215,7 @@ def test_a_baseline_checkpoint_edits(baseline, example, tmp_path, suffix):
 
 
 def test_checkpoints_of_other_rows_do_not_load(baseline, tiny):
-    with pytest.raises(UserError, match=r"does not fit the config.*in excess 60 tensors \(cond_stage_model\.mapper\."):
+    with pytest.raises(UserError, match=r"does not fit the config.*has 60 tensors \(cond_stage_model\.mapper\."):
         load_model(row("baseline"), tiny)
     with pytest.raises(UserError, match=r"does not fit the config.*lacks 60 tensors \(cond_stage_model\.mapper\."):
         load_weights(empty_model(row("bottleneck")), baseline.state_dict())

@@ -9,9 +9,9 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from ldm.checkpoint import load_model, read_checkpoint
-from ldm.checkpoint.diffusers import UNET
 from ldm.checkpoint.load import empty_model
 from ldm.checkpoint.lora import merge_into, read_adapter
+from ldm.checkpoint.names import UNET
 from ldm.modules.ema import LitEma
 from ldm.pipeline import PaintByExample
 from ldm.training.checkpoints import AtomicCheckpointIO, adapter_beside
@@ -98,7 +98,7 @@ def test_steps_of_adamw_change_the_factors_and_nothing_else(injected, ema):
     batch = training_batch()
     losses = []
     for _ in range(4):
-        loss, _ = injected.loss_of(batch, injected.draws(batch, [(0, 0), (0, 1)]), 0.2)
+        loss, _ = injected.batch_loss(batch, injected.make_draws(batch, [(0, 0), (0, 1)]), 0.2)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -111,7 +111,7 @@ def test_steps_of_adamw_change_the_factors_and_nothing_else(injected, ema):
         if not name.startswith("model_ema."):
             assert torch.equal(tensor, before[name]) != changes, name
     if ema:
-        assert isinstance(injected.model_ema, LitEma) and len(injected.model_ema.places) == 7 * 6 * 2
+        assert isinstance(injected.model_ema, LitEma) and len(injected.model_ema.buffer_names) == 7 * 6 * 2
 
 
 @pytest.mark.parametrize("targets", [TARGETS, [*TARGETS, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]])
@@ -174,7 +174,7 @@ SMALL = [
 
 
 def test_from_pictures_to_an_edit(script, edit_example, train, tiny, training_folder, tmp_path):
-    """main.py as a user calls it, further with -r, and the adapter in an edit."""
+    """main.py as a user calls it, then resumed with -r, and an edit with the adapter."""
     run = tmp_path / "run"
     train(
         *("--base", TINY, "configs/finetune_lora.yaml", "-p", run, "--pretrained_model", tiny, "--max_steps", 3),
@@ -201,7 +201,7 @@ def test_from_pictures_to_an_edit(script, edit_example, train, tiny, training_fo
     assert code == 0, err
     assert np.abs(edited_pixels(tmp_path / "a") - edited_pixels(tmp_path / "b")).max() > 0
     code, _, err = script("convert_checkpoint", last, tmp_path / "x.safetensors")
-    assert code == 2 and "holds an adapter and no model" in err
+    assert code == 2 and "is an adapter, not a model" in err
 
     other = {name: t * 1.01 if t.is_floating_point() else t for name, t in load_file(tiny).items()}
     other |= {name: t for name, t in load_file(tiny).items() if not name.startswith(UNET)}
@@ -260,6 +260,7 @@ def test_a_checkpoint_holds_the_factors_and_its_adapter_the_average(injected, tm
 
     with pytest.raises(UserError, match=r"the checkpoint lacks 168 tensors"):
         callback.on_load_checkpoint(None, injected, {"state_dict": {}})
+    assert callback.state_key == "FactorsOnly"  # its key in the checkpoints of earlier versions
     callback.load_state_dict(callback.state_dict())
     with pytest.raises(UserError, match=r"started from another model"):
         callback.load_state_dict({"base": callback.base * 1.001})

@@ -34,11 +34,11 @@ from tests.conftest import GOLDEN, ROOT
 
 
 def test_draws_depend_on_the_sample_alone():
-    alone = [Draws.of([(1, 2, i)], (4, 6, 8), 1000, "cpu") for i in range(5)]
-    together = Draws.of([(1, 2, i) for i in range(5)], (4, 6, 8), 1000, "cpu")
+    alone = [Draws.from_seeds([(1, 2, i)], (4, 6, 8), 1000, "cpu") for i in range(5)]
+    together = Draws.from_seeds([(1, 2, i) for i in range(5)], (4, 6, 8), 1000, "cpu")
     for name in ("noise_gt", "noise_inpaint", "t", "noise", "uniform"):
         assert torch.equal(torch.cat([getattr(draws, name) for draws in alone]), getattr(together, name))
-    many = Draws.of([(0, i) for i in range(3000)], (4, 1, 1), 1000, "cpu")
+    many = Draws.from_seeds([(0, i) for i in range(3000)], (4, 1, 1), 1000, "cpu")
     for normal in (many.noise_gt, many.noise_inpaint, many.noise):
         assert abs(normal.mean()) < 0.05 and abs(normal.std() - 1) < 0.05
     assert abs(many.t.float().mean() - 499.5) < 25 and many.t.min() < 10 and many.t.max() > 989
@@ -60,10 +60,10 @@ def golden_batch(golden):
 def test_guidance_drop(model, golden, kind, uniform, dropped, monkeypatch):
     """By sample, or, as published, for the batch as a whole; the loss is that of the contexts put together by hand."""
     batch = golden_batch(golden)
-    draws = Draws.of([(0,), (1,)], (4, 8, 8), 1000, "cpu")
+    draws = Draws.from_seeds([(0,), (1,)], (4, 8, 8), 1000, "cpu")
     draws = Draws(draws.noise_gt, draws.noise_inpaint, draws.t, draws.noise, torch.tensor(uniform))
     monkeypatch.setattr(model, "u_cond_drop", kind)
-    loss, _ = model.loss_of(batch, draws, 0.2)
+    loss, _ = model.batch_loss(batch, draws, 0.2)
     c, v = reference_token(model, batch["ref_imgs"]), unconditional_token(model, 2)
     context = torch.stack([v[i] if dropped[i] else c[i] for i in range(2)])
     x_start = model.get_input(batch, noise=draws.noise_gt, noise_inpaint=draws.noise_inpaint)
@@ -76,9 +76,9 @@ def test_every_trainable_parameter_has_a_gradient(golden, golden_config):
     trained.setup("fit")
     for uniform in (0.0, 0.99):
         trained.zero_grad(set_to_none=True)
-        draws = Draws.of([(0,), (1,)], (4, 8, 8), 1000, "cpu")
+        draws = Draws.from_seeds([(0,), (1,)], (4, 8, 8), 1000, "cpu")
         draws = Draws(draws.noise_gt, draws.noise_inpaint, draws.t, draws.noise, torch.full((2,), uniform))
-        trained.loss_of(golden_batch(golden), draws, 0.2)[0].backward()
+        trained.batch_loss(golden_batch(golden), draws, 0.2)[0].backward()
         names = [name for name, p in trained.named_parameters() if p.requires_grad and p.grad is None]
         assert not names
     assert not trained.first_stage_model.training and not trained.cond_stage_model.transformer.training
@@ -185,9 +185,9 @@ def test_the_autoencoders_loss(first_stage_config):
     model = initial_model(first_stage_config)
     batch = {"GT": torch.rand(2, 3, 32, 32) * 2 - 1}
     seeds = [(1, 0, 7, 0), (1, 0, 7, 1)]
-    loss, absolute, squared = model.loss_of(batch, seeds)
+    loss, absolute, squared = model.batch_loss(batch, seeds)
     mean, logvar = model.first_stage_model.quant_conv(model.first_stage_model.encoder(batch["GT"])).chunk(2, dim=1)
-    noise = Draws.of(seeds, mean.shape[1:], 1, "cpu").noise_gt
+    noise = Draws.from_seeds(seeds, mean.shape[1:], 1, "cpu").noise_gt
     image = model.first_stage_model.decode(mean + (logvar / 2).exp() * noise)
     kl = torch.distributions.kl_divergence(
         torch.distributions.Normal(mean, (logvar / 2).exp()), torch.distributions.Normal(0.0, 1.0)
@@ -195,7 +195,7 @@ def test_the_autoencoders_loss(first_stage_config):
     torch.testing.assert_close(absolute, torch.nn.functional.l1_loss(image, batch["GT"]))
     torch.testing.assert_close(loss, absolute + 0.5 * kl.sum() / 2 / (3 * 32 * 32), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(squared.mean(), torch.nn.functional.mse_loss(image, batch["GT"]))
-    _, first, _ = model.loss_of(batch, None)
+    _, first, _ = model.batch_loss(batch, None)
     torch.testing.assert_close(first, (model.first_stage_model.reconstruct(batch["GT"]) - batch["GT"]).abs().mean())
 
 
@@ -264,7 +264,7 @@ def test_the_published_config_asks_for_eight_gpus(monkeypatch):
 def test_no_half_precision_where_the_cpu_has_none(has, expected, monkeypatch):
     config = load_config(ROOT / "configs/mini/first_stage.yaml")
     config["lightning"]["trainer"]["accelerator"] = "cpu"
-    monkeypatch.setattr("ldm.training.run.suited", lambda device: has)
+    monkeypatch.setattr("ldm.training.run.preferred_half_dtype", lambda device: has)
     assert trainer_options(config)["precision"] == expected
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     config["lightning"]["trainer"]["accelerator"] = "gpu"
@@ -652,7 +652,7 @@ def test_help_is_readable(script):
 def test_compiling_changes_no_name_of_a_weight(golden_config):
     """What is compiled is the networks that a step runs; what has none says so."""
     from ldm.checkpoint.load import empty_model
-    from ldm.models.base import Trained
+    from ldm.models.base import TrainableModel
 
     model = empty_model(golden_config)
     names = list(model.state_dict())
@@ -661,4 +661,4 @@ def test_compiling_changes_no_name_of_a_weight(golden_config):
     assert compiled == ["model.diffusion_model", "first_stage_model.encoder", "cond_stage_model.transformer"]
     assert list(model.state_dict()) == names
     with pytest.raises(UserError, match="--compile: there is nothing to compile"):
-        Trained().compile_networks()
+        TrainableModel().compile_networks()

@@ -21,12 +21,12 @@ def unconditional_token(model, batch: int) -> Tensor:
     return model.learnable_vector.expand(batch, model.cond_stage_model.tokens, -1)
 
 
-def latent_of(model, image: Tensor, noise: Tensor | None = None) -> Tensor:
+def encode_to_latent(model, image: Tensor, noise: Tensor | None = None) -> Tensor:
     """image (B,3,H,W) in [-1,1] -> scaled posterior sample (B,4,h,w); noise: that shape, drawn if absent."""
     return model.get_first_stage_encoding(model.encode_first_stage(image), noise)
 
 
 def inpaint_channels(model, inpaint_image: Tensor, mask: Tensor, noise: Tensor | None = None) -> Tensor:
     """inpaint_image = image * mask (B,3,H,W), mask (B,1,H,W), 1 = keep -> (B,5,h,w) = latent ++ resized mask."""
-    z = latent_of(model, inpaint_image, noise)
+    z = encode_to_latent(model, inpaint_image, noise)
     return torch.cat([z, resize_tensor(mask, z.shape[-2:])], dim=1)

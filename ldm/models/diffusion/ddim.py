@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.models.diffusion.denoiser import denoiser_of, guided_eps
+from ldm.models.diffusion.denoiser import guided_eps, make_denoiser
 from ldm.models.diffusion.sampling import Step, sample
 
 NEUTRAL = {
@@ -74,7 +74,7 @@ class DDIMSampler:
         for name, latent in test_model_kwargs.items():
             assert latent.shape[-2:] == tuple(shape[-2:]), f"{name}: is {tuple(latent.shape)}, not of size {shape}"
         inpaint = torch.cat([test_model_kwargs["inpaint_image"], test_model_kwargs["inpaint_mask"]], dim=1)
-        denoiser = denoiser_of(self.model.apply_model)
+        denoiser = make_denoiser(self.model.apply_model)
         eps = guided_eps(denoiser, inpaint, conditioning, unconditional_conditioning, unconditional_guidance_scale)
         kept: dict[str, list[Tensor]] = {"x_inter": [x], "pred_x0": [x]}
         with tqdm(desc=self.name, total=S, unit="step", disable=not verbose) as bar:

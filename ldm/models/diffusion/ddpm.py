@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ldm.conventions import INPAINT, NOISY_LATENT, resize_tensor
-from ldm.models.base import Trained
+from ldm.models.base import TrainableModel
 from ldm.models.diffusion import conditioning
-from ldm.models.diffusion.draws import TRAINING, VALIDATION, Draws
+from ldm.models.diffusion.draws import VALIDATION, Draws
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.modules.ema import LitEma
@@ -34,7 +34,7 @@ class DiffusionWrapper(nn.Module):
         return self.diffusion_model(x, t, context)
 
 
-class LatentDiffusion(Trained):
+class LatentDiffusion(TrainableModel):
     """Paint by Example (Yang et al. 2022): UNet, autoencoder, reference encoder, learned vector, noise schedule.
 
     Parameters (of configs/v1.yaml, `model.params`):
@@ -181,7 +181,7 @@ class LatentDiffusion(Trained):
         count, factor = len(batch["GT"]), self.first_stage_model.factor
         shape = (count, self.channels, *(side // factor for side in images.shape[-2:]))
         draws = [torch.randn(shape, device=images.device) if n is None else n for n in (noise, noise_inpaint)]
-        z, inpaint = conditioning.latent_of(self, images, torch.cat(draws)).chunk(2)
+        z, inpaint = conditioning.encode_to_latent(self, images, torch.cat(draws)).chunk(2)
         return torch.cat([z, inpaint, resize_tensor(batch["inpaint_mask"], z.shape[-2:])], dim=1)
 
     def p_losses(
@@ -209,7 +209,7 @@ class LatentDiffusion(Trained):
 
     # ------------------------------------------------------------------------------------------ training
 
-    def loss_of(
+    def batch_loss(
         self, batch: Mapping[str, Tensor], draws: Draws, u_cond_percent: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """p_losses of a data set's batch. The condition of a sample is the learned vector where draws.uniform is below
@@ -222,32 +222,32 @@ class LatentDiffusion(Trained):
         context = torch.where(dropped, unconditional, conditioning.reference_token(self, batch["ref_imgs"]))
         return self.p_losses(x_start, context, draws.t, draws.noise)
 
-    def draws(self, batch: Mapping[str, Tensor], seeds: Sequence[Sequence[int]]) -> Draws:
+    def make_draws(self, batch: Mapping[str, Tensor], seeds: Sequence[Sequence[int]]) -> Draws:
         """What a step draws for this batch, a seed for each sample."""
         factor = self.first_stage_model.factor
         shape = (self.channels, *(side // factor for side in batch["GT"].shape[-2:]))
-        return Draws.of(seeds, shape, self.num_timesteps, batch["GT"].device)
+        return Draws.from_seeds(seeds, shape, self.num_timesteps, batch["GT"].device)
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        seeds = [(self.seed, TRAINING, self.batch_number(), place) for place in self.places(len(batch["GT"]))]
-        loss, parts = self.loss_of(batch, self.draws(batch, seeds), self.u_cond_percent)
+        seeds = self.training_seeds(len(batch["GT"]))
+        loss, parts = self.batch_loss(batch, self.make_draws(batch, seeds), self.u_cond_percent)
         bar = parts.pop("train/loss_simple")
         self.log("train/loss_simple", bar, on_step=True, prog_bar=True, sync_dist=True, batch_size=len(seeds))
         self.log_dict(parts, on_step=True, sync_dist=True, batch_size=len(seeds))
         return loss
 
-    def _evaluate(self, batch: Mapping[str, Tensor], batch_idx: int, name: str) -> None:
+    def evaluation_step(self, batch: Mapping[str, Tensor], batch_idx: int, name: str) -> None:
         """The same samples, times and noise every time, and no condition dropped, so that checkpoints compare.
 
         Logs loss_simple, and loss_simple_ema of the averaged weights: the same where none are kept."""
-        places = self.places(len(batch["GT"]))
+        places = self.sample_positions(len(batch["GT"]))
         first = batch_idx * getattr(self.trainer, f"{name}_dataloaders").batch_size
-        draws = self.draws(batch, [(0, VALIDATION, first * self.trainer.world_size + place) for place in places])
-        _, parts = self.loss_of(batch, draws, 0.0)
+        draws = self.make_draws(batch, [(0, VALIDATION, first * self.trainer.world_size + place) for place in places])
+        _, parts = self.batch_loss(batch, draws, 0.0)
         averaged = parts
         if hasattr(self, "model_ema"):
             with self.ema_scope():
-                _, averaged = self.loss_of(batch, draws, 0.0)
+                _, averaged = self.batch_loss(batch, draws, 0.0)
         losses = {
             f"{name}/loss_simple": parts["val/loss_simple"],
             f"{name}/loss_simple_ema": averaged["val/loss_simple"],

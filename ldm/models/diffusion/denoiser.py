@@ -8,14 +8,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ldm.models.diffusion.sampling import Eps, eps_towards
+from ldm.models.diffusion.sampling import Eps, eps_from_x0
 from ldm.models.diffusion.schedule import NoiseSchedule
 
 # (inpaint (b,5,h,w), contexts (B,M,D)) -> eps of both, (b,4,h,w) to (B,4,h,w)
 Denoiser = Callable[[Tensor, Tensor], Eps]
 
 
-def denoiser_of(apply_model: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Denoiser:
+def make_denoiser(apply_model: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Denoiser:
     """apply_model: (x (b,9,h,w), t (b,), contexts (B,M,D)) -> eps (B,4,h,w), as LatentDiffusion has it."""
 
     def denoiser(inpaint: Tensor, contexts: Tensor) -> Eps:
@@ -27,7 +27,7 @@ def denoiser_of(apply_model: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Deno
     return denoiser
 
 
-def guided(both: Tensor, scale: float) -> Tensor:
+def apply_guidance(both: Tensor, scale: float) -> Tensor:
     """eps(x, v) + s (eps(x, c) - eps(x, v)) (Ho & Salimans 2021; Yang et al. 2022, equation 6).
 
     both (2B,4,h,w): eps with v, then with c -> (B,4,h,w)."""
@@ -58,7 +58,7 @@ def guided_eps(
     def eps(x: Tensor, t: int) -> Tensor:
         if not first <= t <= last:
             return alone(x, t)
-        return guided(both(x, t), scale)
+        return apply_guidance(both(x, t), scale)
 
     return eps
 
@@ -73,6 +73,6 @@ def blended_eps(eps: Eps, source: Tensor, keep: Tensor, schedule: NoiseSchedule)
 
     def blended(x: Tensor, t: int) -> Tensor:
         abar = float(schedule.alphas_cumprod[t])
-        return torch.where(kept, eps_towards(x, source, abar), eps(x, t))
+        return torch.where(kept, eps_from_x0(x, source, abar), eps(x, t))
 
     return blended

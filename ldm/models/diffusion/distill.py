@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ldm.models.diffusion.conditioning import unconditional_token
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.models.diffusion.denoiser import guided
+from ldm.models.diffusion.denoiser import apply_guidance
 
 
 class Distillation(LatentDiffusion):
@@ -35,4 +35,5 @@ class Distillation(LatentDiffusion):
     @torch.no_grad()
     def target(self, x: Tensor, t: Tensor, cond: Tensor, noise: Tensor) -> Tensor:
         """The teacher's guided eps."""
-        return guided(self.teacher(x, t, torch.cat([unconditional_token(self, len(cond)), cond])), self.guidance_scale)
+        both = self.teacher(x, t, torch.cat([unconditional_token(self, len(cond)), cond]))
+        return apply_guidance(both, self.guidance_scale)

@@ -27,7 +27,7 @@ class Draws:
     uniform: Tensor
 
     @classmethod
-    def of(
+    def from_seeds(
         cls, seeds: Sequence[Sequence[int]], shape: tuple[int, int, int], num_timesteps: int, device: torch.device | str
     ) -> Draws:
         """seeds: of each sample, whole numbers from 0 on. shape: of a latent, (4,h,w)."""

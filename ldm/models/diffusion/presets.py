@@ -1,4 +1,4 @@
-"""How to sample, by name: fewer evaluations of the UNet for the same edit. README.md, "Fewer steps", has the scores."""
+"""How to sample, by name: fewer evaluations of the UNet for the same edit. docs/fewer-steps.md has the scores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ldm.util import UserError
 
 class Preset(NamedTuple):
     """sampler, steps: of sampling.sample. interval: first and last timestep with guidance, of denoiser.guided_eps;
-    None: all have it. refresh: of denoiser.refreshed_eps; 1: every evaluation is of the whole picture."""
+    None: all have it. refresh: of denoiser.RegionEps; 1: every evaluation is of the whole picture."""
 
     sampler: str = "plms"
     steps: int = 50
@@ -23,7 +23,7 @@ PRESETS = {
 }
 
 
-def preset_of(preset: str | None = None, sampler: str | None = None, steps: int | None = None) -> Preset:
+def resolve_preset(preset: str | None = None, sampler: str | None = None, steps: int | None = None) -> Preset:
     """What is asked for by name, or else by sampler and steps: PLMS and 50 where not given.
 
     Raises UserError: no such preset, or one and a sampler or steps beside it."""

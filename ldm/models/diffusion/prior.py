@@ -20,9 +20,9 @@ class Prior(LatentDiffusion):
     @torch.no_grad()
     def get_input(self, batch: Mapping[str, Tensor], *, noise: Tensor | None = None, **_: Any) -> Tensor:
         """-> (B,4,h,w), the latent of GT."""
-        return conditioning.latent_of(self, batch["GT"], noise)
+        return conditioning.encode_to_latent(self, batch["GT"], noise)
 
-    def loss_of(
+    def batch_loss(
         self, batch: Mapping[str, Tensor], draws: Draws, u_cond_percent: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         z = self.get_input(batch, noise=draws.noise_gt)

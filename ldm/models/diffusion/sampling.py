@@ -61,12 +61,12 @@ def ddim_parameters(
     return alphas, alphas_prev, sigmas
 
 
-def predicted_x0(x: Tensor, e: Tensor, abar: float) -> Tensor:
+def x0_from_eps(x: Tensor, e: Tensor, abar: float) -> Tensor:
     """The x_0 of x = sqrt(abar) x_0 + sqrt(1 - abar) e."""
     return (x - (1.0 - abar) ** 0.5 * e) / abar**0.5
 
 
-def eps_towards(x: Tensor, x_0: Tensor, abar: float) -> Tensor:
+def eps_from_x0(x: Tensor, x_0: Tensor, abar: float) -> Tensor:
     """The noise e of x = sqrt(abar) x_0 + sqrt(1 - abar) e: what leads from x back to x_0."""
     return (x - abar**0.5 * x_0) / (1.0 - abar) ** 0.5
 
@@ -81,7 +81,7 @@ def ddim_step(x: Tensor, e: Tensor, alpha: float, alpha_prev: float, sigma: floa
     | alpha_prev | alpha_{t-1}   |
     | pred_x0    | predicted x_0 |
     """
-    pred_x0 = predicted_x0(x, e, alpha)
+    pred_x0 = x0_from_eps(x, e, alpha)
     direction = (1.0 - alpha_prev - sigma**2) ** 0.5 * e
     return alpha_prev**0.5 * pred_x0 + direction, pred_x0
 

@@ -15,7 +15,7 @@ from ldm.conventions import resize_tensor
 from ldm.util import UserError
 
 
-def clip_of(config: str | Path) -> nn.Module:
+def build_clip(config: str | Path) -> nn.Module:
     """open_clip's CLIP of a config in its format, a JSON file, with random weights. Raises UserError."""
     import open_clip
 

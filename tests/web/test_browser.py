@@ -130,7 +130,7 @@ def test_stop_stops_and_leaves_the_page_usable(tab):
 
 def test_what_is_missing_is_said(tab, tmp_path):
     tab.get_by_role("button", name="Paint", exact=True).click()
-    tab.wait_for_selector("text=there is no photo; add one", timeout=20_000)
+    tab.wait_for_selector("text=there is no photo: add one", timeout=20_000)
     tab.wait_for_selector("text=Nothing was painted.", timeout=20_000)
     (tmp_path / "broken.png").write_bytes(b"no picture")
     tab.set_input_files("#photo input[type=file]", tmp_path / "broken.png")

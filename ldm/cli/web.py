@@ -1,0 +1,52 @@
+"""The web page: brush over a part of a photo, give a reference, look at the edits.
+
+paint-by-example web
+paint-by-example web --ckpt checkpoints/model.ckpt --listen 0.0.0.0 --port 7860"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ldm.cli.command import command
+from ldm.cli.flags import add_model, loading_from
+from ldm.fast import memory
+from ldm.util import require
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    server = p.add_argument_group("server")
+    server.add_argument("--listen", default="127.0.0.1", help="address; 0.0.0.0 for the whole network (%(default)s)")
+    server.add_argument("--port", type=int, default=7860, help="(%(default)s)")
+    add_model(p)
+    return p
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    opt = parser().parse_args(argv)
+    require("gradio", "web")
+    memory.share_memory()
+
+    from ldm.checkpoint.locate import choose_model
+    from ldm.images import open_picture
+    from ldm.pipeline import PaintByExample
+    from ldm.web.examples import examples_for
+    from ldm.web.page import build, serve
+    from ldm.web.worker import EditWorker, ModelInfo
+
+    config, ckpt = choose_model(opt.config, opt.ckpt, adapted=opt.lora is not None)
+    edit = PaintByExample.from_loading(replace(loading_from(opt), config=config, ckpt=ckpt))
+    adapter = {"lora": Path(opt.lora).name, "lora_scale": opt.lora_scale} if opt.lora else {}
+    model = ModelInfo(precision=edit.precision, checkpoint=Path(ckpt).name, **adapter)
+    examples = examples_for(edit)
+    worker = EditWorker(edit, model, [open_picture(example.image, "example") for example in examples])
+    page = build(worker, examples)
+    print(f"the page is at {serve(page, opt.listen, opt.port)} until Ctrl-C", flush=True)
+    try:
+        page.block_thread()
+    finally:
+        worker.close()

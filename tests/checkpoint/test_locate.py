@@ -1,0 +1,97 @@
+"""The released model from the hub."""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from tests.checkpoint.conftest import pickled
+from tests.conftest import ROOT
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The two requests of a download from the hub."""
+
+    content = b""
+
+    def do_HEAD(self):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.content)))
+        self.send_header("ETag", '"0123456789abcdef0123456789abcdef01234567"')
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.end_headers()
+
+    def do_GET(self):
+        self.do_HEAD()
+        if re.fullmatch(r"/Fantasy-Studio/Paint-by-Example/resolve/(main|0{40})/model\.ckpt", self.path):
+            self.wfile.write(self.content)
+
+    def log_message(self, *args):
+        pass
+
+
+def find(env, name="'hub'"):
+    code = f"""
+from ldm.cli.command import command
+@command
+def main():
+    from ldm.checkpoint.locate import find_checkpoint
+    from ldm.checkpoint import read_checkpoint
+    print(len(read_checkpoint(find_checkpoint({name}))))
+main()"""
+    return subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | env, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.integration
+def test_the_released_model_comes_from_the_hub(tensors, tmp_path):
+    Hub.content = pickled({"state_dict": tensors}, tmp_path)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    env = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    done = find(env)
+    server.shutdown()
+    assert done.stdout.strip() == str(len(tensors)), done.stderr
+    # from now on without a network
+    done = find(env | {"HF_HUB_OFFLINE": "1"})
+    assert done.stdout.strip() == str(len(tensors)), done.stderr
+
+
+@pytest.mark.integration
+def test_a_download_that_breaks_off_gets_one_sentence(tmp_path):
+    class BreaksOff(Hub):
+        content = bytes(1000)
+
+        def do_GET(self):
+            self.do_HEAD()
+            self.wfile.write(self.content[:10])
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BreaksOff)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    env = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    done = find(env)
+    server.shutdown()
+    assert done.returncode == 2
+    assert "could not be fetched from the hub" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        pytest.param({"HF_HUB_OFFLINE": "1"}, id="off", marks=pytest.mark.integration),
+        pytest.param(
+            {"HF_ENDPOINT": "http://127.0.0.1:9"}, id="none", marks=pytest.mark.slow
+        ),  # the client tries again
+    ],
+)
+def test_offline_it_says_where_to_get_the_model_and_where_to_put_it(tmp_path, env):
+    done = find({"HF_HOME": str(tmp_path)} | env)
+    assert done.returncode == 2
+    assert "resolve/main/model.ckpt" in done.stderr and "checkpoints/model.ckpt" in done.stderr
+    assert "Traceback" not in done.stderr
