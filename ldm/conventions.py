@@ -1,4 +1,4 @@
-"""Ranges, polarity and sizes: what every other module relies on, said once.
+"""Ranges, mask polarity and sizes: the conventions that all other modules rely on.
 
 | thing       | on disk               | inside                                                                    |
 |-------------|-----------------------|---------------------------------------------------------------------------|
@@ -9,8 +9,8 @@
 | latent mask |                       | (1,H/f,W/f), the mask resized bilinearly *without* antialias              |
 | UNet input  |                       | 9 = noisy latent 4 ++ latent of the masked image 4 ++ latent mask 1       |
 
-Resizing of tensors is bilinear without antialias, as the published implementation did it. Pictures of the wrong size
-are resized as pictures, with antialias, before they become tensors.
+Tensors are resized bilinearly without antialias, as in the published implementation. Pictures of the wrong size are
+resized as pictures, with antialias, before they become tensors.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def pixels_to_tensor(picture: Image.Image | np.ndarray) -> Tensor:
 
 
 def normalise_clip(pixels: Tensor) -> Tensor:
-    """(3,H,W) in [0,1] -> (3,H,W) with CLIP's mean and std taken out."""
+    """(3,H,W) in [0,1] -> (3,H,W), normalised with CLIP's mean and standard deviation."""
     return pixels.sub(torch.tensor(CLIP_MEAN).view(3, 1, 1)).div_(torch.tensor(CLIP_STD).view(3, 1, 1))
 
 
@@ -46,13 +46,13 @@ def image_to_tensor(image: Image.Image | np.ndarray) -> Tensor:
 
 
 def tensor_to_image(image: Tensor) -> Image.Image:
-    """(3,H,W) in [-1,1], values beyond are clipped -> PIL RGB."""
+    """(3,H,W) in [-1,1], other values are clipped -> PIL RGB."""
     array = ((image.detach().float().cpu() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return Image.fromarray(array.permute(1, 2, 0).numpy())
 
 
 def mask_to_tensor(mask: Image.Image) -> Tensor:
-    """PIL L, 255 = paint -> (1,H,W) of 0 and 1, 1 = keep; grey is cut at one half."""
+    """PIL L, 255 = paint -> (1,H,W) of 0 and 1, 1 = keep; grey is thresholded at one half."""
     return (1.0 - pixels_to_tensor(mask) >= 0.5).float()
 
 
@@ -63,12 +63,12 @@ def mask_to_image(mask: Tensor) -> Image.Image:
 
 
 def reference_to_tensor(reference: Image.Image, size: int = 224) -> Tensor:
-    """PIL RGB -> (3,size,size), squashed (no centre crop, so nothing of the object is lost), CLIP-normalised."""
+    """PIL RGB -> (3,size,size), squashed (not centre-cropped, so that the whole object stays), CLIP-normalised."""
     return normalise_clip(pixels_to_tensor(reference.resize((size, size), Image.Resampling.BICUBIC)))
 
 
 def reference_to_image(reference: Tensor) -> Image.Image:
-    """(3,S,S), CLIP-normalised -> PIL RGB: the inverse of reference_to_tensor but for the size."""
+    """(3,S,S), CLIP-normalised -> PIL RGB: the inverse of reference_to_tensor, except for the size."""
     pixels = reference.cpu() * torch.tensor(CLIP_STD).view(3, 1, 1) + torch.tensor(CLIP_MEAN).view(3, 1, 1)
     return tensor_to_image(pixels * 2.0 - 1.0)
 

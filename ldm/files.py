@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and their hashes."""
+"""Writing files atomically, and hashing them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ldm.util import UserError
 
 
 def sha256_of(path: str | os.PathLike) -> str:
-    """Of a file, or of all files of a folder with their names; hexadecimal. Raises UserError."""
+    """The SHA-256, in hexadecimal, of a file, or of all files of a folder with their names. Raises UserError."""
     path, digest = Path(path), hashlib.sha256()
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     try:
@@ -27,25 +27,25 @@ def sha256_of(path: str | os.PathLike) -> str:
                 while block := content.read(2**22):
                     digest.update(block)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}): check the path") from error
     return digest.hexdigest()
 
 
 @contextlib.contextmanager
 def staging(folder: Path) -> Iterator[Path]:
-    """A temporary folder inside `folder`. When the block ends, what was put there moves to `folder`, replacing files of
-    the same name; when it fails, nothing does. Raises UserError where the disk is full or writing is not allowed."""
+    """A temporary folder inside `folder`. When the block ends, its files move to `folder` and replace those of the same
+    name; when the block fails, they are deleted. Raises UserError if the disk is full or writing is not allowed."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written to ({error.strerror}); name another folder") from error
+        raise UserError(f"{folder} cannot be written to ({error.strerror}): choose another folder") from error
     try:
         yield temporary
         _move(temporary, folder)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save and safetensors raise the latter two
+    except (OSError, RuntimeError, SafetensorError) as error:  # the last two come from torch.save and safetensors
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
-        raise UserError(f"{folder}: writing failed ({reason}); free some space or name another folder") from error
+        raise UserError(f"writing to {folder} failed ({reason}): free some space or choose another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -55,7 +55,7 @@ def _move(source: Path, target: Path) -> None:
     os.umask(umask)
     for child in source.iterdir():
         if child.is_file():
-            child.chmod(0o666 & ~umask)  # safetensors makes its files readable by nobody else
+            child.chmod(0o666 & ~umask)  # safetensors makes its files readable by their owner alone
         place = target / child.name
         if child.is_dir() and place.is_dir():
             _move(child, place)

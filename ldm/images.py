@@ -1,4 +1,4 @@
-"""Any picture file to upright 8-bit RGB or a mask, and pictures side by side."""
+"""Picture files of any kind to upright 8-bit RGB or masks, and pictures side by side."""
 
 from __future__ import annotations
 
@@ -14,56 +14,56 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ldm.util import UserError
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}  # of files that are taken for pictures
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}  # of files that count as pictures
 ORIENTATION = 0x0112  # EXIF tag
 JPEG = b"\xff\xd8"
-HEAD = 16384  # bytes, in which a JPEG says its size
+HEADER_BYTES = 16384  # at the start of a JPEG, which contain its size
 Colour = str | tuple[int, int, int]  # a name, or RGB of 0..255
 
 
 @contextmanager
 def _reading(path: str | os.PathLike, name: str) -> Iterator[None]:
-    """Whatever goes wrong with a picture file in this block becomes a UserError that says so."""
-    if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for ever
-        raise UserError(f"{name} {path}: is no regular file; name a picture")
+    """Errors about a picture file in this block become UserErrors."""
+    if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait forever
+        raise UserError(f"{name} {path} is not a regular file: give a picture")
     try:
         yield
     except FileNotFoundError as error:
-        raise UserError(f"{name} {path}: there is no such file; check the path") from error
+        raise UserError(f"{name} {path} does not exist: check the path") from error
     except UnidentifiedImageError as error:
-        raise UserError(f"{name} {path}: is not a picture that can be read; use PNG or JPEG") from error
+        raise UserError(f"{name} {path} is not a picture that can be read: use PNG or JPEG") from error
     except Image.DecompressionBombError as error:
-        raise UserError(f"{name} {path}: has too many pixels ({error}); make it smaller") from error
+        raise UserError(f"{name} {path} has too many pixels ({error}): make it smaller") from error
     except (OSError, ValueError, SyntaxError, EOFError, RuntimeError) as error:
-        raise UserError(f"{name} {path}: cannot be read ({error}); save it anew as PNG or JPEG") from error
+        raise UserError(f"{name} {path} cannot be read ({error}): save it again as PNG or JPEG") from error
 
 
 def pictures_below(folder: Path) -> list[Path]:
-    """All picture files of a folder and its subfolders, sorted, hidden ones left out. Raises UserError: no such folder,
-    none in it."""
+    """All picture files of a folder and its subfolders, sorted, without hidden ones.
+
+    Raises UserError: a missing folder, no pictures in it."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: there is no such folder; name the one that holds the pictures")
+        raise UserError(f"folder {folder} does not exist: give the one that contains the pictures")
     found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in EXTENSIONS and path.is_file())
     paths = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     if not paths:
-        raise UserError(f"{folder}: has no pictures; name a folder of {', '.join(sorted(EXTENSIONS))}")
+        raise UserError(f"folder {folder} contains no pictures: give a folder of {', '.join(sorted(EXTENSIONS))}")
     return paths
 
 
 def open_picture(path: str | os.PathLike, name: str) -> Image.Image:
-    """A picture file, decoded, as its file has it (mode, EXIF). name: what it is, for the error.
+    """A decoded picture file, with the mode and EXIF of the file. name: what the picture is, for errors.
 
-    Raises UserError: missing, not a picture, damaged, too large to be one."""
+    Raises UserError: missing, not a picture, damaged, too many pixels."""
     if os.path.isdir(path):
-        raise UserError(f"{name} {path}: is a folder; name a picture in it")
+        raise UserError(f"{name} {path} is a folder: give a picture in it")
     with _reading(path, name), Image.open(path) as image:
         image.load()
         return image
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) that a picture has once it is turned as its EXIF says. Decodes nothing but TIFF, which Pillow
-    turns when it loads it."""
+    """(width, height) of a picture turned as its EXIF says. Decodes only TIFF, which Pillow turns when it loads it."""
     if image.format == "TIFF":
         return _upright(image).size
     return image.size[::-1] if _orientation(image) in (5, 6, 7, 8) else image.size
@@ -73,20 +73,20 @@ def size_in_header(path: str | os.PathLike) -> tuple[int, int]:
     """(width, height), upright, of a picture file, from its header. Raises UserError: missing, not a picture."""
     with _reading(path, "image"):
         with open(path, "rb", buffering=0) as file:
-            head = file.read(HEAD)
-        turned = b"Exif\0" in head or b"tiff:Orientation" in head  # perhaps
-        if head.startswith(JPEG) and not turned:  # the common case, in a third of Pillow's time
+            head = file.read(HEADER_BYTES)
+        may_be_turned = b"Exif\0" in head or b"tiff:Orientation" in head
+        if head.startswith(JPEG) and not may_be_turned:  # the common case, in a third of Pillow's time
             try:
                 height, width, *_ = simplejpeg.decode_jpeg_header(head)
                 return width, height
-            except ValueError:  # a longer header, or none
+            except ValueError:  # a longer header, or a damaged one
                 pass
         with Image.open(path) as image:
             return upright_size(image)
 
 
 class PictureFile:
-    """A picture file in memory, whose size is known and whose pixels are decoded when asked for.
+    """A picture file in memory: its size is known, its pixels are decoded on request.
 
     size: (width, height), upright. data: the file's bytes, read from `path` if not given.
     Raises UserError: missing, not a picture."""
@@ -100,7 +100,7 @@ class PictureFile:
 
     def pixels(self, reduction: int = 1) -> np.ndarray:
         """(H,W,3) uint8 RGB, upright. reduction: 1, 2, 4 or 8, by which both sides are divided (rounded up); a JPEG is
-        decoded at that size at once, in less time. Raises UserError if the file is damaged."""
+        decoded directly at that size, which takes less time. Raises UserError if the file is damaged."""
         with _reading(self.path, "image"):
             if self.header.format == "JPEG" and self.header.mode in ("RGB", "L"):
                 width, height = (-(-side // reduction) for side in self.header.size)
@@ -113,12 +113,12 @@ class PictureFile:
                 self.header.load()
                 pixels = np.asarray(upright_rgb(self.header).reduce(reduction))
             if pixels.shape[1::-1] != tuple(-(-side // reduction) for side in self.size):
-                raise ValueError("its header says another size")
+                raise ValueError("its header contains another size")
         return pixels
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit, 32-bit and float grey to 8-bit L; others as they are."""
+    """16-bit, 32-bit and float grey -> 8-bit L; other modes are unchanged."""
     if image.mode.startswith("I"):
         array = np.asarray(image).astype(np.float64)
         array = array / 257.0 if array.max() > 255 else array
@@ -135,7 +135,7 @@ def _is_transparent(image: Image.Image) -> bool:
 
 
 def _opaque(image: Image.Image, background: Colour) -> Image.Image:
-    """RGB; where the picture is transparent, the background shows."""
+    """RGB, over the background where the picture is transparent."""
     image = _eight_bit(image)
     if _is_transparent(image):
         image = image.convert("RGBA")
@@ -144,17 +144,17 @@ def _opaque(image: Image.Image, background: Colour) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 to 8, as EXIF counts them; 1, as it stands, where there is no EXIF that can be read."""
+    """EXIF's orientation, 1 to 8; 1 (upright) without readable EXIF."""
     if image.format == "PNG" and not {"exif", "xmp", "XML:com.adobe.xmp"} & image.info.keys():
-        return 1  # Pillow would decode it to look for EXIF at its end
+        return 1  # Pillow would decode the file to look for EXIF at its end
     try:
         return image.getexif().get(ORIENTATION, 1)
-    except Exception:  # Pillow raises many kinds for many kinds of damage
+    except Exception:  # Pillow raises many kinds of errors for damaged EXIF
         return 1
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF says; EXIF that cannot be read says nothing."""
+    """Turned as its EXIF says; unreadable EXIF is ignored."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # as in _orientation
@@ -167,35 +167,35 @@ def upright_rgb(image: Image.Image, background: Colour = "white") -> Image.Image
 
 
 def upright_alpha(image: Image.Image) -> Image.Image | None:
-    """How opaque the picture is, L, 255 = opaque, turned as its EXIF says; None where it has no transparency."""
+    """The picture's opacity, L, 255 = opaque, turned as its EXIF says; None if it has no transparency."""
     return _upright(image).convert("RGBA").getchannel("A") if _is_transparent(image) else None
 
 
-def same_shape(a: Image.Image, b: Image.Image) -> bool:
-    """Do the pictures have the same proportions, up to 1% or 2 pixels?"""
-    width = a.width * b.height / a.height  # of a at b's height
+def have_same_proportions(a: Image.Image, b: Image.Image) -> bool:
+    """Whether two pictures have the same proportions, up to 1% or 2 pixels."""
+    width = a.width * b.height / a.height  # of a, scaled to b's height
     return abs(width - b.width) <= max(2.0, 0.01 * b.width)
 
 
 def name_of(picture: Image.Image, name: str) -> str:
-    """`name` and, where the picture came from a file, its path."""
+    """`name`, followed by the picture's path if it came from a file."""
     return f"{name} {path}" if (path := getattr(picture, "filename", "")) else name
 
 
 def upright_mask(mask: Image.Image, image: Image.Image) -> Image.Image:
-    """Any mode -> L, 255 = paint, upright like `image` (which is as opened, EXIF included); any size of its shape.
+    """A mask of any mode, as opened -> L, 255 = paint, upright, of any size with the image's proportions.
 
-    A mask that was painted over the picture's pixels as stored, on their side, is turned with it.
-    Raises UserError if the shapes do not fit, or nothing is white."""
+    image: as opened, with its EXIF. A mask that was painted over the image's stored pixels, which lie on their side, is
+    turned with the image. Raises UserError if the proportions do not fit, or nothing is white."""
     turned, upright = _upright(mask), _upright(image)
-    if not same_shape(turned, upright) and same_shape(mask, image):
+    if not have_same_proportions(turned, upright) and have_same_proportions(mask, image):
         stored = mask.copy()
         stored.getexif()[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
         turned = _upright(stored)
-    if not same_shape(turned, upright):
+    if not have_same_proportions(turned, upright):
         raise UserError(
-            f"{name_of(mask, 'mask')}: is {turned.width} x {turned.height} and the image {upright.width} x "
-            f"{upright.height}, shapes that do not fit; paint the mask over this image"
+            f"{name_of(mask, 'mask')} is {turned.width} x {turned.height} but the image is {upright.width} x "
+            f"{upright.height}: use a mask with the image's proportions"
         )
     white = _opaque(turned, "black").convert("L")
     brightest = int(np.asarray(white).max())
@@ -208,7 +208,7 @@ def upright_mask(mask: Image.Image, image: Image.Image) -> Image.Image:
 
 
 def grid(pictures: Sequence[Image.Image], rows: int, gap: int = 2) -> Image.Image:
-    """Pictures of one size, row by row, on white; gap: pixels between them."""
+    """Pictures of one size, row by row, on white. gap: between them, pixels."""
     rows = min(rows, len(pictures))
     columns = -(-len(pictures) // rows)
     width, height = pictures[0].size

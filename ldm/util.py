@@ -1,4 +1,4 @@
-"""Configs to objects, files that come with the project, and errors that a user can mend."""
+"""Configs to objects, files that come with the project, and errors that a user can correct."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ ALIASES = {  # targets of published configs -> where these classes are; an insta
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: one sentence that names the thing and the cure."""
+    """A mistake that the user can correct: one sentence that names what is wrong with which thing, and the cure."""
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import a module that only one of EXTRAS installs. Raises UserError where it is not installed."""
+    """Import a module that only one of EXTRAS installs. Raises UserError if it is not installed."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -59,32 +59,32 @@ def get_obj_from_str(target: str) -> Any:
         module, _, name = ALIASES.get(target, target).rpartition(".")
         return getattr(importlib.import_module(module.replace("-", "_")), name)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise UserError(f"config: target {target!r} cannot be found ({error}); correct its name") from error
+        raise UserError(f"config: target {target!r} cannot be found ({error}): correct its name") from error
 
 
 def instantiate_from_config(config: Any, kind: type = object) -> Any:
     """Call the class `config.target` with `config.params`.
 
-    kind: what the class has to be; a config builds objects, it does not call functions. Raises UserError when there is
-    no such class, or it cannot be built with these parameters."""
+    kind: the class that it must be or derive from; a config builds objects and does not call functions. Raises
+    UserError if the class is missing or cannot be built with these parameters."""
     try:
         target, params = config["target"], dict(config.get("params") or {})
-    except Exception as error:  # also OmegaConf's, for interpolations that lead nowhere
-        raise UserError(f"config: {config!r:.60} has no 'target' and 'params'; name the class to build") from error
+    except Exception as error:  # also OmegaConf's, for broken interpolations
+        raise UserError(f"config: {config!r:.60} has no 'target' and 'params': name the class to build") from error
     cls = get_obj_from_str(target)
     if not (isinstance(cls, type) and issubclass(cls, kind)):
-        raise UserError(f"config: target {target!r} is no {kind.__name__}; correct its name")
+        raise UserError(f"config: target {target!r} is not a {kind.__name__}: correct its name")
     try:
         return cls(**params)
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"config: {target} cannot be built ({error!r}); correct its params") from error
+        raise UserError(f"config: {target} cannot be built ({error!r}): correct its params") from error
 
 
 def load_config(config: str | os.PathLike | DictConfig | dict) -> DictConfig:
-    """A YAML file, or a config already read, as an OmegaConf node with a `model` in it. The path may also be that
-    of a config that comes with the project."""
+    """A YAML file, one of the project's own configs by its path, or a config that was read already -> an OmegaConf node
+    with a `model`. Raises UserError: unreadable, not YAML, no `model`."""
     path: str | Path = "given"
     node: Any = OmegaConf.create(config) if isinstance(config, dict) else config
     if isinstance(config, (str, os.PathLike)):
@@ -92,23 +92,23 @@ def load_config(config: str | os.PathLike | DictConfig | dict) -> DictConfig:
         try:
             node = OmegaConf.load(path)
         except OSError as error:
-            raise UserError(f"config {path}: cannot be read ({error.strerror}); name a YAML file") from error
+            raise UserError(f"config {path} cannot be read ({error.strerror}): give a YAML file") from error
         except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException, RecursionError) as error:
-            raise UserError(f"config {path}: not a valid YAML file ({' '.join(str(error).split())})") from error
+            raise UserError(f"config {path} is not valid YAML ({' '.join(str(error).split())}): correct it") from error
     try:
         fits = isinstance(node["model"], DictConfig)
     except (OmegaConfBaseException, TypeError):
         fits = False
     if not fits:
-        raise UserError(f"config {path}: has no 'model'; give one such as configs/v1.yaml")
+        raise UserError(f"config {path} has no 'model': give one such as configs/v1.yaml")
     return node
 
 
-def listing(names: Iterable[str], most: int = 3) -> str:
-    """How many names of tensors, and the first few of them: "5 tensors (a, b, c, ...)"."""
+def listing(names: Iterable[str], shown: int = 3) -> str:
+    """The number of tensors and the first few of their names: "5 tensors (a, b, c, ...)"."""
     names = sorted(names)
     word = "tensor" if len(names) == 1 else "tensors"
-    return f"{len(names)} {word} ({', '.join(names[:most])}{', ...' if len(names) > most else ''})"
+    return f"{len(names)} {word} ({', '.join(names[:shown])}{', ...' if len(names) > shown else ''})"
 
 
 def cores() -> int:

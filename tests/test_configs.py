@@ -76,8 +76,8 @@ def test_targets():
         ({"target": None}, "cannot be found"),
         ({"target": "ldm.models.autoencoder.AutoencoderKL", "params": "x"}, "has no 'target' and 'params'"),
         (5, "has no 'target'"),
-        ({"target": "os.system", "params": {"command": "false"}}, "'os.system' is no Module"),
-        ({"target": "subprocess.Popen", "params": {"args": "false"}}, "'subprocess.Popen' is no Module"),
+        ({"target": "os.system", "params": {"command": "false"}}, "'os.system' is not a Module"),
+        ({"target": "subprocess.Popen", "params": {"args": "false"}}, "'subprocess.Popen' is not a Module"),
     ):
         with pytest.raises(UserError, match=words):
             instantiate_from_config(config, torch.nn.Module)

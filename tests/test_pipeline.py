@@ -8,6 +8,7 @@ from PIL import Image
 from ldm.conventions import resize_tensor, tensor_to_image
 from ldm.editing.checks import pick_device
 from ldm.editing.options import Sampling
+from ldm.editing.regions import Region, box_mask, grow
 from ldm.pipeline import PaintByExample
 from ldm.util import UserError
 from tests.conftest import ROOT
@@ -163,6 +164,38 @@ def test_several_references_of_one_object(edit, example):
         assert levels(row, edit(**{**example, "reference": reference}, **FAST)) <= 1
 
 
+def test_several_regions_are_painted_one_after_the_other(edit, example):
+    """Each is what an edit of the picture so far gives, with the region's own reference."""
+    photo, one = example["image"], example["reference"]
+    other = Image.open(ROOT / "examples/reference/example_1.jpg")
+    boxes = [(60, 60, 160, 160), (420, 220, 520, 320)]
+    masks = [box_mask(photo.size, box) for box in boxes]
+    step_by_step = edit(edit(photo, masks[0], one, **FAST), masks[1], (other, one), **FAST)
+    regions = [Region(box=boxes[0]), Region(mask=masks[1])]
+    assert edit(photo, regions=regions, references=[one, (other, one)], **FAST).tobytes() == step_by_step.tobytes()
+    # one reference for all, and two samples of each of two photos
+    rows = edit([photo, photo], regions=regions, references=[one], seed=[7, 321], n_samples=2, **FAST)
+    assert [len(row) for row in rows] == [2, 2]
+    twice = edit(edit(photo, masks[0], one, **FAST), masks[1], one, **FAST)
+    assert levels(rows[1][0], twice) <= 1
+    for wrong in (
+        {"regions": regions},
+        {"regions": regions, "references": [one], "mask": masks[0]},
+        {"mask": masks[0]},
+    ):
+        with pytest.raises((UserError, TypeError), match="reference"):
+            edit(photo, **wrong, **FAST)
+
+
+def test_grown_and_inverted(edit, example):
+    photo, box = example["image"], (200, 100, 300, 200)
+    grown = edit(photo, box_mask(photo.size, box), example["reference"], grow=9, background="none", **FAST)
+    asked = grow(box_mask(photo.size, box), 9)
+    assert levels(grown, edit(photo, asked, example["reference"], background="none", **FAST)) == 0
+    inverted = edit(photo, box_mask(photo.size, box), example["reference"], invert=True, context="photo", **FAST)
+    assert levels(inverted.crop(box), photo.crop(box)) == 0 and levels(inverted, photo) > 8
+
+
 def test_a_seed_for_each_edit(edit, example):
     rows = edit(**example, **FAST, seed=[5, 9])
     for row, seed in zip(rows, (5, 9), strict=True):
@@ -237,7 +270,7 @@ def test_batches_of_any_size_give_the_same_pictures(edit, example):
         ({"reference_fit": "fill"}, "reference_fit 'fill'"),
         ({"mask": Image.new("L", (600, 400))}, "nothing to paint"),
         ({"mask": Image.new("L", (600, 400), 1)}, "nothing to paint"),
-        ({"mask": Image.new("L", (100, 400), 255)}, "shapes that do not fit"),
+        ({"mask": Image.new("L", (100, 400), 255)}, "use a mask with the image's proportions"),
     ],
     ids=lambda x: str(x)[:30],
 )

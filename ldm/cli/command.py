@@ -1,4 +1,4 @@
-"""How a command ends: a mistake of its user's is one sentence and exit code 2."""
+"""How a command ends: an error that its user can correct is one sentence and exit code 2."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ def program() -> str:
 
 
 def command(main: Callable[..., None]) -> Callable[..., None]:
-    """Decorates a script's main: a UserError becomes one line on stderr and exit code 2; Ctrl-C and SIGTERM end it with
-    130 and 143 and leave nothing half-written."""
+    """Decorator of a command's main: a UserError becomes one line on stderr and exit code 2; Ctrl-C and SIGTERM end it
+    with 130 and 143 and leave nothing half-written."""
 
     @functools.wraps(main)
     def run(*args: Any, **kwargs: Any) -> None:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # runs the cleaning up that a kill would not
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that temporary files are removed
         try:
             main(*args, **kwargs)
         except (UserError, MemoryError) as error:
             words = (
-                "the memory is full; ask for fewer or smaller pictures"
+                "the memory is full: ask for fewer or smaller pictures"
                 if isinstance(error, MemoryError)
                 else str(error)
             )
             print(f"{program()}: error: {' '.join(words.split())}", file=sys.stderr)
             sys.exit(2)
-        except BrokenPipeError:  # whoever read the output, such as head, has enough
+        except BrokenPipeError:  # the reader of the output, such as head, has stopped
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
         except KeyboardInterrupt:

@@ -36,7 +36,7 @@ def rows_of(count):
 def bad_rows(folder):
     Image.new("L", Image.open(f"{BENCH}/GT_3500/{IDS[0]}_GT.png").size).save(folder / "black.png")
     faults = [
-        ({"image": "nowhere.jpg"}, "nowhere.jpg: there is no such file"),
+        ({"image": "nowhere.jpg"}, "nowhere.jpg does not exist"),
         ({"mask": str(folder / "black.png")}, "has nothing to paint"),
         ({"out": "out/0.png"}, "is also the out of line 2"),
         ({"steps": "many"}, "steps 'many' is not a number"),

@@ -242,11 +242,11 @@ def test_names_survive_any_extension(run, tmp_path, name):
 @pytest.mark.parametrize(
     ("more", "flags", "words"),
     [
-        ([], {"image_path": "nowhere.jpg"}, "image nowhere.jpg: there is no such file"),
-        ([], {"mask_path": "nowhere.png"}, "mask nowhere.png: there is no such file"),
+        ([], {"image_path": "nowhere.jpg"}, "image nowhere.jpg does not exist"),
+        ([], {"mask_path": "nowhere.png"}, "mask nowhere.png does not exist"),
         ([], {"reference_path": ROOT / "README.md"}, "is not a picture"),
-        ([], {"mask_path": "BLACK"}, "black.png: has nothing to paint"),
-        ([], {"mask_path": EXAMPLES / "mask/example_1.png"}, "example_1.png: is 512 x 512 and the image 600 x 400"),
+        ([], {"mask_path": "BLACK"}, "black.png has nothing to paint"),
+        ([], {"mask_path": EXAMPLES / "mask/example_1.png"}, "example_1.png is 512 x 512 but the image is 600 x 400"),
         ([], {"H": 100}, "H 100 does not fit the model, which takes multiples of 32: use 96"),
         ([], {"W": 0}, "W 0 does not fit"),
         ([], {"scale": -2}, "scale -2.0 is out of range"),
@@ -270,8 +270,8 @@ def test_names_survive_any_extension(run, tmp_path, name):
         ([], {"preset": "fast"}, "preset fast and 2 steps contradict each other"),
         (["--plms"], {"preset": "draft", "ddim_steps": None}, "preset draft and sampler plms contradict each other"),
         (["--skip_save", "--skip_grid"], {}, "would write nothing"),
-        ([], {"config": "nowhere.yaml"}, "config nowhere.yaml: cannot be read"),
-        ([], {"config": ROOT / "examples/README.md"}, "examples/README.md: "),
+        ([], {"config": "nowhere.yaml"}, "config nowhere.yaml cannot be read"),
+        ([], {"config": ROOT / "examples/README.md"}, "examples/README.md "),
         ([], {"config": ROOT / "environment.yaml"}, "has no 'model'"),
         ([], {"config": ROOT / "configs/v1.yaml"}, "does not fit the config"),
         ([], {"ckpt": "nowhere.ckpt"}, "checkpoint nowhere.ckpt cannot be read"),
@@ -329,7 +329,7 @@ def test_a_config_with_a_mistake_is_named(run, tmp_path):
         ("transformer_depth: 1", "transformer_dept: 1", "does not know 'transformer_dept'"),
         ("scale_factor: 0.18215", "scale_faktor: 0.18215", "scale_faktor"),
         ("ldm.models.autoencoder.AutoencoderKL", "ldm.models.autoencoder.Other", "'ldm.models.autoencoder.Other'"),
-        ("  params:\n    linear_start: 0.00085", "  params: [\n", "not a valid YAML file"),
+        ("  params:\n    linear_start: 0.00085", "  params: [\n", "is not valid YAML"),
         ("double_z: true", "double_z: false", "double_z = True only"),
         ("          in_channels: 3\n", "", "KeyError('in_channels')"),
         ("ch_mult: [1, 1, 2, 2]", "ch_mult: 4", "AutoencoderKL cannot be built"),
@@ -367,7 +367,7 @@ def test_a_full_disk_leaves_nothing_half_written(tiny, tmp_path):
     args = [str(x) for name, value in flags.items() for x in (f"--{name}", value)]
     done = subprocess.run([sys.executable, "-c", code, *args], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
-    assert "writing failed (File too large)" in done.stderr and "Traceback" not in done.stderr
+    assert "failed (File too large)" in done.stderr and "Traceback" not in done.stderr
     assert files(tmp_path / "out") == []
 
 

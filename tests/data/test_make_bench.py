@@ -119,12 +119,12 @@ def test_squares_errors(tmp_path, script):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     for images, out, options, words in (
-        ("none", "out", (), "there is no such folder"),
-        ("photos/a.png", "out", (), "there is no such folder"),
-        ("empty", "out", (), "has no pictures"),
+        ("none", "out", (), "does not exist"),
+        ("photos/a.png", "out", (), "does not exist"),
+        ("empty", "out", (), "contains no pictures"),
         ("photos", "photos", (), "is inside"),
         ("photos", "empty/../photos/squares", (), "is inside"),
-        ("photos", "file", (), "writing failed"),
+        ("photos", "file", (), "writing to"),
         ("photos", "out", ("--size", 7), "--size 7 is out of range"),
         ("photos", "out", ("--size", 5000), "--size 5000 is out of range"),
     ):

@@ -785,7 +785,7 @@ def test_statistics_that_are_kept(place, weights, tmp_path):
         real_statistics(folder, clip)
     kept.unlink()
     (folder / "1.png").write_bytes(b"damaged")
-    with pytest.raises(UserError, match=r"1\.png: is not a picture"):
+    with pytest.raises(UserError, match=r"1\.png is not a picture"):
         real_statistics(folder, clip)
     (tmp_path / "one").mkdir()
     shutil.copy(folder / "2.png", tmp_path / "one")
