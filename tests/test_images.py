@@ -126,7 +126,7 @@ def test_files_that_are_no_pictures(tmp_path):
     (tmp_path / "cut.png").write_bytes(png.getvalue()[:2000])
     (tmp_path / "empty.png").write_bytes(b"")
     for name, words in (
-        ("missing.png", "no such file"),
+        ("missing.png", "does not exist"),
         ("text.png", "is not a picture"),
         ("cut.png", "cannot be read"),
         ("empty.png", "is not a picture"),
