@@ -104,6 +104,7 @@ def test_the_mask_follows_the_image(edit, example):
     assert inputs.reference.shape == (1, 3, 224, 224)
 
 
+@pytest.mark.integration
 def test_a_small_region_of_a_large_photo():
     """12 megapixels, of which the mask is 1%: all else is the photo's own, byte for byte."""
     from ldm.checkpoint.locate import MINI_CKPT, MINI_CONFIG

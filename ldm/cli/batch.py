@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ldm.cli.command import command
+from ldm.cli.command import command, command_parser
 from ldm.cli.flags import (
     add_editing,
     add_model,
@@ -34,7 +34,7 @@ LOADING_SETTINGS = ("precision", "config", "ckpt", "lora", "lora_scale", "decode
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = command_parser(__doc__)
     p.add_argument("jobs", type=Path, help="the table, a CSV file")
     p.add_argument("--batch_size", type=int, default=4, help="pictures made at once (4)")
     p.add_argument("--devices", nargs="+", help="each takes its share, in a process of its own: cuda:0 cuda:1"

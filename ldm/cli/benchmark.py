@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm.cli.command import command, program
+from ldm.cli.command import command, command_parser
 from ldm.fast import memory
 from ldm.files import staging
 from ldm.util import UserError
@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog=program(), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = command_parser(__doc__)
     p.add_argument("--config", default="configs/v1.yaml", help="(%(default)s)")
     p.add_argument("--size", type=int, default=512, help="side of the square picture, pixels (512)")
     p.add_argument("--batch_size", type=int, default=1, help="edits at once (1)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import os
 import signal
@@ -18,6 +19,11 @@ def program() -> str:
     name = Path(sys.argv[0]).name
     name = {"__main__.py": "python -m ldm"}.get(name, name)
     return " ".join([name, *sys.argv[1:2]]) if name in ("paint-by-example", "python -m ldm") else name
+
+
+def command_parser(description: str | None) -> argparse.ArgumentParser:
+    """An empty parser that is called what the program is, and prints the description with its own line breaks."""
+    return argparse.ArgumentParser(program(), None, description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def command(main: Callable[..., None]) -> Callable[..., None]:

@@ -13,14 +13,12 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from ldm.cli.command import command, program
+from ldm.cli.command import command, command_parser
 from ldm.util import UserError
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog=program(), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = command_parser(__doc__)
     p.add_argument("input", help="a .ckpt, .safetensors or diffusers folder")
     p.add_argument("output", help="*.safetensors, *.ckpt, or a new folder for diffusers' layout")
     p.add_argument("--half", action="store_true", help="write float16 weights, half the size")

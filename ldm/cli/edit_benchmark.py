@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ldm.cli.command import command
+from ldm.cli.command import command, command_parser
 from ldm.cli.flags import add_model, add_sampling, check_count, loading_from, sampling_from
 from ldm.fast import memory
 from ldm.files import sha256_of, staging
@@ -25,7 +25,7 @@ from ldm.util import UserError, load_config
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = command_parser(__doc__)
     p.add_argument("--bench", default="test_bench", help="folder of the benchmark (%(default)s)")
     p.add_argument("--outdir", type=Path, default=Path("results/test_bench"), help="(%(default)s)")
     p.add_argument("--grid", type=int, default=0, help="number of cases to draw side by side in <outdir>/grid.png; with"

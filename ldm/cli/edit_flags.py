@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ldm.cli.command import command_parser
 from ldm.cli.flags import add_editing, add_model, add_sampling, context, sampling_from
 from ldm.util import UserError
 
@@ -30,7 +31,7 @@ SETTINGS = (  # flags whose values are written into pictures
 
 
 def parser(description: str | None = None) -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = command_parser(description)
     p._negative_number_matcher = re.compile(r"-[\d.][\d.,-]*$")  # coordinates below 0 are not flags either
     files = p.add_argument_group("pictures")
     files.add_argument("--image_path", help="the photo, of any size and kind")

@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ldm.cli.command import command, program
+from ldm.cli.command import command, command_parser
 from ldm.util import UserError
 
 INPUT = "pretrained_models/sd-v1-4.ckpt"
@@ -24,9 +24,7 @@ OUTPUT = "pretrained_models/sd-v1-4-modified-9channel.ckpt"
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog=program(), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = command_parser(__doc__)
     p.add_argument("--input", help=f"the model with 4 input channels ({INPUT})")
     p.add_argument("--output", help=f"where to write the result ({OUTPUT})")
     p.add_argument("--ema", action="store_true", help="use the averaged weights, if --input has them")

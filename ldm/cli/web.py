@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ldm.cli.command import command
+from ldm.cli.command import command, command_parser
 from ldm.cli.flags import add_model, loading_from
 from ldm.fast import memory
 from ldm.util import require
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = command_parser(__doc__)
     server = p.add_argument_group("server")
     server.add_argument("--listen", default="127.0.0.1", help="address; 0.0.0.0 for the whole network (%(default)s)")
     server.add_argument("--port", type=int, default=7860, help="(%(default)s)")

@@ -88,6 +88,7 @@ def their_pipeline(folder):
     return names["pipe"]
 
 
+@pytest.mark.integration
 def test_diffusers_loads_what_we_write(toy_config, pictures, tmp_path):
     """Ours to theirs: random weights of ours, every one of them non-zero."""
     torch.manual_seed(2)

@@ -49,6 +49,7 @@ main()"""
 
 
 @pytest.mark.integration
+@pytest.mark.integration
 def test_the_released_model_comes_from_the_hub(tensors, tmp_path):
     Hub.content = pickled({"state_dict": tensors}, tmp_path)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
@@ -62,6 +63,7 @@ def test_the_released_model_comes_from_the_hub(tensors, tmp_path):
     assert done.stdout.strip() == str(len(tensors)), done.stderr
 
 
+@pytest.mark.integration
 @pytest.mark.integration
 def test_a_download_that_breaks_off_gets_one_sentence(tmp_path):
     class BreaksOff(Hub):
@@ -81,6 +83,7 @@ def test_a_download_that_breaks_off_gets_one_sentence(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "env",
     [

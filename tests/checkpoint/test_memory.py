@@ -12,6 +12,8 @@ from ldm.models.diffusion.schedule import BUFFERS
 from ldm.util import load_config
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.integration
+
 MEMORY = """
 import sys
 from omegaconf import OmegaConf

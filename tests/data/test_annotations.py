@@ -701,6 +701,7 @@ def until(root, has_come):
     return process
 
 
+@pytest.mark.integration
 def test_kill_in_the_middle(many):
     root, (files, rows) = many
     bbox = root / "bbox"
@@ -725,6 +726,7 @@ def test_kill_in_the_middle(many):
     assert txt(root) == files and table(root) == rows
 
 
+@pytest.mark.integration
 def test_a_stopped_run_leaves_nothing_hidden(many):
     root, (files, _) = many
     old = set((root / "bbox").glob(".*"))

@@ -254,6 +254,7 @@ def test_a_picture_that_comes_out_wrong_later_is_not_hidden(photos, picture):
 # ------------------------------------------------------------------------------------------ importing it
 
 
+@pytest.mark.integration
 def test_albumentations_is_imported_where_samples_are_drawn_and_asks_no_network():
     code = """
 import sys

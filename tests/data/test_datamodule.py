@@ -90,6 +90,7 @@ def count_batches(root):
     trainer.fit(Count(), datamodule=module(root))
 
 
+@pytest.mark.integration
 def test_two_processes_divide_an_epoch(photos):
     code = f"from tests.data.test_datamodule import count_batches; count_batches({str(photos)!r})"
     script = photos / "count.py"
@@ -160,6 +161,7 @@ def test_a_loader_begins_where_the_run_stopped(photos, seen):
     assert names == batches[4 * seen :][:4]
 
 
+@pytest.mark.integration
 def test_lightning_drives_the_loaders(photos):
     """Each epoch another order and other augmentations; every validation the same."""
     import pytorch_lightning as lightning
@@ -307,6 +309,7 @@ def test_too_few_shards_are_an_error(shards):
         ShardDataset("validation", str(shards))
 
 
+@pytest.mark.integration
 def test_packing_goes_on_after_a_kill(photos, tmp_path):
     """Killed while it writes: the shards that are there are whole, and the next run writes the others."""
     (tmp_path / "bbox").symlink_to(photos / "bbox")

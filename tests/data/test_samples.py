@@ -535,6 +535,7 @@ def open_elsewhere(index, queue):
     queue.put((len(index), index[7], isinstance(index.arrays["boxes"], np.memmap)))
 
 
+@pytest.mark.integration
 def test_an_index_goes_to_another_process_as_a_place(photos):
     boxes = [[[10.0, 20.0, 60.0, 70.0]]] * 40
     frame = pl.DataFrame({"path": [f"images/train_0/{i:02}.jpg" for i in range(40)], "boxes": boxes})

@@ -305,6 +305,7 @@ def photo():
     return Image.open(ROOT / "examples/image/example_2.jpg").convert("RGB").resize((150, 100))
 
 
+@pytest.mark.integration
 def test_clip_features_are_those_of_open_clip(weights, photo):
     import open_clip
 
@@ -368,6 +369,7 @@ def test_dino_features_are_those_of_timm(weights, photo):
         torch.testing.assert_close(own([own.prepare(photo)]), model.eval()(x[None]))
 
 
+@pytest.mark.integration
 def test_inception_features_are_those_of_torch_fidelity(weights, photo):
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -429,6 +431,7 @@ def test_weights_that_cannot_be_fetched(kind, monkeypatch, tmp_path):
         getattr(features, f"load_{kind}")()
 
 
+@pytest.mark.integration
 def test_nothing_is_loaded_before_it_is_asked_for():
     heavy = ("open_clip", "timm", "torch_fidelity", "torchmetrics", "torchvision", "sklearn", "transformers")
     names = [path.stem for path in (ROOT / "ldm/evaluation").glob("[a-z]*.py")]

@@ -164,6 +164,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(sys.platform != "linux", reason="keep_memory is for Linux")
 def test_kept_memory_is_not_asked_of_the_system_again():
     """Page faults of a piece of work done before, in processes of their own, since keeping cannot be undone."""

@@ -125,6 +125,7 @@ def test_captions():
     assert caption(striped) == "a red and yellow striped ring"
 
 
+@pytest.mark.integration
 def test_the_same_flags_make_the_same_files(world):
     files = sorted(path.relative_to(world / "a") for path in (world / "a").rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(world / "b") for path in (world / "b").rglob("*") if path.is_file())

@@ -201,6 +201,7 @@ def test_guidance_over_all_tokens(baseline, batch):
 # ------------------------------------------------------------------------------------------------ its files
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
 def test_a_baseline_checkpoint_edits(baseline, example, tmp_path, suffix):
     path = tmp_path / f"baseline.{suffix}"

@@ -30,6 +30,8 @@ from ldm.training.start import initial_model
 from ldm.util import UserError, load_config
 from tests.conftest import GOLDEN, ROOT
 
+pytestmark = pytest.mark.integration
+
 # ------------------------------------------------------------------------------------------------ a step
 
 
