@@ -23,10 +23,11 @@ from ldm.editing.inputs import PlannedEdit, SamplingTask
 from ldm.editing.marked import MarkedPhoto
 from ldm.editing.metadata import save_with_settings
 from ldm.editing.options import Blending, Loading, Placement, settings_of
+from ldm.editing.painter import SampledBatch
 from ldm.editing.watermark import check_watermark, embed
 from ldm.fast import memory
 from ldm.images import open_picture
-from ldm.pipeline import PaintByExample, SampledBatch
+from ldm.pipeline import PaintByExample
 from ldm.util import UserError
 
 Report = Callable[[Outcome], None]

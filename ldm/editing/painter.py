@@ -1,0 +1,245 @@
+"""What the model sees of edits -> what it paints: the sampling of batches of windows, on tensors."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm.conventions import resize_tensor
+from ldm.editing.checks import report_out_of_memory
+from ldm.editing.inputs import Inputs, PlannedEdit, SamplingTask, make_inputs, size_for, stack
+from ldm.editing.options import Placement, Sampling
+from ldm.editing.references import References, fit_reference
+from ldm.editing.window import PlacedWindow
+from ldm.fast.networks import Networks, choose_precision
+from ldm.images import upright_mask, upright_rgb
+from ldm.models.diffusion.conditioning import encode_to_latent, inpaint_channels, reference_token, unconditional_token
+from ldm.models.diffusion.denoiser import blended_eps, guided_eps
+from ldm.models.diffusion.sampling import Callback, Step, sample
+from ldm.util import UserError, group_into_batches
+
+Item = TypeVar("Item")
+OnFailure = Callable[[Item, Exception], None]
+
+
+@dataclass(frozen=True)
+class SampledBatch(Generic[Item]):
+    """Items that were sampled together, their pictures (B,3,H,W), about [-1,1], on the CPU, and how long it took."""
+
+    items: list[Item]
+    pictures: Tensor
+    seconds: float
+
+
+class Painter:
+    """A model and its networks, which paint windows of photos.
+
+    precision: "full" (float32), "bf16", "fp16" (half precision in the networks, float32 in their last layers and in the
+    sampler's arithmetic) or "autocast", the half precision that suits the device; None: autocast on CUDA, else full.
+    fast, compiled, offload: see Networks. The model is used with the weights that it has at construction.
+
+    decoder (an AsymmetricDecoder) and safety_checker (a SafetyChecker) take part in every edit if they are set."""
+
+    def __init__(
+        self,
+        model,
+        precision: str | None = None,
+        fast: bool = True,
+        compiled: bool = False,
+        offload: torch.device | None = None,
+    ):
+        self.model = model
+        self.device = offload or next(model.parameters()).device
+        self.precision = choose_precision(self.device, precision)
+        self.networks = Networks(model, self.precision, fast, compiled, offload)
+        self.decoder: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+        self.safety_checker: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def native_size(self) -> int:
+        """Side of the pictures that the model was made for, pixels (512 at full size)."""
+        return self.model.image_size * self.model.first_stage_model.factor
+
+    def size_for(self, image: Image.Image, height: int | None = None, width: int | None = None) -> tuple[int, int]:
+        """(H,W) at which the model paints an upright image, see ldm.editing.inputs.size_for: at full size 512 x 512 for
+        a square, 384 x 512 for 4:3."""
+        return size_for(image, self.native_size, self.model.size_multiple, height, width)
+
+    def prepare(
+        self,
+        image: Image.Image,
+        mask: Image.Image,
+        reference: References,
+        height: int | None = None,
+        width: int | None = None,
+        reference_fit: str = "squash",
+    ) -> Inputs:
+        """Pictures of any size and mode, as opened -> Inputs with B = 1, of the whole image.
+
+        Raises UserError: a mask of other proportions or with nothing to paint, a height or width that the model cannot
+        take."""
+        references = reference if isinstance(reference, tuple) else (reference,)
+        placement = Placement(height=height, width=width, reference_fit=reference_fit)
+        return self._inputs(upright_rgb(image), upright_mask(mask, image), references, placement)
+
+    def plan(
+        self,
+        photo: Image.Image,
+        mask: Image.Image,
+        references: Sequence[Image.Image],
+        placement: Placement = Placement(),
+    ) -> PlannedEdit:
+        """One edit, ready to be sampled. photo: RGB, upright; mask: L, 255 = paint, of the photo's size, as
+        Region.mask_in makes it; references: pictures of one object."""
+        aspect = 1.0
+        if placement.height and placement.width:
+            self.size_for(photo, placement.height, placement.width)  # raises before the window takes their shape
+            aspect = placement.width / placement.height
+        place = PlacedWindow.around(photo, mask, self.native_size, placement.context, aspect)
+        return PlannedEdit(place, self._inputs(place.picture, place.region, references, placement))
+
+    def _inputs(
+        self, picture: Image.Image, mask: Image.Image, references: Sequence[Image.Image], placement: Placement
+    ) -> Inputs:
+        size = self.size_for(picture, placement.height, placement.width)
+        crops = [fit_reference(each, placement.reference_fit) for each in references]
+        factor = self.model.first_stage_model.factor
+        return make_inputs(picture, mask, crops, size, factor, self.model.cond_stage_model.image_size)
+
+    def start(self, seed: int, height: int, width: int) -> tuple[Tensor, Tensor, torch.Generator]:
+        """Everything that is random in one picture, from its seed alone: the noise of the masked image's posterior
+        (4,h,w), then x_T (4,h,w), then the generator of each step's noise."""
+        generator = torch.Generator().manual_seed(seed)
+        factor = self.model.first_stage_model.factor
+        shape = (self.model.channels, height // factor, width // factor)
+        return torch.randn(shape, generator=generator), torch.randn(shape, generator=generator), generator
+
+    @report_out_of_memory
+    @torch.no_grad()
+    def sample(
+        self,
+        inputs: Inputs,
+        seeds: Sequence[int],
+        sampling: Sampling = Sampling(),
+        *,
+        starts: Sequence[int | None] | None = None,
+        progress: bool = True,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """Inputs of B edits and a seed for each -> painted pictures (B,3,H,W), about [-1,1].
+
+        starts: seeds of x_T, where they are not the edits' own; progress: show a bar; callback: called with a Step
+        after every step. Raises UserError: a result that is not finite, memory that is full."""
+        batch, _, height, width = inputs.image.shape
+        assert len(seeds) == batch
+        draws = [self.start(seed, height, width) for seed in seeds]
+        posterior_noise, x_T, generators = (list(column) for column in zip(*draws, strict=True))
+        for i, start in enumerate(starts or ()):
+            if start is not None:
+                x_T[i] = self.start(start, height, width)[1]
+
+        def step_noise() -> Tensor:
+            noise = [torch.randn(x_T[0].shape, generator=generator) for generator in generators]
+            return torch.stack(noise).to(self.device)
+
+        x = torch.stack(x_T).to(self.device)
+        image, mask = inputs.image.to(self.device), inputs.mask.to(self.device)
+        inpaint_image, reference = inputs.inpaint_image.to(self.device), inputs.reference.to(self.device)
+        inpaint = inpaint_channels(self.networks, inpaint_image, mask, torch.stack(posterior_noise).to(self.device))
+        tokens = reference_token(self.networks, reference)
+        context = torch.stack([each.mean(dim=0) for each in tokens.split(inputs.counts or [1] * batch)])
+        uncond = unconditional_token(self.networks, batch)
+        source = None
+        if sampling.strength < 1 or sampling.blend_latents:
+            source = encode_to_latent(self.networks, image, torch.zeros_like(x))  # the posterior's mean
+
+        denoiser = functools.partial(self.networks.denoiser, refresh=sampling.refresh)
+        eps = guided_eps(denoiser, inpaint, context, uncond, sampling.scale, sampling.interval)
+        if sampling.blend_latents:
+            eps = blended_eps(eps, source, inpaint[:, -1:], self.model.schedule)
+        with (
+            tqdm(desc=sampling.sampler, total=sampling.steps, unit="step", disable=not progress) as bar,
+            self.networks.unet_on_device(),
+        ):
+
+            def on_step(step: Step) -> None:
+                bar.total = step.total
+                bar.update()
+                if callback:
+                    callback(step)
+
+            z = sample(
+                *(sampling.sampler, eps, x, self.model.schedule, sampling.steps, sampling.eta, step_noise, on_step),
+                source=source,
+                strength=sampling.strength,
+            )
+        return self._decode(z, image, mask)
+
+    def _decode(self, z: Tensor, image: Tensor, mask: Tensor) -> Tensor:
+        """Scaled latents (B,4,h,w) -> pictures (B,3,H,W), which the safety checker has seen."""
+        if self.decoder is None:
+            pictures = self.networks.decode_first_stage(z)
+        else:
+            pictures = self.decoder(z / self.model.scale_factor, image, mask)
+        if not pictures.isfinite().all():
+            cure = "use --precision full" if self.precision != "full" else "the checkpoint may be damaged"
+            raise UserError(f"the result is not finite in {self.precision} precision: {cure}")
+        return self.safety_checker(pictures) if self.safety_checker else pictures
+
+    def batch_key(self, inputs: Inputs, sampling: Sampling) -> Hashable:
+        """Edits with equal keys can be sampled together without a picture depending on the others in its batch."""
+        factor, (height, width) = self.model.first_stage_model.factor, inputs.image.shape[-2:]
+        keep = resize_tensor(inputs.mask, (height // factor, width // factor))
+        return height, width, sampling, self.networks.rectangle(keep, sampling.refresh)
+
+    def sample_in_batches(
+        self,
+        items: Iterable[Item],
+        task_of: Callable[[Item], SamplingTask],
+        batch_size: int,
+        *,
+        progress: bool = False,
+        callback: Callback | None = None,
+        on_failure: OnFailure | None = None,
+    ) -> Iterator[SampledBatch[Item]]:
+        """Sample the task of every item, up to batch_size of them at a time, as soon as a batch is full.
+
+        on_failure: with it, a batch that fails is sampled again one by one, and called with every item that fails
+        alone and its error; without it, the error is raised."""
+
+        def key(item: Item) -> Hashable:
+            task = task_of(item)
+            return self.batch_key(task.inputs, task.sampling)
+
+        for full in group_into_batches(items, batch_size, key):
+            batches = [full]
+            while batches:
+                batch = batches.pop(0)
+                tasks = [task_of(item) for item in batch]
+                begin = time.perf_counter()
+                try:
+                    pictures = self.sample(
+                        stack([task.inputs for task in tasks]),
+                        [task.seed for task in tasks],
+                        tasks[0].sampling,
+                        starts=[task.start for task in tasks],
+                        progress=progress,
+                        callback=callback,
+                    ).cpu()
+                except Exception as error:
+                    if on_failure is None:
+                        raise
+                    if len(batch) == 1:
+                        on_failure(batch[0], error)
+                    else:
+                        batches = [[item] for item in batch]
+                else:
+                    yield SampledBatch(batch, pictures, time.perf_counter() - begin)
