@@ -330,7 +330,7 @@ def test_the_python_of_a_page_runs(page, tiny, tmp_path, monkeypatch):
     if page.stem == "README":
         assert Image.open(tmp_path / "result.png").size == names["image"].size
     if page.stem == "editing":
-        edits = [*names["layouts"], names["both"], *names["many"]]
+        edits = [*names["layouts"], names["both"], *names["many"], names["boxed"], names["two"]]
         assert {edit.size for edit in edits} == {names["image"].size}
 
 
