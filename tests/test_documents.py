@@ -304,13 +304,14 @@ def test_snippets_that_others_run_are_there():
         assert opening in (ROOT / test).read_text(), test
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def snippets_of(page: Path) -> list[str]:
+    found = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S)
+    return [snippet for snippet in found if not snippet.startswith(tuple(SNIPPETS_ELSEWHERE))]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if snippets_of(page)], ids=lambda page: page.stem)
 def test_the_python_of_a_page_runs(page, tiny, tmp_path, monkeypatch):
     """A page's snippets one after the other, as printed, with the tiny model and few steps."""
-    snippets = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S)
-    snippets = [s for s in snippets if not s.startswith(tuple(SNIPPETS_ELSEWHERE))]
-    if not snippets:
-        pytest.skip("the page has none")
     for folder in ("configs", "examples"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)
@@ -323,7 +324,7 @@ def test_the_python_of_a_page_runs(page, tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(PaintByExample, "__call__", short)
     names: dict = {}
-    for snippet in snippets:
+    for snippet in snippets_of(page):
         snippet = snippet.replace("configs/v1.yaml", "configs/tiny.yaml").replace("S=50", "S=1")
         snippet = snippet.replace("checkpoints/model.ckpt", str(tiny))
         exec(compile(snippet, page.name, "exec"), names)
