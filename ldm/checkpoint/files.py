@@ -141,7 +141,7 @@ def _read_zip(path: Path) -> Any:
     """The format of torch.save since 1.6: a zip with data.pkl and one record for each storage. Storages are
     memory-mapped."""
     mapped = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
-    with zipfile.ZipFile(path) as archive:
+    with open(path, "rb") as raw, zipfile.ZipFile(raw) as archive:
         folder = next(name for name in archive.namelist() if name.endswith("data.pkl")).removesuffix("data.pkl")
 
         @functools.cache
@@ -152,8 +152,8 @@ def _read_zip(path: Path) -> Any:
             with archive.open(record) as file:  # checks the record's local header
                 if record.compress_type != zipfile.ZIP_STORED:
                     return torch.frombuffer(bytearray(file.read()), dtype=torch.uint8).untyped_storage()
-            archive.fp.seek(record.header_offset + 26)  # a zip record: 30 bytes, name, extra field, content
-            name, extra = struct.unpack("<HH", archive.fp.read(4))
+            raw.seek(record.header_offset + 26)  # a zip record: 30 bytes, name, extra field, content
+            name, extra = struct.unpack("<HH", raw.read(4))
             start = record.header_offset + 30 + name + extra
             return mapped[start : start + record.file_size]
 
@@ -178,7 +178,7 @@ def _read_legacy(path: Path) -> Any:
         for key in keys:
             file.seek(8, os.SEEK_CUR)  # skips the length, which is known
             data = torch.empty(0, dtype=torch.uint8).set_(storages[str(key)]).numpy()
-            if file.readinto(data) != data.nbytes:
+            if file.readinto(memoryview(data)) != data.nbytes:
                 raise ValueError("the file ends within a storage")
     return content
 

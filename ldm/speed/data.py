@@ -22,7 +22,7 @@ from PIL import Image
 
 from ldm.data.index import BoxIndex
 from ldm.data.open_images import OpenImageDataset
-from ldm.data.prepare import annotations
+from ldm.data.prepare.annotations import Boxes, prepare
 from ldm.data.prepare.formats import read_open_images
 from ldm.speed.published_data import PublishedDataset, prepare_as_published
 from ldm.util import shipped
@@ -59,7 +59,7 @@ def measure_loading(folder: Path, count: int, pictures: list[bytes]) -> str:
             place.write_bytes(data)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    datasets = {
+    datasets: dict[str, PublishedDataset | OpenImageDataset] = {
         "published": PublishedDataset(folder, 512),
         "ours": OpenImageDataset("train", str(folder)),
         "ours, exact": OpenImageDataset("train", str(folder), exact=True),
@@ -72,7 +72,7 @@ def measure_loading(folder: Path, count: int, pictures: list[bytes]) -> str:
             for i in range(count):
                 dataset[i]
             seconds[name].append(time.process_time() - start)
-    lines = []
+    lines: list[str] = []
     for name, times in seconds.items():
         ratio = np.median(np.array(seconds["published"]) / np.array(times))
         lines.append(f"samples, {name}: {count / min(times):.0f} per second and core, {ratio:.2f} times the published")
@@ -151,7 +151,7 @@ def measure_long_csv(folder: Path, rows: int) -> str:
     csv = folder / "annotations/oidv6-train-annotations-bbox.csv"
     _write_boxes(csv, ids, rows)
 
-    def constant_sizes(_: annotations.Boxes, pictures: pl.Series, __: Path) -> pl.DataFrame:
+    def constant_sizes(_: Boxes, pictures: pl.Series, __: Path) -> pl.DataFrame:
         constants = {"path": "x.jpg", "width": SIZE[0], "height": SIZE[1]}
         return pl.DataFrame({"picture": pictures}).with_columns(pl.lit(v).alias(k) for k, v in constants.items())
 
@@ -160,7 +160,7 @@ def measure_long_csv(folder: Path, rows: int) -> str:
         listing = patch("ldm.data.prepare.formats.os.listdir", return_value=[f"{name}.jpg" for name in ids])
         with listing, patch("ldm.data.prepare.annotations._sizes", constant_sizes):
             start = time.perf_counter()
-            index = annotations.prepare(read_open_images(folder, "train"), folder)
+            index = prepare(read_open_images(folder, "train"), folder)
             seconds.append(time.perf_counter() - start)
     return (
         f"{rows:,} rows ({csv.stat().st_size / 1e9:.2f} GB) to {index['boxes'].list.len().sum():,} boxes "
@@ -181,8 +181,10 @@ def measure_large_index(folder: Path, entries: int) -> str:
         index = BoxIndex(folder, "train")
         seconds.append(time.perf_counter() - start)
     added = {}
-    for method in ("fork", "spawn"):
-        context = multiprocessing.get_context(method)
+    for method, context in (
+        ("fork", multiprocessing.get_context("fork")),
+        ("spawn", multiprocessing.get_context("spawn")),
+    ):
         queue = context.Queue()
         process = context.Process(target=_read_all, args=(index, queue))
         process.start()

@@ -56,7 +56,8 @@ class PublishedDataset:
         file = self.files[i]
         path = self.root / "images" / file.parent.name / f"{file.stem}.jpg"
         boxes = [[int(float(number)) for number in line.split()] for line in file.read_text().splitlines()]
-        box = tuple(random.choice(boxes))
+        x0, y0, x1, y1 = random.choice(boxes)
+        box = (x0, y0, x1, y1)
         picture = Image.open(path).convert("RGB")
         width, height = picture.size
         reference = self._reference(path, box, width, height)
