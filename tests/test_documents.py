@@ -1,7 +1,7 @@
 """README and docs/: commands and snippets run, or stand in a list with the reason; links lead somewhere.
 
 Commands that need much around them are run by the tests of their folder: the benchmark's by
-tests/evaluation/test_evaluation.py, the small world's tables by tests/miniworld/test_mini.py, the page's by
+tests/evaluation/conftest.py, the small world's tables by tests/miniworld/test_chain.py, the page's by
 tests/web/test_command.py."""
 
 import importlib

@@ -20,7 +20,7 @@ FLOORS = [
 ]
 SEPARATE = {  # these see themselves and what is named here, never models
     "ldm.data": GROUND,
-    "ldm.evaluation": [*GROUND, "ldm.data.bench", "ldm.checkpoint.files", "ldm.modules.encoders.clip", "ldm.miniworld"],
+    "ldm.evaluation": [*GROUND, "ldm.data.bench", "ldm.checkpoint.files", "ldm.modules.encoders.clip"],
 }
 
 

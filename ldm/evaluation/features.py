@@ -1,14 +1,13 @@
-"""The networks that results are measured with, each from a file of weights.
+"""The networks whose features are compared, each from a file of weights.
 
-| extractor | network | features of | from |
+| kind | network | features of | from |
 |---|---|---|---|
 | clip | CLIP ViT-B/32, OpenAI's | images, regions: (B,512) | open_clip |
 | inception | Inception v3 of the original FID (Heusel et al. 2017) | images: (B,2048) | torch-fidelity |
 | dino | DINO ViT-S/16 (Caron et al. 2021) | regions: (B,384) | timm |
 | lpips | AlexNet, LPIPS (Zhang et al. 2018) | pairs of images: a distance | torchvision, torchmetrics |
-| oracle | the small world's classifier | regions: shape, pattern, colours (B,24) | ldm.miniworld.oracle |
 
-A file is the user's, or fetched once and kept. Reading it runs no code of it, and it has to fit exactly.
+The user names a file, or it is downloaded once and kept. Reading it runs no code from it, and every tensor must fit.
 """
 
 from __future__ import annotations
@@ -31,8 +30,6 @@ from torch import Tensor, nn
 from ldm.checkpoint.files import StateDict, read_file
 from ldm.conventions import pixels_to_tensor
 from ldm.files import sha256_of
-from ldm.miniworld.crops import region_to_tensor
-from ldm.miniworld.oracle import Oracle
 from ldm.modules.encoders.clip import build_clip
 from ldm.util import UserError, listing
 
@@ -43,11 +40,13 @@ INCEPTION = "inception-v3-compat"
 
 @dataclass(frozen=True)
 class Extractor:
-    """`extractor(inputs)`, B arrays without a batch axis -> features (B,D) float32 on the CPU.
+    """`extractor(inputs)`: B arrays without a batch axis -> features (B,D) float32 on the CPU.
 
-    prepare: PIL RGB -> an input, an array, which comes from another process without shared memory. size: its side in
-    pixels, None for any. model, file, sha256: which network and which weights, for the record."""
+    kind: "clip", "inception", ...; model, file, sha256: network and weights, as scores.json records them. size: side of
+    an input in pixels, None for any. prepare: PIL RGB -> an input. It is an array, since tensors from another process
+    need shared memory."""
 
+    kind: str
     network: Callable[..., Tensor]
     model: str
     file: str
@@ -58,8 +57,8 @@ class Extractor:
 
     @torch.inference_mode()
     def __call__(self, *inputs: Sequence[np.ndarray]) -> Tensor:
-        """A network of two inputs, LPIPS, takes two lists. Inputs of several sizes go through one by one. Convolutions
-        are in float32 on every GPU. Raises UserError where its memory is full."""
+        """LPIPS, a network of two inputs, takes two lists. Inputs of different sizes are computed one by one.
+        Convolutions run in float32 on every GPU. Raises UserError: the GPU's memory is full."""
         if len({x.shape for x in inputs[0]}) > 1:
             return torch.cat([self(*([x] for x in each)) for each in zip(*inputs, strict=True)])
         try:
@@ -67,18 +66,20 @@ class Extractor:
                 batch = (torch.from_numpy(np.stack(each)).to(self.device) for each in inputs)
                 return self.network(*batch).float().cpu()
         except torch.cuda.OutOfMemoryError as error:
-            raise UserError("the GPU's memory is full; lower --batch_size") from error
+            raise UserError("the GPU's memory is full: lower --batch_size") from error
 
     @property
     def identity(self) -> str:
+        """Model and hash of the weights."""
         return f"{self.model} {self.sha256}"
 
     @property
     def tag(self) -> str:
-        """What the names of kept files carry of `identity`."""
+        """A short hash of `identity`, for names of files."""
         return hashlib.sha256(self.identity.encode()).hexdigest()[:12]
 
     def record(self) -> dict[str, str]:
+        """The weights' entry in scores.json."""
         return {"model": self.model, "file": self.file, "sha256": self.sha256}
 
 
@@ -86,11 +87,11 @@ class Extractor:
 
 
 def _from_hub(repository: str, *names: str) -> Path:
+    """The first of the names that the repository has."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import EntryNotFoundError, logging
 
-    logging.set_verbosity_error()  # of its trying again; what comes of it is told
-
+    logging.set_verbosity_error()  # no warnings of retries; a failure is reported below
     for name in names[:-1]:
         try:
             return Path(hf_hub_download(repository, name))
@@ -107,39 +108,40 @@ def _from_url(url: str) -> Path:
     return path
 
 
-def _weights(kind: str, file: str | Path | None, fetch: Callable[[], Path]) -> Path:
-    """The file given, or the fetched one. Raises UserError where it cannot be fetched."""
+def _find_weights(kind: str, file: str | Path | None, download: Callable[[], Path]) -> Path:
+    """The given file, or the downloaded one. Raises UserError: the download fails."""
     if file is not None:
         return Path(file)
     print(f"{kind}: looking for its weights", file=sys.stderr)
     try:
-        return fetch()
-    except Exception as error:  # each library has its own for a network that is not there
+        return download()
+    except Exception as error:  # each library raises its own where there is no network
         reason = str(error).split("\n")[0][:200]
         raise UserError(
-            f"{kind}: its weights cannot be fetched ({reason}); name a file with --{kind}_weights, or leave out what "
-            "needs it with --skip"
+            f"{kind} weights cannot be downloaded ({reason}): name a file with --{kind}_weights, or skip the "
+            "metrics that need them with --skip"
         ) from error
 
 
-def _fill(network: nn.Module, tensors: StateDict, kind: str, path: Path) -> None:
-    """Strictly. Raises UserError, naming what does not fit."""
+def load_strictly(network: nn.Module, tensors: StateDict, kind: str, path: Path) -> None:
+    """Raises UserError, which lists the tensors that are missing, left over or of another shape."""
     own = network.state_dict()
     missing, extra = own.keys() - tensors.keys(), tensors.keys() - own.keys()
     shapes = {name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape}
     reasons = [
         f"{word} {listing(names)}"
-        for word, names in (("lacks", missing), ("has besides", extra), ("has in another shape", shapes))
+        for word, names in (("lacks", missing), ("also has", extra), ("has in another shape", shapes))
         if names
     ]
     if reasons:
         raise UserError(
-            f"{kind} weights {path}: are of another network, the file {'; '.join(reasons)}; name the right one"
+            f"{kind} weights {path} belong to another network: the file {'; '.join(reasons)}; name the right file"
         )
     network.load_state_dict(tensors)
 
 
-def _extractor(
+def make_extractor(
+    kind: str,
     network: nn.Module,
     model: str,
     path: Path,
@@ -148,123 +150,114 @@ def _extractor(
     prepare: Callable[[Image.Image], np.ndarray] | None = None,
     result: Callable[[Any], Tensor] | None = None,
 ) -> Extractor:
-    """Of a network that has its weights. result: what of the network's output is the features, if not all."""
+    """An extractor of a network with its weights, which are those of `path`. result: the network's output -> features,
+    if they are not the output itself."""
     device = torch.device(device)
     network.eval().requires_grad_(False).to(device)
     call = network if result is None else lambda *inputs: result(network(*inputs))
-    return Extractor(call, model, path.name, sha256_of(path), device, size, prepare)
+    return Extractor(kind, call, model, path.name, sha256_of(path), device, size, prepare)
 
 
 # --------------------------------------------------------------------------------------------- networks
 
 
 def load_clip(file: str | Path | None = None, device: torch.device | str = "cpu", model: str = CLIP) -> Extractor:
-    """CLIP's image features, (B,512) for ViT-B/32, not normalised. file: OpenAI's ViT-B-32.pt, or open_clip's weights;
-    of these only the image tower is used. model: open_clip's name of the architecture, or a config in its
-    format, a JSON file. Raises UserError: unknown model, weights of another one or not to be had."""
+    """CLIP's image features, (B,512) for ViT-B/32, not normalised.
+
+    file: OpenAI's ViT-B-32.pt or open_clip's weights, of which only the image tower is used. model: open_clip's name of
+    the architecture, or a config in its format, a JSON file. Raises UserError: an unknown model, weights of another
+    network, weights that cannot be downloaded."""
     import open_clip
 
-    own = model.endswith(".json")
-    if not own and model not in open_clip.list_models():
-        raise UserError(f"--clip_model {model}: open_clip has no model of that name; for the paper's take {CLIP}")
+    is_config = model.endswith(".json")
+    if not is_config and model not in open_clip.list_models():
+        raise UserError(f"--clip_model {model}: open_clip has no model of that name; the paper's is {CLIP}")
 
-    def fetch() -> Path:
+    def download() -> Path:
         if model != CLIP:
-            raise ValueError(f"only those of {CLIP} are")
+            raise ValueError(f"only those of {CLIP} are known")
         return _from_hub(
             "timm/vit_base_patch32_clip_224.openai", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"
         )
 
-    path = _weights("clip", file, fetch)
+    path = _find_weights("clip", file, download)
     prefix = "visual."
     tensors = {name[len(prefix) :]: t.float() for name, t in read_file(path).items() if name.startswith(prefix)}
     root = logging.getLogger()
     level = root.level
-    root.setLevel(logging.ERROR)  # it warns of weights that are not loaded
+    root.setLevel(logging.ERROR)  # open_clip warns that it loads no weights
     try:
-        tower = (build_clip(model) if own else open_clip.create_model(model)).visual
+        tower = (build_clip(model) if is_config else open_clip.create_model(model)).visual
     finally:
         root.setLevel(level)
-    _fill(tower, tensors, "clip", path)
+    load_strictly(tower, tensors, "clip", path)
     size = tower.image_size
     size = size if isinstance(size, int) else size[0]
-    transform = open_clip.image_transform(size, is_train=False)  # as CLIP does it: bicubic, central square, normalised
+    transform = open_clip.image_transform(size, is_train=False)  # CLIP's own: bicubic, central square, normalised
 
     def prepare(picture: Image.Image) -> np.ndarray:
         return transform(picture).numpy()
 
-    return _extractor(tower, Path(model).stem if own else model, path, device, size, prepare)
+    return make_extractor("clip", tower, Path(model).stem if is_config else model, path, device, size, prepare)
 
 
 def load_inception(file: str | Path | None = None, device: torch.device | str = "cpu") -> Extractor:
-    """Inception v3 as the original FID had it; takes (B,3,H,W) uint8 of any size. file: torch-fidelity's
-    weights-inception-2015-12-05-6726825d.pth. Raises UserError: weights of another network or not to be had."""
+    """Inception v3 of the original FID; takes (B,3,H,W) uint8 of any size. file: torch-fidelity's
+    weights-inception-2015-12-05-6726825d.pth. Raises UserError, as load_clip."""
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
-    path = _weights("inception", file, lambda: _from_url(URL_INCEPTION_V3))
-    clean = io.BytesIO()  # the library would read a pickle as it is: it gets one that holds nothing but our tensors
+    path = _find_weights("inception", file, lambda: _from_url(URL_INCEPTION_V3))
+    clean = io.BytesIO()  # torch-fidelity would run a pickle's code, so it gets one of plain tensors
     torch.save(read_file(path), clean)
     clean.seek(0)
     try:
         network = FeatureExtractorInceptionV3(INCEPTION, ["2048"], clean)
     except (RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"inception weights {path}: are of another network ({reason}); name the right file") from error
-    return _extractor(network, INCEPTION, path, device, None, pixels, lambda features: features[0])
+        raise UserError(
+            f"inception weights {path} belong to another network ({reason}): name the right file"
+        ) from error
+    return make_extractor("inception", network, INCEPTION, path, device, None, pixels, lambda features: features[0])
 
 
 def load_dino(file: str | Path | None = None, device: torch.device | str = "cpu", model: str = DINO) -> Extractor:
-    """DINO's class token, (B,384) for ViT-S/16. file: dino_deitsmall16_pretrain.pth or timm's. Raises UserError."""
+    """DINO's class token, (B,384) for ViT-S/16. file: dino_deitsmall16_pretrain.pth or timm's weights; model: timm's
+    name of the architecture. Raises UserError, as load_clip."""
     import timm
 
     if not timm.is_model(model):
-        raise UserError(f"--dino_model {model}: timm has no model of that name; the usual one is {DINO}")
-    path = _weights("dino", file, lambda: _from_hub(f"timm/{model}", "model.safetensors", "pytorch_model.bin"))
+        raise UserError(f"--dino_model {model}: timm has no model of that name; the default is {DINO}")
+    path = _find_weights("dino", file, lambda: _from_hub(f"timm/{model}", "model.safetensors", "pytorch_model.bin"))
     network = timm.create_model(model, pretrained=False, num_classes=0)
-    _fill(network, read_file(path), "dino", path)
+    load_strictly(network, read_file(path), "dino", path)
     settings = timm.data.resolve_model_data_config(network)
     size = settings["input_size"][-1]
     mean, std = (torch.tensor(settings[name]).view(3, 1, 1) for name in ("mean", "std"))
 
     def prepare(picture: Image.Image) -> np.ndarray:
-        """Squashed: nothing of a region is cut off."""
+        """Squashed, so that nothing of a region is cut off."""
         return ((pixels_to_tensor(picture.resize((size, size), Image.Resampling.BICUBIC)) - mean) / std).numpy()
 
-    return _extractor(network, model, path, device, size, prepare)
+    return make_extractor("dino", network, model, path, device, size, prepare)
 
 
 def load_lpips(file: str | Path | None = None, device: torch.device | str = "cpu") -> Extractor:
     """LPIPS (v0.1, AlexNet): (B,3,H,W) twice, in [-1,1] -> distances (B,1). file: torchvision's
-    alexnet-owt-7be5be79.pth; the linear heads come with torchmetrics. Raises UserError."""
+    alexnet-owt-7be5be79.pth; the linear heads come with torchmetrics. Raises UserError, as load_clip."""
     import torchmetrics
-    from torchmetrics.functional.image.lpips import _LPIPS  # the public class fetches AlexNet, file or not
+    from torchmetrics.functional.image.lpips import _LPIPS  # the public class always downloads AlexNet
     from torchvision.models import AlexNet_Weights
 
-    path = _weights("lpips", file, lambda: _from_url(AlexNet_Weights.IMAGENET1K_V1.url))
+    path = _find_weights("lpips", file, lambda: _from_url(AlexNet_Weights.IMAGENET1K_V1.url))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchvision's, of its own arguments
+        warnings.simplefilter("ignore")  # torchvision's, about its own arguments
         network = _LPIPS(pretrained=True, net="alex", pnet_rand=True)
-    places = {".".join(name.split(".")[1:]): name for name in network.net.state_dict()}  # 0.weight: slice1.0.weight
+    names = {".".join(name.split(".")[1:]): name for name in network.net.state_dict()}  # 0.weight: slice1.0.weight
     convolutions = {name.removeprefix("features."): t for name, t in read_file(path).items() if name[:9] == "features."}
-    _fill(network.net, {places.get(name, name): t for name, t in convolutions.items()}, "lpips", path)
+    load_strictly(network.net, {names.get(name, name): t for name, t in convolutions.items()}, "lpips", path)
 
     model = f"AlexNet, heads of torchmetrics {torchmetrics.__version__}"
-    return _extractor(network, model, path, device, result=lambda distance: distance.flatten(1))
-
-
-def load_oracle(file: str | Path, device: torch.device | str = "cpu") -> Extractor:
-    """The small world's oracle: of a region, logits of its shape and of its pattern, and two colours, (B,24) in all.
-    file: a run's last.ckpt, or what scripts/convert_checkpoint.py made of it. Raises UserError."""
-    path = Path(file)
-    network = Oracle()
-    _fill(network, {name.removeprefix("oracle."): t.float() for name, t in read_file(path).items()}, "oracle", path)
-
-    def prepare(picture: Image.Image) -> np.ndarray:
-        return region_to_tensor(np.asarray(picture)).numpy()
-
-    return _extractor(
-        network, "oracle", path, device, None, prepare, lambda out: torch.cat([x.flatten(1) for x in out], 1)
-    )
+    return make_extractor("lpips", network, model, path, device, result=lambda distance: distance.flatten(1))
 
 
 def pixels(picture: Image.Image) -> np.ndarray:

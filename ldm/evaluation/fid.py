@@ -1,5 +1,5 @@
-"""How far two sets of features lie apart: the Fréchet distance (FID, Heusel et al. 2017) and the kernel
-distance (KID, Binkowski et al. 2018), from statistics that are gathered batch by batch and can be kept."""
+"""Distances between two sets of features: the Fréchet distance (FID, Heusel et al. 2017) and the kernel distance (KID,
+Binkowski et al. 2018), from statistics that are gathered batch by batch and can be stored."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import torch
 from ldm.files import staging
 from ldm.util import UserError
 
-MOST_ROWS = 5000  # single features that are kept for the kernel distance, whatever the number of pictures
-SUBSETS, SUBSET = 100, 1000  # of the kernel distance: how many, and of how many features at most
+MAX_ROWS = 5000  # features kept for the kernel distance
+KID_SUBSETS, MAX_SUBSET_SIZE = 100, 1000  # of the kernel distance
 
 
 def rows_to_keep(count: int, seed: int = 0) -> set[int]:
-    """Which of `count` features are kept: all, or MOST_ROWS of them by chance."""
-    if count <= MOST_ROWS:
+    """The numbers of those of `count` features that are kept: all, or MAX_ROWS random ones."""
+    if count <= MAX_ROWS:
         return set(range(count))
-    return set(np.random.default_rng(seed).choice(count, MOST_ROWS, replace=False).tolist())
+    return set(np.random.default_rng(seed).choice(count, MAX_ROWS, replace=False).tolist())
 
 
 @dataclass(kw_only=True)
 class Statistics:
-    """Of n features (D,): mean (D,), scatter (D,D) = sum of (x - mean)(x - mean)^T, both float64, and some rows (k,D).
-    texts: what they were made of.
+    """Statistics of n features (D,): mean (D,), scatter (D,D) = sum of (x - mean)(x - mean)^T, both float64, and k of
+    the features, rows. texts: where the features come from.
 
-    `add` takes features in batches; the sums are those of Chan et al. (1979) and do not lose digits to a large mean."""
+    `add` updates them batch by batch as Chan et al. (1979) do, which loses no digits where the mean is large."""
 
     n: int = 0
     mean: np.ndarray | float = 0.0
@@ -37,7 +37,7 @@ class Statistics:
     texts: dict[str, str] = field(default_factory=dict)
 
     def add(self, features: np.ndarray, keep: np.ndarray | None = None) -> None:
-        """features (B,D); keep: (B,) bool, which of them become rows."""
+        """features (B,D); keep: (B,) bool, True for those to keep as rows."""
         x = np.asarray(features, dtype=np.float64)
         mean, before, total = x.mean(0), self.n, self.n + len(x)
         step = mean - self.mean
@@ -53,59 +53,59 @@ class Statistics:
         return self.scatter / (self.n - 1)
 
     def write(self, path: Path) -> None:
-        """To an npz file."""
+        """Writes an npz file."""
         arrays = {"n": self.n, "mean": self.mean, "scatter": self.scatter, "rows": np.array(self.rows, np.float32)}
         with staging(path.parent) as temporary:
             np.savez(temporary / path.name, **arrays, **self.texts)
 
     @classmethod
     def read(cls, path: Path) -> Statistics:
-        """Raises UserError."""
+        """Raises UserError: damaged, or another kind of file."""
         try:
             with np.load(path, allow_pickle=False) as file:
-                found = {name: file[name] for name in file.files}
-            n, mean, scatter, rows = (found.pop(name) for name in ("n", "mean", "scatter", "rows"))
+                arrays = {name: file[name] for name in file.files}
+            n, mean, scatter, rows = (arrays.pop(name) for name in ("n", "mean", "scatter", "rows"))
             dim = len(mean)
             if n < 2 or scatter.shape != (dim, dim) or rows.ndim != 2 or rows.shape[1] != dim:
                 raise ValueError("its arrays do not fit together")
             if not all(x.dtype.kind == "f" and np.isfinite(x).all() for x in (mean, scatter, rows)):
-                raise ValueError("it holds other things than finite numbers")
-            texts = {name: str(text) for name, text in found.items()}
+                raise ValueError("it holds values that are not finite numbers")
+            texts = {name: str(text) for name, text in arrays.items()}
             return cls(n=int(n), mean=mean, scatter=scatter, rows=list(rows), texts=texts)
-        except Exception as error:  # zip, numpy and missing names each have their own
+        except Exception as error:  # zip, numpy and missing names each raise their own
             raise UserError(
-                f"statistics {path}: cannot be read ({error}); remove the file, and they are made anew"
+                f"statistics {path} cannot be read ({error}): remove the file, and they are computed again"
             ) from error
 
 
-def _root(covariance: np.ndarray) -> np.ndarray:
+def _square_root(covariance: np.ndarray) -> np.ndarray:
     """L (D,rank) with L L^T = covariance (D,D)."""
     values, vectors = np.linalg.eigh(covariance)
-    some = values > values.max() * 1e-15
-    return vectors[:, some] * np.sqrt(values[some])
+    positive = values > values.max() * 1e-15
+    return vectors[:, positive] * np.sqrt(values[positive])
 
 
 def frechet_distance(mean1: np.ndarray, covariance1: np.ndarray, mean2: np.ndarray, covariance2: np.ndarray) -> float:
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), Heusel et al. 2017, eq. 6.
 
-    The trace of the root is the sum of the singular values of L1^T L2, where Li Li^T = Ci: real, never negative, and
-    exact for covariances without full rank, where a matrix root needs a small number added to it."""
-    root = np.linalg.svd(_root(covariance1).T @ _root(covariance2), compute_uv=False).sum()
+    The trace of the root is the sum of the singular values of L1^T L2, where Li Li^T = Ci. It is real and never
+    negative, and exact for covariances without full rank, where a matrix root needs a small number on the diagonal."""
+    root = np.linalg.svd(_square_root(covariance1).T @ _square_root(covariance2), compute_uv=False).sum()
     return float(((mean1 - mean2) ** 2).sum() + np.trace(covariance1) + np.trace(covariance2) - 2.0 * root)
 
 
 def kernel_distance(real: np.ndarray, made: np.ndarray, seed: int = 0) -> float:
-    """The squared maximum mean discrepancy, unbiased, with the kernel (x.y / D + 1)^3: the mean over SUBSETS pairs of
-    subsets of at most SUBSET features. real (n,D), made (m,D); one set too small for two gives nan."""
+    """The unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3: the mean over KID_SUBSETS pairs of
+    random subsets, of at most MAX_SUBSET_SIZE features. real (n,D), made (m,D); nan where n or m is below 2."""
     from torchmetrics.image.kid import poly_mmd
 
-    size = min(SUBSET, len(real), len(made))
+    size = min(MAX_SUBSET_SIZE, len(real), len(made))
     if size < 2:
         return float("nan")
     rng = np.random.default_rng(seed)
     real, made = (torch.from_numpy(np.asarray(x, dtype=np.float64)) for x in (real, made))
     values = []
-    for _ in range(SUBSETS):
+    for _ in range(KID_SUBSETS):
         a, b = (torch.from_numpy(rng.choice(len(x), size, replace=False)) for x in (real, made))
         values.append(poly_mmd(real[a], made[b]).item())
     return float(np.mean(values))

@@ -1,4 +1,4 @@
-"""Features of all pictures of a folder, and their statistics, kept beside it."""
+"""Features of all pictures of a folder; statistics of real pictures, stored beside their folder."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from ldm.util import UserError, cores
 
 
 def batches(dataset: Dataset, batch_size: int, title: str) -> Iterator[list[Any]]:
-    """The dataset's items in lists, in order, loaded by as many processes as pay; with a progress bar.
+    """The dataset's items in lists, in order, with a progress bar. Large datasets are loaded by several processes.
 
-    The items should hold arrays, not tensors: those would travel in shared memory, a file handle each."""
-    forks = sys.platform == "linux" and len(dataset) > 4 * batch_size  # elsewhere forking is not safe
+    Items should hold arrays rather than tensors, which would take shared memory and a file handle each."""
+    forks = sys.platform == "linux" and len(dataset) > 4 * batch_size  # forking is not safe on other systems
     loader = DataLoader(
         dataset,
         batch_size=batch_size,
@@ -36,8 +36,8 @@ def batches(dataset: Dataset, batch_size: int, title: str) -> Iterator[list[Any]
             bar.update(len(batch))
 
 
-class Prepared(Dataset):
-    """Pictures as an extractor takes them. Raises UserError, when indexed, for one that cannot be read."""
+class PreparedPictures(Dataset):
+    """`pictures[i]`: an extractor's input, or a UserError where the picture cannot be read."""
 
     def __init__(self, paths: Sequence[Path], extractor: Extractor):
         self.paths, self.prepare = paths, extractor.prepare
@@ -48,44 +48,46 @@ class Prepared(Dataset):
     def __getitem__(self, i: int) -> Any:
         try:
             return self.prepare(upright_rgb(open_picture(self.paths[i], "picture")))
-        except UserError as error:  # which would not come through a worker process as it is
+        except UserError as error:  # raised in a worker process it would arrive as another error
             return error
 
 
 def features_of(paths: Sequence[Path], extractor: Extractor, batch_size: int, title: str) -> Iterator[np.ndarray]:
-    """(B,D) after (B,D). Raises UserError for the first picture that cannot be read."""
-    for batch in batches(Prepared(paths, extractor), batch_size, title):
+    """Batches of features (B,D), in the order of the paths. title: of the progress bar. Raises UserError: a picture
+    cannot be read."""
+    for batch in batches(PreparedPictures(paths, extractor), batch_size, title):
         for item in batch:
             if isinstance(item, UserError):
                 raise item
         yield extractor(batch).numpy()
 
 
-def require_real(place: Path) -> None:
-    """Raises UserError where there are neither real pictures nor statistics of them."""
+def require_real_pictures(place: Path) -> None:
+    """Raises UserError where neither the folder of real pictures nor any statistics of it exist."""
     if not place.is_dir() and not list(place.absolute().parent.glob(f"{place.name}-*.npz")):
         raise UserError(
             f"real pictures {place}: there is no such folder; make it with scripts/create_square_gt_for_fid.py, name "
-            "another with --real, or leave out what needs it with --skip"
+            "another with --real, or skip the metrics that need it with --skip"
         )
 
 
 def real_statistics(place: Path, extractor: Extractor, batch_size: int = 32) -> Statistics:
-    """Of a folder of real pictures, computed once and kept beside it, as <folder>-<hash of network and weights>.npz;
-    where only that file is left, it does.
+    """Statistics of a folder of real pictures, stored beside it as <folder>-<hash of network and weights>.npz. They are
+    computed again when the folder has changed; the file alone, without the folder, is enough.
 
-    Raises UserError: no folder, fewer than two pictures, a damaged one."""
-    folder = place.resolve()  # it may be "."
-    kept = folder.with_name(f"{folder.name}-{extractor.tag}.npz")
+    Raises UserError: neither folder nor file, fewer than two pictures, a damaged picture."""
+    folder = place.resolve()  # place may be "."
+    stored = folder.with_name(f"{folder.name}-{extractor.tag}.npz")
     if not place.is_dir():
-        if kept.exists():
-            return Statistics.read(kept)
+        if stored.exists():
+            return Statistics.read(stored)
         raise UserError(
-            f"real pictures {place}: there is no such folder, nor {kept.name}, what {extractor.model} saw in it"
+            f"real pictures {place}: there is no such folder, nor {stored.name} with its statistics in "
+            f"{extractor.model}; name another with --real"
         )
     paths = pictures_below(place)
     if len(paths) < 2:
-        raise UserError(f"real pictures {place}: there is one; two are the least, thousands are usual")
+        raise UserError(f"real pictures {place}: one picture is too few; use at least two, better thousands")
     content = hashlib.sha256()
     for path in paths:
         state = path.stat()
@@ -93,13 +95,13 @@ def real_statistics(place: Path, extractor: Extractor, batch_size: int = 32) -> 
             f"{path.relative_to(place)}\0{state.st_size}\0{state.st_mtime_ns}\0".encode(errors="surrogateescape")
         )
     texts = {"content": content.hexdigest(), "network": extractor.identity}
-    if kept.exists():
-        statistics = Statistics.read(kept)
+    if stored.exists():
+        statistics = Statistics.read(stored)
         if statistics.texts == texts:
             return statistics
     statistics, keep, done = Statistics(texts=texts), rows_to_keep(len(paths)), 0
     for features in features_of(paths, extractor, batch_size, f"real pictures, {extractor.model}"):
         statistics.add(features, np.array([done + i in keep for i in range(len(features))]))
         done += len(features)
-    statistics.write(kept)
+    statistics.write(stored)
     return statistics

@@ -1,5 +1,5 @@
-"""The quality score (QS) of the paper: how likely a picture is under a mixture of Gaussians that was fitted to features
-of real pictures (GIQA, Gu et al. 2020), on CLIP's features and on a scale of the authors' own."""
+"""The paper's quality score (QS): the likelihood of a picture under a mixture of Gaussians that is fitted to features
+of real pictures (GIQA, Gu et al. 2020), here CLIP's, on a scale that the authors chose."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from ldm.files import staging
 from ldm.util import UserError
 
 COMPONENTS = 20
-FULL_MARKS = 300.0  # the log-likelihood that counts as 100
-NUMBERS = ("f8", "f4", "i8", "i4")  # kinds of arrays that are read from a pickle
+FULL_SCORE = 300.0  # the log-likelihood of a score of 100
+PICKLED_DTYPES = ("f8", "f4", "i8", "i4")  # of arrays that are read from a pickle
 
 
 def quality_score(log_likelihood: np.ndarray) -> np.ndarray:
-    """clip(log-likelihood / 300, 0, 1) * 100, of each picture; the published QS is their mean."""
-    return np.clip(np.asarray(log_likelihood) / FULL_MARKS, 0.0, 1.0) * 100.0
+    """Log-likelihoods (n,) -> clip(log-likelihood / 300, 0, 1) * 100; the published QS is the mean."""
+    return np.clip(np.asarray(log_likelihood) / FULL_SCORE, 0.0, 1.0) * 100.0
 
 
 @dataclass(frozen=True)
 class Mixture:
     """A Gaussian mixture of K components in D dimensions.
 
-    weights (K,); means (K,D); precisions_cholesky (K,D,D), upper triangular U with U U^T = the inverse covariance:
-    scikit-learn's names. features: model and hash of the network whose features it was fitted to, "" if not known."""
+    Names are scikit-learn's. weights (K,); means (K,D); precisions_cholesky (K,D,D), upper triangular U with U U^T =
+    the inverse covariance. features: model and hash of the network whose features it was fitted to, "" if unknown."""
 
     weights: np.ndarray
     means: np.ndarray
@@ -42,25 +42,25 @@ class Mixture:
             raise ValueError("its arrays do not fit together")
         arrays = (self.weights, self.means, self.precisions_cholesky)
         if not all(x.dtype.kind == "f" and np.isfinite(x).all() for x in arrays):
-            raise ValueError("it holds other things than finite numbers")
+            raise ValueError("it holds values that are not finite numbers")
         if (self.weights <= 0).any() or (np.diagonal(self.precisions_cholesky, axis1=1, axis2=2) <= 0).any():
             raise ValueError("its weights or precisions are not positive")
 
-    def check(self, features: str) -> None:
-        """Raises UserError where the features to be scored are not those it was fitted to."""
+    def require_features(self, features: str) -> None:
+        """Raises UserError unless it was fitted to these features, or to unknown ones. features: Extractor.identity."""
         if self.features not in ("", features):
             raise UserError(
-                f"the mixture for QS was fitted to features of {self.features:.60}..., not of {features:.60}...; name "
-                "another with --gmm, or the same weights"
+                f"the mixture for QS was fitted to features of {self.features:.60}..., not of {features:.60}...: name "
+                "another mixture with --gmm, or use the same weights"
             )
 
     def log_likelihood(self, features: np.ndarray) -> np.ndarray:
-        """(B,D) -> (B,): log sum_k w_k N(x; m_k, C_k). Raises UserError: another D."""
+        """Features (B,D) -> (B,): log sum_k w_k N(x; m_k, C_k). Raises UserError: another D."""
         x = np.asarray(features, dtype=np.float64)
         if x.shape[1] != self.means.shape[1]:
             raise UserError(
-                f"the mixture for QS is of {self.means.shape[1]} numbers a picture, the features are of {x.shape[1]}; "
-                "name another with --gmm"
+                f"the mixture for QS has {self.means.shape[1]} dimensions but the features have {x.shape[1]}: name "
+                "another mixture with --gmm"
             )
         logs = []
         for weight, mean, factor in zip(self.weights, self.means, self.precisions_cholesky, strict=True):
@@ -72,7 +72,8 @@ class Mixture:
 
     @classmethod
     def fit(cls, features: np.ndarray, components: int = COMPONENTS, seed: int = 0, name: str = "") -> Mixture:
-        """Expectation maximisation with full covariances (scikit-learn). features (n,D), n >= components."""
+        """Fits by expectation maximisation, with full covariances (scikit-learn). features (n,D), n >= components;
+        name: of the features."""
         from sklearn.mixture import GaussianMixture
 
         fitted = GaussianMixture(components, covariance_type="full", random_state=seed).fit(
@@ -81,13 +82,13 @@ class Mixture:
         return cls(fitted.weights_, fitted.means_, fitted.precisions_cholesky_, name)
 
     def write(self, path: Path) -> None:
-        """To an npz file."""
+        """Writes an npz file."""
         with staging(path.parent) as temporary:
-            np.savez(temporary / path.name, **self.__dict__)
+            np.savez(temporary / path.name, **vars(self))
 
     @classmethod
     def read(cls, path: Path) -> Mixture:
-        """Raises UserError: no such file, or another one."""
+        """Reads what `write` wrote. Raises UserError: missing, damaged, or another kind of file."""
         try:
             with np.load(path, allow_pickle=False) as file:
                 return cls(*(file[name] for name in ("weights", "means", "precisions_cholesky")), str(file["features"]))
@@ -96,14 +97,15 @@ class Mixture:
                 f"mixture {path}: there is no such file; make it with scripts/fit_quality_gmm.py --images "
                 f"{path.parent}/test2017_square --output {path}, or name another with --gmm"
             ) from error
-        except Exception as error:  # zip, numpy and missing names each have their own
+        except Exception as error:  # zip, numpy and missing names each raise their own
             raise UserError(
-                f"mixture {path}: cannot be read ({error}); make it with scripts/fit_quality_gmm.py"
+                f"mixture {path} cannot be read ({error}): make it with scripts/fit_quality_gmm.py"
             ) from error
 
     @classmethod
     def from_pickle(cls, path: Path) -> Mixture:
-        """A pickled scikit-learn GaussianMixture, as published, without running code of the file. Raises UserError."""
+        """Reads a pickled scikit-learn GaussianMixture, such as the published one, without running code from the file.
+        Raises UserError: missing, damaged, or another object."""
         try:
             with open(path, "rb") as file:
                 fitted = _Unpickler(file).load()
@@ -115,24 +117,24 @@ class Mixture:
                 raise ValueError("its covariances are not full")
             return cls(*arrays)
         except OSError as error:
-            raise UserError(f"mixture {path}: cannot be read ({error.strerror}); check the path") from error
-        except Exception as error:  # whatever a damaged or hostile file makes Python raise
+            raise UserError(f"mixture {path} cannot be read ({error.strerror}): check the path") from error
+        except Exception as error:  # a damaged or hostile file can make Python raise anything
             reason = str(error) or type(error).__name__
             raise UserError(
-                f"mixture {path}: is no pickled GaussianMixture that can be read ({reason}); fit one with "
+                f"mixture {path} cannot be read as a pickled GaussianMixture ({reason}): fit one with "
                 "scripts/fit_quality_gmm.py --images"
             ) from error
 
 
 class _Estimator(UnknownObject):
-    """Stands for scikit-learn's GaussianMixture: what it knew."""
+    """Stands for scikit-learn's GaussianMixture; keeps its attributes in `state`."""
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
 
-class _Kind(UnknownObject):
-    """Stands for numpy.dtype: of floating point numbers or whole ones, or none that is known."""
+class _DType(UnknownObject):
+    """Stands for numpy.dtype."""
 
     def __init__(self, kind: Any = "", *_: Any):
         self.kind, self.order = kind, "<"
@@ -141,38 +143,40 @@ class _Kind(UnknownObject):
         self.order = state[1] if state[1] in "<>" else "="
 
     def parse(self, data: bytes, shape: Any, order: str) -> np.ndarray:
-        if self.kind not in NUMBERS:
-            raise ValueError("an array of other things than numbers")
+        """The array of this type in `data`. Raises ValueError: not a type of numbers."""
+        if self.kind not in PICKLED_DTYPES:
+            raise ValueError("an array does not hold numbers")
         return np.frombuffer(data, dtype=self.order + self.kind).reshape(shape, order=order)
 
 
 class _Array(UnknownObject):
-    """Stands for a numpy array, made by _reconstruct and then filled, or made at once by _frombuffer."""
+    """Stands for a numpy array that _reconstruct makes empty and __setstate__ fills."""
 
     array: np.ndarray | None = None
 
     def __setstate__(self, state: Any) -> None:
         _, shape, kind, by_columns, data = state
         data = data.encode("latin-1") if isinstance(data, str) else data  # Python 2's bytes
-        if isinstance(kind, _Kind) and isinstance(data, bytes) and kind.kind in NUMBERS:
+        if isinstance(kind, _DType) and isinstance(data, bytes) and kind.kind in PICKLED_DTYPES:
             self.array = kind.parse(data, shape, "F" if by_columns else "C")
 
 
 class _FromBuffer(_Array):
+    """Stands for a numpy array that _frombuffer makes."""
+
     def __init__(self, data: Any, kind: Any, shape: Any, order: str = "C"):
         self.array = kind.parse(bytes(data), shape, order)
 
 
 class _Encode(Immutable):
-    """_codecs.encode: how old protocols write bytes."""
+    """Stands for _codecs.encode, with which old protocols write bytes."""
 
     def __call__(self, text: str, *_: Any) -> bytes:
         return text.encode("latin-1")
 
 
 class _Unpickler(pickle.Unpickler):
-    """Resolves only the names below; every other name becomes an UnknownObject. The file can neither import a module
-    nor call a function."""
+    """Knows the few names below; any other becomes UnknownObject. Nothing that the file names is imported or called."""
 
     def __init__(self, file: Any):
         super().__init__(file, encoding="latin-1")
@@ -181,7 +185,7 @@ class _Unpickler(pickle.Unpickler):
         if module.startswith("sklearn.mixture") and name == "GaussianMixture":
             return _Estimator
         if module == "numpy" and name == "dtype":
-            return _Kind
+            return _DType
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
             return _Array
         if module in ("numpy.core.numeric", "numpy._core.numeric") and name == "_frombuffer":
@@ -189,5 +193,5 @@ class _Unpickler(pickle.Unpickler):
         if module == "_codecs" and name == "encode":
             return _Encode()
         if module.startswith("joblib"):
-            raise ValueError("joblib wrote it; load it where you trust it and write it anew with pickle.dump")
+            raise ValueError("joblib wrote it; load it if you trust it, and write it again with pickle.dump")
         return UnknownObject

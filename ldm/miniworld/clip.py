@@ -1,4 +1,4 @@
-"""CLIP in training (Radford et al. 2021), where there is none to start from: for the small world's pictures."""
+"""Trains a CLIP from random weights (Radford et al. 2021) on pictures of the small world and their captions."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from ldm.modules.encoders.clip import build_clip
 
 
 class Contrastive(LossModel):
-    """Images and captions of a batch find each other: cross-entropy of the cosines, both ways, times a learned factor.
-    Where captions are the same, each of their images fits each of them. An image may have several captions, of which
-    some say less: each is compared with its like, so that what few captions need to be told apart is learned too.
+    """The contrastive loss: cross-entropy over a batch, images to captions and captions to images, of cosines times a
+    learned factor. Where several images have the same caption, it is a target of each of them.
+
+    An image has K captions: the first describes all of it, the others one attribute. The loss is the mean of K losses,
+    one of all first captions, one of all second ones, and so on, so that every attribute by itself is learned.
 
     config: open_clip's, a JSON file. Batches: `image` (B,3,S,S), CLIP-normalised; `caption` (B,K,L), tokens, of which
-    the last is the largest."""
+    the end token is the largest."""
 
     def __init__(
         self,
@@ -37,17 +39,17 @@ class Contrastive(LossModel):
         captions = batch["caption"].unbind(dim=1)
         image, text, factor = self.clip(batch["image"], torch.cat(captions))[:3]
         logits = (factor * image.float() @ text.float().T).chunk(len(captions), dim=1)
-        return {"loss": sum(map(_loss, logits, captions)) / len(captions)}
+        return {"loss": sum(map(_contrastive_loss, logits, captions)) / len(captions)}
 
     def export(self, folder: Path) -> None:
-        """clip.safetensors, under open_clip's names."""
+        """Writes clip.safetensors, with open_clip's names."""
         save_file(
             {name: tensor.contiguous() for name, tensor in self.clip.state_dict().items()}, folder / "clip.safetensors"
         )
 
 
-def _loss(logits: Tensor, captions: Tensor) -> Tensor:
-    """logits (B,B), images by captions (B,L)."""
+def _contrastive_loss(logits: Tensor, captions: Tensor) -> Tensor:
+    """logits (B,B): a row per image, a column per caption; captions (B,L), tokens."""
     same = (captions[:, None] == captions).all(dim=-1).float()
     target = same / same.sum(dim=1)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2

@@ -6,9 +6,11 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
+from ldm.checkpoint import locate
 from tests.checkpoint.conftest import pickled
 from tests.conftest import ROOT
 
@@ -98,3 +100,28 @@ def test_offline_it_says_where_to_get_the_model_and_where_to_put_it(tmp_path, en
     assert done.returncode == 2
     assert "resolve/main/model.ckpt" in done.stderr and "checkpoints/model.ckpt" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_model_where_none_is_named(tmp_path, monkeypatch, capsys):
+    """The released one if it is in checkpoints/ or in the hub's cache; else the miniature one, with a message."""
+    for name in ("DEFAULT_CKPT", "MINI_CKPT"):
+        monkeypatch.setattr(locate, name, tmp_path / name)
+    cached = []
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: cached[0] if cached else None)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_: "fetched")
+    assert locate.choose_model() == (locate.DEFAULT_CONFIG, Path("fetched"))
+    (tmp_path / "MINI_CKPT").touch()
+    capsys.readouterr()
+    assert locate.choose_model() == (locate.MINI_CONFIG, tmp_path / "MINI_CKPT")
+    assert "using the miniature model" in capsys.readouterr().err
+    for given, wanted in (
+        (("c.yaml", None), ("c.yaml", Path("fetched"))),
+        ((None, "m.ckpt"), (locate.DEFAULT_CONFIG, Path("m.ckpt"))),
+        (("c.yaml", "m.ckpt"), ("c.yaml", Path("m.ckpt"))),
+        ((None, None, True), (locate.DEFAULT_CONFIG, Path("fetched"))),
+    ):
+        assert locate.choose_model(*given) == wanted
+    cached.append("in the cache")
+    assert locate.choose_model() == (locate.DEFAULT_CONFIG, Path("fetched"))
+    (tmp_path / "DEFAULT_CKPT").touch()
+    assert locate.choose_model() == (locate.DEFAULT_CONFIG, tmp_path / "DEFAULT_CKPT")

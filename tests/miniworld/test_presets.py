@@ -1,14 +1,16 @@
 """Fewer steps: what presets are, what they cost, and how the small world's table compares them."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from ldm.editing.options import Sampling
 from ldm.evaluation.benchmark import mean_interval
 from ldm.evaluation.fid import Statistics
-from ldm.miniworld import presets as mini_presets
-from ldm.miniworld.presets import differences, evaluations, worse
-from ldm.miniworld.table import Scored, resampled_fids
+from ldm.evaluation.summary import CaseScores
+from ldm.miniworld.presets import COMPARED, differences, evaluations, is_worse
+from ldm.miniworld.table import Estimate, Row, Scored, resampled_fids
 from ldm.models.diffusion.presets import PRESETS, Preset, resolve_preset
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.util import UserError
@@ -59,36 +61,36 @@ def test_an_interval_has_a_beginning_and_an_end(edit, example):
 
 
 def scored(noise, shift=0.0, seed=0):
-    """Scores of 80 cases that differ much from case to case, with a little noise of their own."""
+    """Scores of 80 cases: each case has its own difficulty, shared by all rows, and a little noise."""
     rng = np.random.default_rng(seed)
     hard = np.random.default_rng(9).normal(0, 10, 80)
-    cases = {key: hard + shift + rng.normal(0, noise, 80) for key in mini_presets.METRICS}
+    cases = {key: hard + shift + rng.normal(0, noise, 80) for key in COMPARED}
     real, features = Statistics(), np.random.default_rng(9).normal(size=(80, 8)) + rng.normal(0, noise, (80, 8))
     real.add(np.random.default_rng(8).normal(size=(500, 8)))
-    row = {key: {"value": float(values.mean())} for key, values in cases.items()}
-    rows = [{key: float(values[i]) for key, values in cases.items()} for i in range(80)]
-    return Scored(row, rows, resampled_fids(features + shift, real))
+    scores = {key: Estimate(float(values.mean()), 0.0, 0.0) for key, values in cases.items()}
+    per_case = [CaseScores(str(i), {key: float(values[i]) for key, values in cases.items()}) for i in range(80)]
+    return Scored(Row(scores, Path("results")), per_case, resampled_fids(features + shift, real))
 
 
 def test_a_difference_is_of_pairs():
-    """Of a row and itself it is nothing; of one that is a shift away, that shift; and its interval is the narrower, the
-    more the rows have in common."""
+    """A row does not differ from itself; a shifted row differs by the shift. The more two rows have in common, the
+    narrower is the interval."""
     reference = scored(0.1)
     for value in differences(reference, reference).values():
-        assert value == {"value": 0, "low": 0, "high": 0}
+        assert value == Estimate(0, 0, 0)
     found = differences(scored(0.1, shift=0.5, seed=1), reference)
-    low, high = mean_interval(np.array([case["shape"] for case in reference.cases]))
+    low, high = mean_interval(np.array([case.values["shape"] for case in reference.cases]))
     for key, value in found.items():
-        assert value["low"] < value["value"] < value["high"], key
+        assert value.low < value.value < value.high, key
         if key != "fid_clip":
-            assert value["value"] == pytest.approx(0.5, abs=0.05)
-            assert value["high"] - value["low"] < (high - low) / 10
+            assert value.value == pytest.approx(0.5, abs=0.05)
+            assert value.high - value.low < (high - low) / 10
     apart = differences(scored(3.0, seed=1), reference)
-    assert all(apart[key]["high"] - apart[key]["low"] > found[key]["high"] - found[key]["low"] for key in found)
+    assert all(apart[key].high - apart[key].low > found[key].high - found[key].low for key in found)
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "low", "high", "wrong"),
+    ("key", "value", "low", "high", "worse"),
     [
         ("shape", 0.5, -0.2, -0.1, True),
         ("shape", 0.5, -0.2, 0.1, False),
@@ -101,5 +103,5 @@ def test_a_difference_is_of_pairs():
         ("seam", 0.8, 0.1, 0.2, False),
     ],
 )
-def test_what_is_worse_by_more_than_chance(key, value, low, high, wrong):
-    assert worse(key, {"value": value}, {"value": (low + high) / 2, "low": low, "high": high}) == wrong
+def test_what_is_worse_by_more_than_chance(key, value, low, high, worse):
+    assert is_worse(key, value, Estimate((low + high) / 2, low, high)) == worse

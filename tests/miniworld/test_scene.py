@@ -1,4 +1,4 @@
-"""The small world: what is drawn is what is said of it, and its files are those that the real data's scripts read."""
+"""The small world: annotations describe what is drawn, and the scripts for real data read its files."""
 
 import json
 from pathlib import Path
@@ -8,13 +8,18 @@ import pytest
 from PIL import Image
 
 from ldm.data.bench.cocoee import COCOImageDataset
-from ldm.miniworld import scene as miniworld
-from ldm.miniworld.scene import HELD_OUT, PATTERNS, SHAPES, Identity, caption, colour_name, draw_identity, scene
+from ldm.miniworld import scene as scene_module
+from ldm.miniworld.captions import caption, colour_name
+from ldm.miniworld.identity import HELD_OUT, MIN_CONTRAST, Identity, contrast, draw_identity
+from ldm.miniworld.light import Light
+from ldm.miniworld.patterns import PATTERNS, pattern_share
+from ldm.miniworld.scene import scene
+from ldm.miniworld.shapes import SHAPES, shape_map
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """By the script: 40, 8 and 8 scenes, 12 cases."""
+def two_worlds(tmp_path_factory):
+    """Two worlds of 40, 8 and 8 scenes and 12 cases, which the script wrote with equal flags."""
     import subprocess
     import sys
 
@@ -53,22 +58,23 @@ def test_identities_held_out_are_never_seen_in_training():
         assert {each.shape for each in drawn} == set(SHAPES) and {each.pattern for each in drawn} == set(PATTERNS)
         for each in drawn:
             assert (each.pattern == "solid") == (each.colour == each.second)
-            assert each.pattern == "solid" or miniworld.contrast(each.colour, each.second) >= miniworld.LEAST_CONTRAST
+            assert each.pattern == "solid" or contrast(each.colour, each.second) >= MIN_CONTRAST
 
 
 def test_boxes_hold_what_is_seen_of_the_objects(monkeypatch):
-    """On a black ground without light's colours and noise: a pixel of an object's own pure colour lies in its box, and
-    the box's edges touch some."""
+    """Objects of pure colours on black ground in white light: the pixels of a colour span its object's box."""
     colours = iter([(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)] * 100)
 
     def identity(rng, held_out):
         colour = next(colours)
         return Identity(SHAPES[rng.integers(12)], "solid", colour, colour)
 
-    monkeypatch.setattr(miniworld, "draw_identity", identity)
-    monkeypatch.setattr(miniworld, "_ground", lambda rng, size, light: np.zeros((size[1], size[0], 3), np.float32))
-    light = miniworld.Light(np.array([0.0, 0.0, 1.0]), np.ones(3), 0.6, 0.4, 0.0)
-    monkeypatch.setattr(miniworld, "_light", lambda rng: light)
+    monkeypatch.setattr(scene_module, "draw_identity", identity)
+    monkeypatch.setattr(
+        scene_module, "draw_ground", lambda rng, size, light: np.zeros((size[1], size[0], 3), np.float32)
+    )
+    light = Light(np.array([0.0, 0.0, 1.0]), np.ones(3), 0.6, 0.4, 0.0)
+    monkeypatch.setattr(scene_module, "draw_light", lambda rng: light)
     checked = 0
     for seed in range(60):
         pixels, objects = scene(seed, objects=(3, 3))
@@ -87,18 +93,18 @@ def test_boxes_hold_what_is_seen_of_the_objects(monkeypatch):
 
 
 def test_the_share_that_is_seen():
-    """Against an object that is drawn alone: nothing hides it."""
+    """It is 1 for an object that is alone in its scene."""
     seen = [thing.seen for seed in range(30) for thing in scene(seed, objects=(1, 1))[1]]
     assert seen == [1.0] * len(seen) and len(seen) >= 28
     assert any(thing.seen < 0.95 for seed in range(30) for thing in scene(seed, objects=(4, 4))[1])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_shapes_are_told_apart(shape):
-    """However it is turned, a shape overlaps itself more than any other: the best of 36 rotations each."""
+def test_shapes_differ(shape):
+    """No other shape overlaps it by more than nine tenths, in any of 36 rotations."""
 
     def turned(name, angle):
-        return np.asarray(Image.fromarray(miniworld.shape_map(name)[..., 0] > 0).rotate(angle))
+        return np.asarray(Image.fromarray(shape_map(name)[..., 0] > 0).rotate(angle))
 
     own = turned(shape, 0)
     assert 0.1 < own.mean() < 0.6
@@ -112,7 +118,7 @@ def test_shapes_are_told_apart(shape):
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_patterns_mix_their_colours(pattern):
     y, x = np.mgrid[-0.8:0.8:100j, -0.8:0.8:100j]
-    share = miniworld.pattern_share(pattern, x, y, 0.01)
+    share = pattern_share(pattern, x, y, 0.01)
     assert share.min() >= 0 and share.max() <= 1
     assert share.mean() == 0 if pattern == "solid" else 0.3 < share.mean() < 0.7
     assert ((share > 0.01) & (share < 0.99)).mean() < 0.15  # edges are sharp
@@ -126,18 +132,20 @@ def test_captions():
 
 
 @pytest.mark.integration
-def test_the_same_flags_make_the_same_files(world):
-    files = sorted(path.relative_to(world / "a") for path in (world / "a").rglob("*") if path.is_file())
-    assert files == sorted(path.relative_to(world / "b") for path in (world / "b").rglob("*") if path.is_file())
-    assert all((world / "a" / path).read_bytes() == (world / "b" / path).read_bytes() for path in files)
+def test_the_same_flags_make_the_same_files(two_worlds):
+    files = sorted(path.relative_to(two_worlds / "a") for path in (two_worlds / "a").rglob("*") if path.is_file())
+    assert files == sorted(
+        path.relative_to(two_worlds / "b") for path in (two_worlds / "b").rglob("*") if path.is_file()
+    )
+    assert all((two_worlds / "a" / path).read_bytes() == (two_worlds / "b" / path).read_bytes() for path in files)
     assert len([path for path in files if path.suffix == ".jpg"]) == 68
 
 
-def test_it_is_prepared_and_read_as_open_images_is(world, script):
+def test_it_is_prepared_and_read_as_open_images_is(two_worlds, script):
     from ldm.data.index import BoxIndex
     from ldm.data.open_images import OpenImageDataset
 
-    root = world / "a/data"
+    root = two_worlds / "a/data"
     code, _, err = script("read_bbox", "--dataset_dir", root, "--min_area", 0, "--max_area", 1)
     assert code == 0, err
     index = BoxIndex(root, "train")
@@ -157,9 +165,10 @@ def test_it_is_prepared_and_read_as_open_images_is(world, script):
         assert ((thing["shape"], thing["pattern"]) in HELD_OUT) == shown
 
 
-def test_the_benchmark_asks_for_what_training_never_showed(world):
-    bench = COCOImageDataset(world / "a/bench")
-    known = json.loads((world / "a/bench/attributes.json").read_text())
+@pytest.mark.integration
+def test_the_benchmark_asks_for_what_training_never_showed(two_worlds):
+    bench = COCOImageDataset(two_worlds / "a/bench")
+    known = json.loads((two_worlds / "a/bench/attributes.json").read_text())
     assert bench.ids == list(known) and len(bench) == 12
     for i, name in enumerate(bench.ids):
         photo, mask, reference = bench.pictures(i)
@@ -175,12 +184,12 @@ def test_the_benchmark_asks_for_what_training_never_showed(world):
         assert len(columns) == pytest.approx(width * scale, abs=1.5) and len(rows) == pytest.approx(
             height * scale, abs=1.5
         )
-    assert len(list((world / "a/bench/test2017_square").iterdir())) == 5
+    assert len(list((two_worlds / "a/bench/test2017_square").iterdir())) == 5
 
 
-def test_what_a_user_can_get_wrong(world, script, tmp_path):
+def test_what_a_user_can_get_wrong(two_worlds, script, tmp_path):
     words = ("make_miniworld", "--dataset_dir", tmp_path / "data", "--bench", tmp_path / "bench")
     code, _, err = script(*words, "--train", 0)
     assert code == 2 and "--train 0 is out of range" in err
-    code, _, err = script("make_miniworld", "--dataset_dir", world / "a/data", "--bench", tmp_path / "bench")
-    assert code == 2 and "is there already" in err and not (tmp_path / "bench").exists()
+    code, _, err = script("make_miniworld", "--dataset_dir", two_worlds / "a/data", "--bench", tmp_path / "bench")
+    assert code == 2 and "already exists" in err and not (tmp_path / "bench").exists()

@@ -1,0 +1,53 @@
+"""Draw the small world: scenes of painted shapes, as a data set in OpenImages' layout and a benchmark in COCOEE's.
+
+    python scripts/make_miniworld.py
+    python scripts/read_bbox.py --dataset_dir dataset/miniworld
+
+Writes dataset/miniworld and test_bench_mini; equal flags write equal files. Training never sees the pairs of shape and
+pattern that the benchmark's references have."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from ldm.cli.command import command, command_parser
+from ldm.cli.ranges import check_range
+
+SPLITS = ("train", "validation", "test", "pretraining")
+
+
+def parser() -> argparse.ArgumentParser:
+    p = command_parser(__doc__)
+    p.add_argument("--dataset_dir", type=Path, default=Path("dataset/miniworld"), help="(%(default)s)")
+    p.add_argument("--bench", type=Path, default=Path("test_bench_mini"), help="(%(default)s)")
+    p.add_argument("--train", type=int, default=12000, help="scenes to train on (%(default)s)")
+    p.add_argument("--validation", type=int, default=500, help="scenes to validate on (%(default)s)")
+    p.add_argument("--test", type=int, default=500, help="scenes to test on (%(default)s)")
+    p.add_argument("--pretraining", type=int, default=6000, help="scenes to train CLIP and the oracle on (%(default)s)")
+    p.add_argument("--cases", type=int, default=600, help="cases of the benchmark (%(default)s)")
+    p.add_argument("--real", type=int, default=2000, help="real pictures of the benchmark, for FID (%(default)s)")
+    p.add_argument("--height", type=int, default=144, help="of a scene, in pixels; it is 4:3 (%(default)s)")
+    p.add_argument("--side", type=int, default=64, help="of a picture of the benchmark, in pixels (%(default)s)")
+    p.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    return p
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    opt = parser().parse_args(argv)
+    for name in (*SPLITS, "cases", "real"):
+        check_range(opt, name, 1, 10**7)
+    check_range(opt, "height", 48, 1024)
+    check_range(opt, "side", 16, 1024)
+    check_range(opt, "seed", 0, 2**63 - 1)
+
+    from ldm.miniworld.write import write_bench, write_world
+
+    size = (opt.height * 4 // 3, opt.height)
+    counts = {split: getattr(opt, split) for split in SPLITS}
+    for split, objects in write_world(opt.dataset_dir, counts, size, opt.seed).items():
+        print(f"{opt.dataset_dir}: {split}, {counts[split]:,} scenes, {objects:,} objects")
+    write_bench(opt.bench, opt.cases, opt.real, opt.side, size, opt.seed)
+    print(f"{opt.bench}: {opt.cases:,} cases, {opt.real:,} real pictures")

@@ -1,0 +1,215 @@
+"""Score a miniature model: what its parts can do, and how its edits score on the small world's benchmark.
+
+    python scripts/mini_table.py                                   # the model that ships, in minutes
+    python scripts/mini_table.py --scales 1 2 3 5 7.5 10           # guidance
+
+Draws the benchmark if it is missing (test_bench_mini), edits its 600 cases at each scale, and prints the table. Scale 0
+takes the learned vector instead of the reference: the floor. Writes <outdir>/<name>.json, <name>.png and the edits, and
+<name>-failures.png: edits at the last scale in which the oracle sees another shape than the reference's. Existing edits
+are kept.
+
+    python scripts/mini_table.py --show A.json B.json --name both  # rows of several such files
+
+prints the rows; of several files it also writes both.json and, where the edits still lie beside the files, both.png.
+
+    python scripts/mini_table.py --presets                         # fewer steps, compared with 50 of PLMS at scale 5
+
+writes <outdir>/presets.json, presets.jpg and the edits; --student adds the rows of a distilled model, at scale 1."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ldm.cli.command import command, command_parser
+from ldm.cli.ranges import check_range
+from ldm.files import staging
+from ldm.util import UserError, shipped
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from ldm.editing.options import Sampling
+    from ldm.miniworld.table import Judge, Row
+    from ldm.pipeline import PaintByExample
+
+
+RECORDED = ("scale", "sampler", "steps", "interval", "refresh", "eta", "seed")  # settings in presets.json
+
+
+def parser() -> argparse.ArgumentParser:
+    p = command_parser(__doc__)
+    p.add_argument("--config", default=shipped("configs/mini/paint_by_example.yaml"), help="of the model")
+    p.add_argument("--ckpt", default=shipped("pretrained_models/mini.safetensors"), help="of the model")
+    p.add_argument("--clip", type=Path, default=shipped("pretrained_models/mini_clip.safetensors"), help="weights")
+    p.add_argument("--clip_config", type=Path, default=shipped("configs/mini/clip.json"), help="open_clip's, of --clip")
+    p.add_argument("--oracle", type=Path, default=shipped("pretrained_models/mini_oracle.safetensors"), help="weights")
+    p.add_argument("--bench", type=Path, default=Path("test_bench_mini"), help="folder of the benchmark (%(default)s)")
+    p.add_argument("--cases", type=int, help="use only this many of its cases, the first (all)")
+    p.add_argument("--outdir", type=Path, default=Path("results/mini"), help="(%(default)s)")
+    p.add_argument("--name", default="mini", help="of the model's rows (%(default)s)")
+    p.add_argument("--scales", type=float, nargs="+", default=[0.0, 5.0], help="guidance scales, a row each (0 5)")
+    p.add_argument("--steps", type=int, default=25, help="of PLMS (%(default)s)")
+    p.add_argument("--seed", type=int, default=321, help="(%(default)s)")
+    p.add_argument("--batch_size", type=int, default=50, help="edits per batch (%(default)s)")
+    p.add_argument("--show", type=Path, nargs="+", metavar="JSON", help="print rows of earlier runs, and exit")
+    p.add_argument("--presets", action="store_true", help="compare ways to sample, case by case, and exit")
+    p.add_argument("--student", type=Path, help="with --presets: a model that was distilled from --ckpt")
+    p.add_argument("--bare", action="store_true", help="only the model's rows, without those it is compared with")
+    p.add_argument("--precision", help="full, bf16, fp16 or autocast (default: autocast on CUDA, else full)")
+    p.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the fastest available)")
+    return p
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the rows of a table have in common. samplings: one for each of --scales."""
+
+    config: DictConfig
+    edit: PaintByExample
+    judge: Judge
+    samplings: Sequence[Sampling]
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    opt = parser().parse_args(argv)
+    check_range(opt, "batch_size", 1, 1000)
+    if opt.cases is not None and opt.cases < 2:
+        raise UserError(f"--cases {opt.cases} is out of range: use 2 or more")
+    if opt.show:
+        show(opt.show, opt.bench, opt.outdir, opt.name)
+        return
+    setup = load(opt)
+    if opt.presets:
+        compare_presets(opt, setup)
+    else:
+        tabulate(opt, setup)
+
+
+def load(opt: argparse.Namespace) -> Setup:
+    """The model, and the benchmark with what scores it."""
+    from ldm.data.bench.cocoee import COCOImageDataset
+    from ldm.editing.options import Sampling, check_seed
+    from ldm.evaluation.features import load_clip
+    from ldm.miniworld.scores import load_oracle
+    from ldm.miniworld.table import Judge
+    from ldm.miniworld.write import write_bench
+    from ldm.pipeline import PaintByExample
+    from ldm.util import load_config
+
+    check_seed(opt.seed)
+    samplings = [Sampling(scale, steps=opt.steps) for scale in opt.scales]
+    config = load_config(opt.config)
+    edit = PaintByExample.load(config, opt.ckpt, opt.device, opt.precision)
+    clip = load_clip(opt.clip, edit.device, str(opt.clip_config))
+    oracle = load_oracle(opt.oracle, edit.device)
+    if not opt.bench.exists():
+        write_bench(opt.bench)
+    bench = COCOImageDataset(opt.bench)
+    bench.ids = bench.ids[: opt.cases]
+    return Setup(config, edit, Judge(bench, clip, oracle), samplings)
+
+
+def tabulate(opt: argparse.Namespace, setup: Setup) -> None:
+    """Prints and writes the model's table."""
+    from ldm.batch.benchmark import benchmark_settings, contact_sheet
+    from ldm.miniworld.table import edit_missing, table, write_rows
+
+    judge, edit = setup.judge, setup.edit
+    bench = judge.bench
+    rows = {} if opt.bare else baseline_rows(opt, setup)
+    folders, failures = [], []
+    for scale, sampling in zip(opt.scales, setup.samplings, strict=True):
+        outdir = opt.outdir / f"{opt.name}-scale-{scale:g}"
+        settings = benchmark_settings(setup.config, opt.ckpt, bench, edit.precision, opt.seed, sampling)
+        edit_missing(edit, bench, outdir, settings, sampling, opt.batch_size)
+        scored = judge.score(outdir / "results")
+        rows[f"{opt.name}, v for c" if scale == 0 else f"{opt.name}, scale {scale:g}"] = scored.row
+        failures = [i for i, case in enumerate(scored.cases) if not case.values["shape"]]
+        folders.append(outdir / "results")
+    write_rows(opt.outdir / f"{opt.name}.json", rows)
+    with staging(opt.outdir) as temporary:
+        contact_sheet(bench, folders, range(min(12, len(bench)))).save(temporary / f"{opt.name}.png")
+        if failures:
+            contact_sheet(bench, folders[-1:], failures[:12]).save(temporary / f"{opt.name}-failures.png")
+    print(table(rows))
+    print(f"wrote {opt.outdir / f'{opt.name}.json'}, pictures beside it")
+
+
+def baseline_rows(opt: argparse.Namespace, setup: Setup) -> dict[str, Row]:
+    """Prints what the model's parts can do. -> rows of unedited photos and of pasted references."""
+    from ldm.miniworld.parts import oracle_ceiling, read_clip, reconstruction_psnr, zero_shot_accuracy
+    from ldm.miniworld.table import write_pasted, write_unedited
+
+    bench = setup.judge.bench
+    shape, pattern = zero_shot_accuracy(read_clip(opt.clip_config, opt.clip), bench)
+    ceiling = oracle_ceiling(setup.judge.oracle, bench)
+    print(f"autoencoder, the benchmark's photos: {reconstruction_psnr(setup.edit.model, bench):.1f} dB")
+    print(f"CLIP, its references, zero-shot: shape {shape:.1%}, pattern {pattern:.1%}")
+    answers = "shape {shape:.1%}, pattern {pattern:.1%}, colour error {colour_error:.1f}".format(**ceiling)
+    print(f"oracle, the references' own objects: {answers}")
+    rows = {}
+    for name, write in (("photo, unedited", write_unedited), ("reference, pasted", write_pasted)):
+        folder = opt.outdir / name.replace(", ", "-")
+        write(bench, folder)
+        rows[name] = setup.judge.score(folder).row
+    return rows
+
+
+def compare_presets(opt: argparse.Namespace, setup: Setup) -> None:
+    """Prints and writes the table of presets: each candidate's edits, scored and compared with the first."""
+    from ldm.batch.benchmark import benchmark_settings, contact_sheet
+    from ldm.editing.options import Sampling
+    from ldm.miniworld import presets
+    from ldm.miniworld.table import edit_missing, write_rows
+    from ldm.pipeline import PaintByExample
+
+    bench = setup.judge.bench
+    models = [("", setup.edit, opt.ckpt, presets.CANDIDATES, 5.0)]
+    if opt.student:
+        student = PaintByExample.load(setup.config, opt.student, opt.device, opt.precision)
+        models.append(("distilled, ", student, opt.student, presets.STUDENT_CANDIDATES, 1.0))
+    rows, reference = {}, None
+    for prefix, edit, ckpt, candidates, scale in models:
+        for name, preset in candidates.items():
+            label = prefix + name
+            sampling = Sampling(scale, preset.sampler, preset.steps, 0.0, preset.interval, preset.refresh)
+            seed = opt.seed + (name == presets.ANOTHER_SEED)
+            outdir = opt.outdir / "presets" / label.replace(", ", "-").replace(" ", "-")
+            settings = benchmark_settings(setup.config, ckpt, bench, setup.edit.precision, seed, sampling)
+            edit_missing(edit, bench, outdir, settings, sampling, opt.batch_size)
+            scored = setup.judge.score(outdir / "results")
+            count = presets.evaluations(preset, scale, setup.edit.model.schedule)
+            difference = None if reference is None else presets.differences(scored, reference)
+            recorded = {key: settings[key] for key in RECORDED}
+            rows[label] = replace(scored.row, evaluations=count, sampling=recorded, difference=difference)
+            reference = reference or scored
+    write_rows(opt.outdir / "presets.json", rows)
+    pictured = [row.results for label, row in rows.items() if label in presets.PICTURED]
+    with staging(opt.outdir) as temporary:
+        contact_sheet(bench, pictured, range(min(8, len(bench)))).save(temporary / "presets.jpg", quality=85)
+    print(presets.table(rows))
+    print(f"wrote {opt.outdir / 'presets.json'}, pictures beside it")
+
+
+def show(files: Sequence[Path], bench: Path, outdir: Path, name: str) -> None:
+    """Prints the rows of files; of several files, writes the rows together and their edits side by side."""
+    from ldm.batch.benchmark import contact_sheet
+    from ldm.data.bench.cocoee import COCOImageDataset
+    from ldm.miniworld import presets
+    from ldm.miniworld.table import read_rows, table, write_rows
+
+    rows = {label: row for path in files for label, row in read_rows(path).items()}
+    compared = any(row.difference is not None for row in rows.values())
+    print(presets.table(rows) if compared else table(rows))
+    if len(files) > 1:
+        write_rows(outdir / f"{name}.json", rows)
+        folders = [row.results for row in rows.values()]
+        if bench.is_dir() and all(folder.is_dir() for folder in folders):
+            cases = COCOImageDataset(bench)
+            with staging(outdir) as temporary:
+                contact_sheet(cases, folders, range(min(12, len(cases)))).save(temporary / f"{name}.png")

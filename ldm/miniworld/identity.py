@@ -1,0 +1,51 @@
+"""What an object of the small world is: its shape, its pattern and two colours.
+
+One in six pairs of shape and pattern is held out from training."""
+
+from __future__ import annotations
+
+import colorsys
+from dataclasses import dataclass
+
+import numpy as np
+
+from ldm.miniworld.patterns import PATTERNS
+from ldm.miniworld.shapes import SHAPES
+
+Colour = tuple[float, float, float]  # red, green, blue in [0,1]
+
+HELD_OUT = frozenset((shape, PATTERNS[(i * 5 + 2) % len(PATTERNS)]) for i, shape in enumerate(SHAPES))
+MIN_CONTRAST = 0.45  # between an object's two colours; 1 is that of black and white
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What an object is, in any pose and light. colour fills the shape, second is the pattern's; they are equal for a
+    solid object."""
+
+    shape: str
+    pattern: str
+    colour: Colour
+    second: Colour
+
+
+def contrast(a: Colour, b: Colour) -> float:
+    """Distance of two colours, with rough weights for the eye's sensitivity to red, green and blue; at most 1."""
+    return float(np.sqrt(np.subtract(a, b) ** 2 @ (0.3, 0.5, 0.2)))
+
+
+def draw_identity(rng: np.random.Generator, held_out: bool = False) -> Identity:
+    """A random identity, whose pair of shape and pattern is held out from training, or not."""
+    while True:
+        shape, pattern = SHAPES[rng.integers(len(SHAPES))], PATTERNS[rng.integers(len(PATTERNS))]
+        if ((shape, pattern) in HELD_OUT) == held_out:
+            break
+    colour = _random_colour(rng)
+    second = colour
+    while pattern != "solid" and contrast(colour, second) < MIN_CONTRAST:
+        second = _random_colour(rng)
+    return Identity(shape, pattern, colour, second)
+
+
+def _random_colour(rng: np.random.Generator) -> Colour:
+    return colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0.35, 1.0), rng.uniform(0.3, 1.0))

@@ -1,0 +1,38 @@
+"""The small world, drawn small, and the commands of the Makefile's targets."""
+
+import subprocess
+
+import pytest
+
+from tests.conftest import ROOT
+
+MINI = ROOT / "configs/mini"
+
+
+def make_commands(target, *variables):
+    """What `make target` would run with Python, in order: lists of words, from the script's name on. Of a command that
+    goes on with a stopped training, or starts it, the one that starts it."""
+    recipe = subprocess.run(["make", "-n", target, *variables], cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = recipe.stdout.replace("\\\n", " ").splitlines()
+    lines = [line.split("; else ")[-1].removesuffix("; fi").split(" || ")[-1] for line in lines]
+    words = [line.split() for line in lines if line.strip().startswith(".venv/bin/python ")]
+    return [each[1:] for each in words if each[1].endswith(".py")]
+
+
+def run_script(script, words):
+    """Runs a command of make_commands in this process. -> its stdout"""
+    name = words[0].removeprefix("scripts/").removesuffix(".py")
+    code, out, err = script(name, *words[1:])
+    assert code == 0, err
+    return out
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """world, a data set, and bench, a benchmark, as scripts/make_miniworld.py writes them, small."""
+    from ldm.miniworld.write import write_bench, write_world
+
+    root = tmp_path_factory.mktemp("mini")
+    write_world(root / "world", {"train": 24, "validation": 6, "test": 4, "pretraining": 12}, (192, 144), 3)
+    write_bench(root / "bench", 6, 30, 64, (192, 144), 3)
+    return root
