@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.cli.command import command, command_parser
 from ldm.cli.ranges import check_range
-from ldm.util import UserError, shipped
+from ldm.util import UserError, require, shipped
 
 if TYPE_CHECKING:
     from ldm.data.bench.cocoee import COCOImageDataset
@@ -62,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_range(opt, "batch_size", 1, 100_000)
     check_range(opt, "most", 0, 100_000)
     metrics = select(opt)
+    if {metric.key for metric in metrics} & {"ssim", "kid", "lpips"}:
+        require("torchmetrics", "eval")
     require_results(opt.results)
 
     from ldm.data.bench.cocoee import COCOImageDataset

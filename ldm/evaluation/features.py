@@ -31,7 +31,7 @@ from ldm.checkpoint.files import StateDict, read_file
 from ldm.conventions import pixels_to_tensor
 from ldm.files import sha256_of
 from ldm.modules.encoders.clip import build_clip
-from ldm.util import UserError, listing
+from ldm.util import UserError, listing, require
 
 CLIP = "ViT-B-32-quickgelu"  # OpenAI's weights were trained with this activation, "ViT-B-32" of open_clip has another
 DINO = "vit_small_patch16_224.dino"
@@ -204,6 +204,7 @@ def load_clip(file: str | Path | None = None, device: torch.device | str = "cpu"
 def load_inception(file: str | Path | None = None, device: torch.device | str = "cpu") -> Extractor:
     """Inception v3 of the original FID; takes (B,3,H,W) uint8 of any size. file: torch-fidelity's
     weights-inception-2015-12-05-6726825d.pth. Raises UserError, as load_clip."""
+    require("torch_fidelity", "eval")
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
     path = _find_weights("inception", file, lambda: _from_url(URL_INCEPTION_V3))
@@ -223,7 +224,7 @@ def load_inception(file: str | Path | None = None, device: torch.device | str = 
 def load_dino(file: str | Path | None = None, device: torch.device | str = "cpu", model: str = DINO) -> Extractor:
     """DINO's class token, (B,384) for ViT-S/16. file: dino_deitsmall16_pretrain.pth or timm's weights; model: timm's
     name of the architecture. Raises UserError, as load_clip."""
-    import timm
+    timm = require("timm", "eval")
 
     if not timm.is_model(model):
         raise UserError(f"--dino_model {model}: timm has no model of that name; the default is {DINO}")
@@ -244,7 +245,7 @@ def load_dino(file: str | Path | None = None, device: torch.device | str = "cpu"
 def load_lpips(file: str | Path | None = None, device: torch.device | str = "cpu") -> Extractor:
     """LPIPS (v0.1, AlexNet): (B,3,H,W) twice, in [-1,1] -> distances (B,1). file: torchvision's
     alexnet-owt-7be5be79.pth; the linear heads come with torchmetrics. Raises UserError, as load_clip."""
-    import torchmetrics
+    torchmetrics = require("torchmetrics", "eval")
     from torchmetrics.functional.image.lpips import _LPIPS  # the public class always downloads AlexNet
     from torchvision.models import AlexNet_Weights
 

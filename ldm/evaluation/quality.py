@@ -12,7 +12,7 @@ import numpy as np
 
 from ldm.checkpoint.files import Immutable, UnknownObject
 from ldm.files import staging
-from ldm.util import UserError
+from ldm.util import UserError, require
 
 COMPONENTS = 20
 FULL_SCORE = 300.0  # the log-likelihood of a score of 100
@@ -74,11 +74,9 @@ class Mixture:
     def fit(cls, features: np.ndarray, components: int = COMPONENTS, seed: int = 0, name: str = "") -> Mixture:
         """Fits by expectation maximisation, with full covariances (scikit-learn). features (n,D), n >= components;
         name: of the features."""
-        from sklearn.mixture import GaussianMixture
-
-        fitted = GaussianMixture(components, covariance_type="full", random_state=seed).fit(
-            np.asarray(features, np.float64)
-        )
+        sklearn_mixture = require("sklearn.mixture", "eval")
+        model = sklearn_mixture.GaussianMixture(components, covariance_type="full", random_state=seed)
+        fitted = model.fit(np.asarray(features, np.float64))
         return cls(fitted.weights_, fitted.means_, fitted.precisions_cholesky_, name)
 
     def write(self, path: Path) -> None:
