@@ -37,7 +37,7 @@ def test_results_do_not_depend_on_batches_or_processes(place, tmp_path):
     for path in paths[:5]:
         path.unlink()
     done = run([sys.executable, *words], place.root)
-    assert done.returncode == 0 and f"{COUNT - 5} of {COUNT} results are there already" in done.stdout, done.stderr
+    assert done.returncode == 0 and f"{COUNT - 5} of {COUNT} results are finished already" in done.stdout, done.stderr
     assert all(path.stat().st_mtime_ns == before[path] for path in paths[5:])
     assert max(np.abs(pixels(path) - pixels(place.results / path.name)).max() for path in paths) <= 1
 
