@@ -146,7 +146,7 @@ def test_missing_damaged_and_wrong_results(here, script, tmp_path):
     problems = {each["id"]: each["problem"] for each in summary["cases"]["problems"]}
     assert list(problems) == [path.stem for path in (first, second, third, fourth)]
     for path, word in (
-        (first, "no such file"),
+        (first, "does not exist"),
         (second, "not a picture"),
         (third, "64 x 128"),
         (fourth, "cannot be read"),

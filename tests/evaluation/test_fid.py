@@ -105,7 +105,7 @@ def test_statistics_of_real_pictures_are_stored(place, weights, tmp_path):
         real_statistics(folder, clip)
     stored.unlink()
     (folder / "1.png").write_bytes(b"damaged")
-    with pytest.raises(UserError, match=r"1\.png: is not a picture"):
+    with pytest.raises(UserError, match=r"1\.png is not a picture"):
         real_statistics(folder, clip)
     (tmp_path / "one").mkdir()
     shutil.copy(folder / "2.png", tmp_path / "one")
