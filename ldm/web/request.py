@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from PIL import Image
 
+from ldm.editing.options import Sampling, check_seed
 from ldm.util import UserError
 
 Number = TypeVar("Number", int, float)
@@ -15,17 +16,27 @@ Number = TypeVar("Number", int, float)
 
 @dataclass(frozen=True)
 class EditRequest:
-    """Arguments of PaintByExample.__call__. mask: 255 = paint; seed: of the first of n_samples results."""
+    """image, mask, reference: as opened; mask: 255 = paint; seed: of the first of n_samples results.
+
+    Raises UserError for a number that is out of range."""
 
     image: Image.Image
     mask: Image.Image
     reference: Image.Image
-    scale: float = 5.0
-    steps: int = 50
-    sampler: str = "plms"
-    strength: float = 1.0
+    sampling: Sampling = Sampling()
     seed: int = 321
     n_samples: int = 1
+
+    def __post_init__(self) -> None:
+        if self.n_samples < 1:
+            raise UserError(f"the number of pictures {self.n_samples} is out of range: use 1 or more")
+        for seed in self.seeds:
+            check_seed(seed)
+
+    @property
+    def seeds(self) -> list[int]:
+        """One for each result."""
+        return [self.seed + i for i in range(self.n_samples)]
 
 
 def parse_number(value: object, name: str, kind: type[Number], example: str) -> Number:
@@ -51,15 +62,18 @@ def parse_request(
     seed: object,
     n_samples: object = 1,
 ) -> EditRequest:
-    """seed: None or empty for a random one. Raises UserError: something is not a number."""
+    """seed: None or empty for a random one. Raises UserError: not a number, or one out of range."""
+    sampling = Sampling(
+        scale=parse_number(scale, "scale", float, "5"),
+        sampler=str(sampler),
+        steps=parse_number(steps, "steps", int, "50"),
+        strength=parse_number(strength, "strength", float, "1"),
+    )
     return EditRequest(
         image,
         mask,
         reference,
-        scale=parse_number(scale, "scale", float, "5"),
-        steps=parse_number(steps, "steps", int, "50"),
-        sampler=str(sampler),
-        strength=parse_number(strength, "strength", float, "1"),
+        sampling,
         seed=random.randrange(2**32) if seed in (None, "") else parse_number(seed, "seed", int, "321"),
         n_samples=parse_number(n_samples, "the number of pictures", int, "1"),
     )

@@ -11,6 +11,9 @@ from dataclasses import asdict, dataclass
 
 from PIL import Image
 
+from ldm.editing.marked import MarkedPhoto
+from ldm.editing.options import Sampling
+from ldm.editing.regions import Region
 from ldm.models.diffusion.sampling import Step
 from ldm.pipeline import PaintByExample
 from ldm.web.preview import fit_preview, preview_picture
@@ -70,7 +73,7 @@ class EditWorker:
 
     async def stream(self, request: EditRequest) -> AsyncIterator[Progress | list[EditResult]]:
         """Yields progress while the edit samples, and last the results, one per seed. Closing or cancelling the stream
-        ends the sampling after the current step. Raises UserError as PaintByExample does."""
+        ends the sampling after the current step. Raises UserError as PaintByExample.repaint does."""
         loop = asyncio.get_running_loop()
         updates: asyncio.Queue[Progress | list[EditResult] | Exception] = asyncio.Queue()
         stop = threading.Event()
@@ -128,25 +131,19 @@ class EditWorker:
                 report(Progress(step.index + 1, step.total, preview_picture(self.preview_weights, step.pred_x0)))
 
         raise_if_stopped()
-        pictures = self.edit(
-            request.image,
-            request.mask,
-            request.reference,
-            request.scale,
-            request.steps,
-            request.seed,
-            request.n_samples,
-            request.sampler,
+        marked = MarkedPhoto.mark(request.image, [Region(mask=request.mask)], [request.reference])
+        pictures = self.edit.repaint(
+            [marked] * request.n_samples,
+            request.seeds,
+            request.sampling,
             batch_size=request.n_samples,
             progress=False,
             callback=on_step,
-            strength=request.strength,
         )
-        pictures = [pictures] if isinstance(pictures, Image.Image) else pictures
-        settings = [self._settings(request, request.seed + i) for i in range(len(pictures))]
+        settings = [self._settings(request.sampling, seed) for seed in request.seeds]
         return [EditResult(*both) for both in zip(pictures, settings, strict=True)]
 
-    def _settings(self, request: EditRequest, seed: int) -> Settings:
-        asked = {name: getattr(request, name) for name in ("scale", "steps", "sampler", "strength")}
+    def _settings(self, sampling: Sampling, seed: int) -> Settings:
+        asked = {name: getattr(sampling, name) for name in ("scale", "steps", "sampler", "strength")}
         model = {name: value for name, value in asdict(self.model).items() if value is not None}
         return {"seed": seed, **asked, **model}

@@ -48,13 +48,13 @@ class CountingPipeline:
     def __getattr__(self, name):
         return getattr(self.edit, name)
 
-    def __call__(self, *args, callback, **kwargs):
+    def repaint(self, *args, callback, **kwargs):
         def count(step):
             self.steps += 1
             callback(step)
             assert self.running.wait(60)
 
-        return self.edit(*args, callback=count, **kwargs)
+        return self.edit.repaint(*args, callback=count, **kwargs)
 
 
 @pytest.fixture(scope="module")

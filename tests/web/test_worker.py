@@ -1,6 +1,7 @@
 """The worker of the page: progress, previews, results, and how an edit is stopped."""
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 
 from ldm.conventions import image_to_tensor
+from ldm.editing.options import Sampling
 from ldm.models.diffusion.conditioning import encode_to_latent
 from ldm.pipeline import PaintByExample
 from ldm.util import UserError
@@ -19,7 +21,7 @@ from tests.web.conftest import FILES, MODEL, CountingPipeline
 
 
 def request_of(steps: int, **options) -> EditRequest:
-    return EditRequest(*(Image.open(path) for path in FILES), steps=steps, **options)
+    return EditRequest(*(Image.open(path) for path in FILES), Sampling(steps=steps), **options)
 
 
 def test_closing_the_stream_ends_the_sampling_after_the_current_step(worker):
@@ -54,8 +56,9 @@ def test_closing_the_worker_ends_the_current_edit_and_starts_no_other(edit):
 
 
 def test_errors_of_an_edit_reach_who_asked_for_it(worker):
-    with pytest.raises(UserError, match="scale -1"):
-        asyncio.run(worker.first_result(request_of(2, scale=-1.0)))
+    request = replace(request_of(2), mask=Image.new("L", (600, 400)))
+    with pytest.raises(UserError, match="has nothing to paint"):
+        asyncio.run(worker.first_result(request))
 
 
 def test_each_of_several_pictures_has_its_own_settings(edit, worker):
