@@ -44,10 +44,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_count(opt, "batch_size")
     check_count(opt, "grid", least=0)
 
-    from ldm.data.bench.cocoee import COCOImageDataset, refuse, result_path
+    from ldm.data.bench.cocoee import COCOImageDataset, raise_on_problems, result_path
 
     bench = COCOImageDataset(opt.bench)
-    refuse(bench.problems(), len(bench), "be edited", "mend them")
+    raise_on_problems(bench.problems(), len(bench), "be edited", "mend them")
 
     import torch
 

@@ -1,8 +1,8 @@
-"""DataModuleFromConfig: the config's `data` section -> Lightning's loaders."""
+"""DataModuleFromConfig: the config's `data` section -> data loaders for Lightning."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,27 +18,27 @@ from ldm.data.shards import ShardDataset
 from ldm.util import UserError, cores, instantiate_from_config
 
 
-class EpochSampler(DistributedSampler):  # by which Lightning knows that the data is divided already
-    """The keys (epoch, i) of one process's samples in one epoch; every process gets equally many.
+class EpochSampler(DistributedSampler):  # Lightning does not divide the samples of such a sampler again
+    """The keys (epoch, i) of one process's samples in one epoch; every process gets the same number.
 
-    Training (shuffle): a permutation drawn from (seed, epoch); what does not divide by `world` is left out that time.
-    Otherwise: all of them in order, and always with epoch 0, so that every validation sees the same samples; the first
-    come again at the end where processes would get unequally many."""
+    Training (shuffle): a permutation drawn from (seed, epoch); the remainder of a division by `world` is left out of
+    that epoch. Otherwise: all samples in order, always with epoch 0, so that every validation sees the same ones; if
+    they do not divide evenly, the first ones are repeated at the end."""
 
     def __init__(self, count: int, shuffle: bool, seed: int = 0, rank: int = 0, world: int = 1):
         super().__init__(range(count), world, rank, shuffle, seed, drop_last=shuffle)
-        self.resumed = (0, 0)
+        self.resume_point = (0, 0)  # epoch, and how many of its keys to skip
 
-    def resume(self, epoch: int, done: int) -> None:
-        """Begin in this epoch, after its first `done` keys."""
-        self.epoch, self.resumed = epoch, (epoch, done)
+    def resume(self, epoch: int, skip: int) -> None:
+        """Begin in this epoch, after its first `skip` keys."""
+        self.epoch, self.resume_point = epoch, (epoch, skip)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         if self.shuffle:
-            epoch, done = self.resumed
-            return iter(self.keys(self.epoch)[done if epoch == self.epoch else 0 :])
-        mine = range(self.rank, self.total_size, self.num_replicas)
-        return iter([(0, i % len(self.dataset)) for i in mine])
+            epoch, skip = self.resume_point
+            return iter(self.keys(self.epoch)[skip if epoch == self.epoch else 0 :])
+        own = range(self.rank, self.total_size, self.num_replicas)
+        return iter([(0, i % len(self.dataset)) for i in own])
 
     def keys(self, epoch: int) -> list[tuple[int, int]]:
         """All of this process's keys in a training epoch."""
@@ -47,16 +47,16 @@ class EpochSampler(DistributedSampler):  # by which Lightning knows that the dat
 
 
 class DataModuleFromConfig(lightning.LightningDataModule):
-    """train, validation, test: configs of datasets; dataset_dir: that of all three, instead of their own. batch_size:
-    samples per process and step. num_workers: processes that load, for each that trains (default: its share of the
-    cores, 8 at most). seed: of the order. wrap: in published configs, without effect."""
+    """train, validation, test: configs of datasets; dataset_dir: replaces that of all three. batch_size: samples per
+    process and step. num_workers: loading processes per training process (default: its share of the cores, at most 8).
+    seed: of the order of training samples. wrap: of published configs, has no effect."""
 
     def __init__(
         self,
         batch_size: int,
-        train: Any = None,
-        validation: Any = None,
-        test: Any = None,
+        train: Mapping[str, Any] | None = None,
+        validation: Mapping[str, Any] | None = None,
+        test: Mapping[str, Any] | None = None,
         dataset_dir: str | None = None,
         wrap: bool = False,
         num_workers: int | None = None,
@@ -75,13 +75,14 @@ class DataModuleFromConfig(lightning.LightningDataModule):
             }
         self.datasets: dict[str, Dataset] = {}
 
-    def reseed(self, seed: int) -> None:
-        """Order and samples of training from this seed; those of validation stay, so that runs compare."""
+    def set_seed(self, seed: int) -> None:
+        """Draw the order and samples of training from this seed. Those of validation stay, so that runs can be
+        compared."""
         self.seed = seed
         self.dataset("train").seed = seed
 
     def dataset(self, name: str) -> Dataset:
-        """The dataset of a split, made when first asked for. Raises UserError: not in the config, not prepared."""
+        """The dataset of a split, built at the first call. Raises UserError: not in the config, not prepared."""
         if name not in self.configs:
             raise UserError(f"config: data has no {name!r}; add one")
         if name not in self.datasets:
@@ -89,7 +90,7 @@ class DataModuleFromConfig(lightning.LightningDataModule):
         return self.datasets[name]
 
     def train_dataloader(self) -> DataLoader:
-        """Begins where the trainer's counters stand: in the middle of an epoch, if a run that stopped there goes on."""
+        """Begins at the trainer's position, which is inside an epoch where a run is resumed that stopped there."""
         loader = self._loader("train", shuffle=True)
         epoch, batches = divmod(self._batches_seen(), self._epoch_length(loader))
         if isinstance(loader.sampler, EpochSampler):
@@ -99,16 +100,16 @@ class DataModuleFromConfig(lightning.LightningDataModule):
         return loader
 
     def _epoch_length(self, loader: DataLoader) -> int:
-        """Batches in an epoch of training, as Lightning counts them: its limit_train_batches counts."""
+        """Batches in a training epoch, limited by the trainer's limit_train_batches."""
         limit = self.trainer.limit_train_batches if self.trainer else 1.0
         return max(1, min(len(loader), limit) if isinstance(limit, int) else int(len(loader) * limit))
 
     def _batches_seen(self) -> int:
-        """By this process in training, over all epochs; the one under way counts."""
+        """Training batches of this process over all epochs, including the current one."""
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.ready if self.trainer else 0
 
     def train_paths(self) -> list[Path]:
-        """The files of the training batch under way; none where they come from shards."""
+        """The files of the current training batch; empty if they come from shards."""
         sampler = self.trainer.train_dataloader.sampler
         if not isinstance(sampler, EpochSampler):
             return []
@@ -116,8 +117,8 @@ class DataModuleFromConfig(lightning.LightningDataModule):
         keys = sampler.keys(epoch)[batch * self.batch_size : (batch + 1) * self.batch_size]
         return [self.dataset("train").path(i) for _, i in keys]
 
-    def some(self, count: int) -> dict[str, Tensor]:
-        """A batch of the first validation samples, or of training's where there are none."""
+    def first_samples(self, count: int) -> dict[str, Tensor]:
+        """A batch of the first validation samples, or of training samples if there is no validation."""
         dataset = self.dataset("validation" if "validation" in self.configs else "train")
         return default_collate(list(islice(iter(dataset), count)))
 
@@ -133,18 +134,18 @@ class DataModuleFromConfig(lightning.LightningDataModule):
         rank, world, local = (trainer.global_rank, trainer.world_size, trainer.num_devices) if trainer else (0, 1, 1)
         workers = min(8, cores() // local) if self.num_workers is None else self.num_workers
         if isinstance(dataset, ShardDataset):
-            workers = min(workers, dataset.most_workers(world))
+            workers = min(workers, dataset.max_workers(world))
             dataset.divide(rank, world, max(1, workers), self.batch_size)
         options = {
             "batch_size": self.batch_size,
             "num_workers": workers,
-            "worker_init_fn": _one_thread,
+            "worker_init_fn": _use_one_thread,
             "persistent_workers": workers > 0,
             "pin_memory": torch.cuda.is_available(),
         }
         if isinstance(dataset, ShardDataset):
             loader = DataLoader(dataset, **options)
-            loader.sampler.set_epoch = dataset.set_epoch if shuffle else lambda _: None  # where Lightning looks for it
+            loader.sampler.set_epoch = dataset.set_epoch if shuffle else lambda _: None  # called by Lightning
             return loader
         sampler = EpochSampler(len(dataset), shuffle, self.seed, rank, world)
         loader = DataLoader(dataset, sampler=sampler, drop_last=shuffle, **options)
@@ -156,6 +157,6 @@ class DataModuleFromConfig(lightning.LightningDataModule):
         return loader
 
 
-def _one_thread(_: int) -> None:
-    """The workers are the parallelism; OpenCV's own threads would only be in their way."""
+def _use_one_thread(_: int) -> None:
+    """The workers already use all cores; OpenCV's own threads would only slow them down."""
     cv2.setNumThreads(0)

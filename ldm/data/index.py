@@ -1,4 +1,4 @@
-"""Which pictures a split has, and the boxes on each: what scripts/read_bbox.py writes and what training reads.
+"""The index of a split: its pictures and the boxes on each. scripts/read_bbox.py writes it, training reads it.
 
 `<dataset_dir>/bbox/<split>.parquet` holds one row per picture:
 
@@ -7,7 +7,7 @@
     boxes           list of 4 float64: x0, y0, x1, y1 in pixels, ends exclusive
     label           list of string, one per box
 
-Where there is no such file, the published form is read: `bbox/<folder>/<id>.txt`, a line `x0 y0 x1 y1` per box, for
+If there is no such file, the published form is read: `bbox/<folder>/<id>.txt`, a line `x0 y0 x1 y1` per box, for
 `images/<folder>/<id>.jpg`; the folders are train_0 ... train_f, validation, test.
 """
 
@@ -20,11 +20,17 @@ import numpy as np
 from tqdm import tqdm
 
 from ldm.files import staging
-from ldm.util import UserError
+from ldm.util import UserError, require
 
 SPLITS = ("train", "validation", "test")
-MOST = 2**30  # pixels, of a box's edge
+MAX_EDGE = 2**30  # pixels
+# boxes (n,4) int32 of all pictures; ends: where each picture's boxes end; letters: the bytes of all paths, in UTF-8;
+# path_ends: where each path ends
 ARRAYS = ("boxes", "ends", "letters", "path_ends")
+
+
+class MissingSplit(UserError):
+    """The data of a split was never prepared."""
 
 
 def index_path(root: Path, split: str) -> Path:
@@ -34,18 +40,18 @@ def index_path(root: Path, split: str) -> Path:
 class BoxIndex:
     """`index[i]` -> (path, boxes (n,4) int64) of the split's i-th picture, boxes truncated to whole pixels.
 
-    A Parquet index is unpacked once into arrays in a hidden folder beside it, which are memory-mapped: all worker
-    processes of all trainings on a machine share one copy, and opening it again takes no time."""
+    A Parquet index is unpacked once into arrays in a hidden folder beside it. These are memory-mapped: all worker
+    processes of all training runs on a machine share one copy, and opening it again takes no time."""
 
     def __init__(self, dataset_dir: str | Path, split: str):
-        """Raises UserError: neither index nor txt files, or damaged ones, or no picture in them."""
+        """Raises MissingSplit: neither index nor txt files; UserError: damaged ones, or no picture in them."""
         assert split in SPLITS, split
         self.root, self.split = Path(dataset_dir), split
-        self.open()
+        self._load()
         if not len(self):
-            raise UserError(f"{self.root}: its {split} split has no picture; prepare it with scripts/read_bbox.py")
+            raise UserError(f"{self.root}: its {split} split has no pictures; prepare it with scripts/read_bbox.py")
 
-    def open(self) -> None:
+    def _load(self) -> None:
         parquet = index_path(self.root, self.split)
         if not parquet.exists():
             self.mapped, self.arrays = None, read_txt(self.root, self.split)
@@ -61,7 +67,7 @@ class BoxIndex:
                 (temporary / self.mapped.name).mkdir()
                 for name in ARRAYS:
                     np.save(temporary / self.mapped.name / f"{name}.npy", self.arrays[name])
-        except UserError:  # a read-only place: each process keeps its own copy
+        except UserError:  # a read-only folder: each process keeps its own copy
             self.mapped = None
             return
         for old in parquet.parent.glob(f".{self.split}-*"):
@@ -73,15 +79,15 @@ class BoxIndex:
         self.arrays = {name: np.load(self.mapped / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
 
     def __getstate__(self) -> dict:
-        """To another process goes the place of the arrays, not what is in them."""
+        """Another process gets the path of the memory-mapped arrays instead of their content."""
         return {**self.__dict__, "arrays": None} if self.mapped else self.__dict__
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         if self.mapped and self.mapped.exists():
             self._map()
-        elif self.mapped:  # a new index came in between
-            self.open()
+        elif self.mapped:  # the index was replaced in the meantime
+            self._load()
 
     def __len__(self) -> int:
         return len(self.arrays["ends"])
@@ -97,15 +103,14 @@ class BoxIndex:
 
 
 def _read_parquet(path: Path) -> dict[str, np.ndarray]:
-    import polars as pl  # 0.1 s that a worker process need not spend
-
+    pl = require("polars", "train")  # imported here, since worker processes do not need it
     try:
         frame = pl.read_parquet(path, columns=["path", "boxes"], glob=False)
         frame = frame.with_columns(pl.col("boxes").cast(pl.List(pl.Array(pl.Float64, 4))))
         frame = frame.filter(pl.col("boxes").list.len() > 0)
         boxes = frame["boxes"].explode().to_numpy()
-        if frame["path"].null_count() or not np.isfinite(boxes).all() or np.abs(boxes).max(initial=0) > MOST:
-            raise ValueError("a path is missing, or the edge of a box")
+        if frame["path"].null_count() or not np.isfinite(boxes).all() or np.abs(boxes).max(initial=0) > MAX_EDGE:
+            raise ValueError("a path or the edge of a box is missing")
         letters = frame["path"].cast(pl.Binary)
         return {
             "boxes": boxes.astype(np.int32).reshape(-1, 4),
@@ -125,10 +130,14 @@ def split_folders(root: Path, split: str) -> list[Path]:
 
 
 def read_txt(root: Path, split: str) -> dict[str, np.ndarray]:
-    """The arrays of a BoxIndex from the published txt files. Raises UserError: none there, or a damaged one."""
+    """The arrays of a BoxIndex, from the published txt files.
+
+    Raises MissingSplit: there are no files; UserError: a damaged one."""
     files = [file for folder in split_folders(root / "bbox", split) for file in sorted(folder.glob("*.txt"))]
     if not files:
-        raise UserError(f"{root}: has no boxes for {split}; prepare them with scripts/read_bbox.py, or name its folder")
+        raise MissingSplit(
+            f"{root}: has no boxes for {split}; prepare them with scripts/read_bbox.py, or name another folder"
+        )
     paths, boxes, ends = [], [], []
     for file in tqdm(files, desc=f"{split} boxes", unit="file", disable=len(files) < 10_000):
         try:
@@ -136,10 +145,10 @@ def read_txt(root: Path, split: str) -> dict[str, np.ndarray]:
                 [int(float(edge)) for edge in line.split()] for line in file.read_text().splitlines() if line.strip()
             ]
             if any(len(box) != 4 for box in found):
-                raise ValueError("a line of not four numbers")
+                raise ValueError("a line without four numbers")
             found = np.array(found, dtype=np.int32)
         except (OSError, ValueError, OverflowError) as error:
-            raise UserError(f"{file}: cannot be read ({error}); each line has to be x0 y0 x1 y1") from error
+            raise UserError(f"{file}: cannot be read ({error}); write each line as x0 y0 x1 y1") from error
         if len(found):
             boxes.append(found)
             ends.append(len(found))

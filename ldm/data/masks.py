@@ -1,14 +1,14 @@
-"""Where to paint and what to see of it: pure functions of (box, size, rng).
+"""The geometry of a training sample (Yang et al. 2022, section 3.3): pure functions of (box, size, rng).
 
-A box is (x0, y0, x1, y1) in pixels, ends exclusive; a size is (width, height); rng is a numpy Generator. From Yang et
-al. 2022, section 3.3: a model trained on boxes alone would only know boxes, so the region is a blob as often as not.
+A box is (x0, y0, x1, y1) in pixels, ends exclusive; a size is (width, height); rng is a numpy Generator. A model
+trained on rectangles alone can only fill rectangles, so half of the regions are blobs.
 
     grow            box -> grown box, by up to 40% of the free space on each side
     blob            box, grown box -> polygon: four quadratic Bezier arcs from corner to corner of the box, each pulled
-                    half-way to the grown box's side, every vertex moved by up to 5 px
+                    half-way to the grown box's side, with every vertex moved by up to 5 px
     window          grown box -> the square to cut out of the picture
     rectangle_mask, polygon_mask                      -> (H,W) uint8, 1 = keep, 0 = paint
-    reference_region                                  -> the box with 10 px of what is around it
+    reference_region                                  -> the box and 10 px around it
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from PIL import Image, ImageDraw
 Box = tuple[int, int, int, int]
 
 GROWTH = 0.4  # of the free space on a side, at most
-JITTER = 5  # px, of a blob's vertices
-SHRINK = 0.6  # of the space around the grown box in its square, at most
+JITTER = 5  # px, of a blob's vertices, at most
+SHRINK = 0.6  # of the smallest margin between the grown box and its square, at most
 REFERENCE_PADDING = 10  # px
-ARC_STEPS = np.arange(1, 19) * 0.05  # the curve parameter of an arc's vertices
+ARC_STEPS = np.arange(1, 19) * 0.05  # the curve parameter t of an arc's vertices
 
 
 def growth_limits(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -39,10 +39,10 @@ def grow(box: Box, size: tuple[int, int], rng: np.random.Generator) -> Box:
 
 
 def arcs(box: Box, grown: Box) -> np.ndarray:
-    """(4,18,2) float64 (x,y): vertices on the top, right, bottom and left arc, in the order of a walk around the box.
+    """(4,18,2) float64 (x,y): vertices of the top, right, bottom and left arc, clockwise around the box.
 
-    B(t) = (1-t)^2 P0 + 2 t (1-t) P1 + t^2 P2, with P0, P2 corners of the box and P1 above the middle of its side, on
-    the grown box. Horner's form in the order of the published numbers: `distinct` looks at the last bit."""
+    B(t) = (1-t)^2 P0 + 2 t (1-t) P1 + t^2 P2, where P0 and P2 are corners of the box and P1 lies on the grown box,
+    above the middle of the side. The operations are in the published order: `distinct` compares to the last bit."""
     (x0, y0, x1, y1), (left, top, right, bottom) = box, grown
     middle_x, middle_y = (x0 + x1) / 2, (y0 + y1) / 2
     nodes = np.array(
@@ -60,7 +60,7 @@ def arcs(box: Box, grown: Box) -> np.ndarray:
 
 
 def distinct(arc: np.ndarray) -> np.ndarray:
-    """(18,2) -> (n,2): without the vertices whose x or y has occurred on this arc among those kept before."""
+    """(18,2) -> (n,2): drops each vertex that shares its x or y with a vertex kept before it on this arc."""
     kept_x, kept_y, kept = set(), set(), []
     for x, y in arc.tolist():
         if x not in kept_x and y not in kept_y:
@@ -71,8 +71,8 @@ def distinct(arc: np.ndarray) -> np.ndarray:
 
 
 def blob(box: Box, grown: Box, rng: np.random.Generator) -> np.ndarray:
-    """(n,2) float64 (x,y), n from 4 to 72: the polygon of an arbitrarily shaped region. It covers about 97% of the
-    box and may reach up to 5 px beyond the grown one."""
+    """(n,2) float64 (x,y), n from 4 to 72: the polygon of an arbitrarily shaped region. It covers about 97% of the box
+    and reaches up to 5 px beyond the grown box."""
     points = np.concatenate([distinct(arc) for arc in arcs(box, grown)])
     return points + rng.integers(-JITTER, JITTER, size=points.shape, endpoint=True)
 
@@ -93,8 +93,8 @@ def rectangle_mask(box: Box, size: tuple[int, int]) -> np.ndarray:
 
 
 def window_positions(grown: Box, size: tuple[int, int]) -> tuple[int, int] | None:
-    """First and last offset, along the picture's longer side, of a square as high as the shorter one that contains the
-    grown box. None if there is no choice of squares: then the whole picture is taken, and squeezed to a square."""
+    """First and last offset, along the picture's longer side, of a square that contains the grown box and whose side is
+    the shorter one. None if there is no choice: then the whole picture is used, and squeezed to a square."""
     (x0, y0, x1, y1), (width, height) = grown, size
     if width == height:
         return None
@@ -104,14 +104,14 @@ def window_positions(grown: Box, size: tuple[int, int]) -> tuple[int, int] | Non
 
 
 def shrink_limit(grown: Box, square: Box) -> int:
-    """By how many pixels the square may shrink on every side."""
+    """By how many pixels each side of the square may move inwards."""
     margins = (grown[0] - square[0], grown[1] - square[1], square[2] - grown[2], square[3] - grown[3])
     return int(SHRINK * min(margins))
 
 
 def window(grown: Box, size: tuple[int, int], rng: np.random.Generator) -> Box:
-    """The part of the picture that becomes the training sample: a square around the grown box at a random place and
-    of a random size, or the whole picture where `window_positions` has none."""
+    """The part of the picture that becomes the training sample: a square of random position and size around the grown
+    box, or the whole picture where `window_positions` is None."""
     width, height = size
     positions = window_positions(grown, size)
     if positions is None:
@@ -124,7 +124,7 @@ def window(grown: Box, size: tuple[int, int], rng: np.random.Generator) -> Box:
 
 
 def reference_region(box: Box, size: tuple[int, int]) -> Box:
-    """The box and 10 px around it, as far as the picture goes."""
+    """The box and 10 px around it, inside the picture."""
     (x0, y0, x1, y1), (width, height) = box, size
     pad = REFERENCE_PADDING
     return max(0, x0 - pad), max(0, y0 - pad), min(width, x1 + pad), min(height, y1 + pad)

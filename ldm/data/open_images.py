@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,28 +17,36 @@ from ldm.util import UserError
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 100  # unusable pictures in a row before the split is called unusable
+MAX_ATTEMPTS = 100  # unusable pictures in a row that make the split unusable
 
 
 class OpenImageDataset(Dataset):
-    """`dataset[i]` or `dataset[epoch, i]` -> the batch entry of ldm/data/sample.py, made of the i-th picture and
+    """`dataset[i]` or `dataset[epoch, i]` -> the batch entry of ldm/data/sample.py, made from the i-th picture and
     one of its boxes.
 
-    It is a function of (seed, epoch, i), whatever the number of workers. Where a picture cannot be used (missing,
-    damaged, no box in it) another one, drawn from the same numbers, takes its place; `broken` counts such pictures,
-    over all worker processes, and each is logged once.
+    The entry is a function of (seed, epoch, i) and does not depend on the number of workers. An unusable picture
+    (missing, damaged, no box in it) is replaced by another one, drawn from the same random numbers, and logged once;
+    `unusable_count` counts such pictures over all worker processes.
 
-    state: train, validation or test. dataset_dir: where scripts/read_bbox.py put bbox/. The rest are those of Recipe:
-    arbitrary_mask_percent, image_size, reference_augmentation, mask_augmentation, exact.
-    Raises UserError: the split is not prepared; 100 pictures in a row, or all, cannot be used."""
+    state: train, validation or test. dataset_dir: the folder in which scripts/read_bbox.py wrote bbox/. The other
+    parameters are those of Recipe.
+    Raises UserError: the split is not prepared; all pictures, or MAX_ATTEMPTS in a row, are unusable."""
 
     def __init__(
-        self, state: str, dataset_dir: str = "dataset/open-images", *recipe: Any, seed: int = 0, **options: Any
+        self,
+        state: str,
+        dataset_dir: str | Path = "dataset/open-images",
+        arbitrary_mask_percent: float = 0.5,
+        image_size: int = 512,
+        reference_augmentation: bool | str = True,
+        mask_augmentation: bool = True,
+        exact: bool = False,
+        seed: int = 0,
     ):
-        self.recipe = Recipe(*recipe, **options)
+        self.recipe = Recipe(arbitrary_mask_percent, image_size, reference_augmentation, mask_augmentation, exact)
         self.index = BoxIndex(dataset_dir, state)
         self.seed = seed
-        self._broken = torch.zeros(len(self.index), dtype=torch.uint8).share_memory_()
+        self._unusable = torch.zeros(len(self.index), dtype=torch.uint8).share_memory_()
 
     def __len__(self) -> int:
         return len(self.index)
@@ -48,15 +55,16 @@ class OpenImageDataset(Dataset):
         return self.sample(key).entry
 
     def path(self, i: int) -> Path:
-        """Of the i-th picture."""
+        """The file of the i-th picture."""
         return self.index.path(i)
 
     @property
-    def broken(self) -> int:
-        """How many pictures have been found unusable."""
-        return int(self._broken.sum())
+    def unusable_count(self) -> int:
+        """How many pictures have been found unusable so far."""
+        return int(self._unusable.sum())
 
     def sample(self, key: int | tuple[int, int]) -> Sample:
+        """Like indexing, and with it the geometry that the entry was made with."""
         epoch, i = key if isinstance(key, tuple) else (0, key)
         if not 0 <= i < len(self):
             raise IndexError(i)
@@ -65,25 +73,25 @@ class OpenImageDataset(Dataset):
             return self._make(i, rng)
         except UserError as error:
             unusable = {i: error}
-        for other in rng.choice(len(self), min(len(self), PATIENCE), replace=False).tolist():
+        for other in rng.choice(len(self), min(len(self), MAX_ATTEMPTS), replace=False).tolist():
             try:
                 sample = self._make(other, rng)
             except UserError as error:
                 unusable[other] = error
             else:
-                self._note(unusable)
+                self._log_unusable(unusable)
                 return sample
         raise UserError(
             f"{self.index.root}: of its {self.index.split} split, {len(unusable)} pictures in a row cannot be used, "
-            f"the last because: {unusable.popitem()[1]}; where they have moved, run scripts/read_bbox.py again"
+            f"the last because: {unusable.popitem()[1]}; if they were moved, run scripts/read_bbox.py again"
         )
 
     def _make(self, i: int, rng: np.random.Generator) -> Sample:
         path, boxes = self.index[i]
         return self.recipe.sample(PictureFile(path), boxes, rng)
 
-    def _note(self, unusable: dict[int, UserError]) -> None:
+    def _log_unusable(self, unusable: dict[int, UserError]) -> None:
         for i, error in unusable.items():
-            if not self._broken[i]:
-                self._broken[i] = 1
-                log.warning("%s (another picture takes its place)", error)
+            if not self._unusable[i]:
+                self._unusable[i] = 1
+                log.warning("%s (replaced by another picture)", error)

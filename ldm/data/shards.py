@@ -1,10 +1,10 @@
-"""A split as tar shards (WebDataset's format), for data that no one disk or file system likes as single files.
+"""A split as tar shards (WebDataset's format), for storage that is slow with many single files.
 
-    <dataset_dir>/shards/<split>-00000.tar, ...   <number>.<jpg or another kind> and <number>.json (path and boxes)
-    <dataset_dir>/shards/<split>.json             how many pictures each shard holds
+    <dataset_dir>/shards/<split>-00000.tar, ...   <number>.<jpg, png, ...> and <number>.json (path and boxes)
+    <dataset_dir>/shards/<split>.json             the number of pictures in each shard
 
-Pictures are in random order. <number> is the picture's place in the split's index, and the sample made of it is the one
-that OpenImageDataset makes.
+Pictures are in random order. <number> is the picture's position in the split's index; its sample is the same as
+OpenImageDataset's.
 """
 
 from __future__ import annotations
@@ -21,27 +21,25 @@ from typing import Any
 
 import numpy as np
 import torch
-import webdataset
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 from tqdm import tqdm
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from ldm.data.index import BoxIndex, index_path
+from ldm.data.index import BoxIndex, MissingSplit, index_path
 from ldm.data.sample import Recipe
 from ldm.files import staging
 from ldm.images import PictureFile
-from ldm.util import UserError
+from ldm.util import UserError, require
 
 log = logging.getLogger(__name__)
 
-BUFFER = 200  # pictures, as files, among which a worker draws the next one
+SHUFFLE_BUFFER = 200  # encoded pictures from which a worker draws the next one
 
 
 def pack(root: Path, split: str, pictures_per_shard: int) -> list[Path]:
-    """Writes the shards of a prepared split; pictures that cannot be opened are left out, and logged.
+    """Write the shards of a prepared split -> their paths. Pictures that cannot be opened are skipped and logged.
 
-    A shard is whole or absent, and after an interruption those that are there are kept, unless the index has changed.
+    Each shard is written atomically. After an interruption the finished shards are kept, unless the index has changed.
     Raises UserError: the split is not prepared, the disk is full."""
     assert pictures_per_shard > 0
     index = BoxIndex(root, split)
@@ -52,7 +50,7 @@ def pack(root: Path, split: str, pictures_per_shard: int) -> list[Path]:
     paths = [folder / f"{split}-{number:05}.tar" for number in range(len(parts))]
     try:
         old = _description(folder, split)
-    except UserError:  # none, or a damaged one
+    except UserError:  # missing or damaged
         old = {}
     if (old.get("index"), old.get("shards")) == (description["index"], len(parts)):
         description["counts"] = old["counts"][: next((i for i, path in enumerate(paths) if not path.exists()), None)]
@@ -75,15 +73,16 @@ def _fingerprint(index: BoxIndex) -> str:
     return digest.hexdigest()
 
 
-def stale(root: Path, split: str) -> bool:
-    """Are there shards of the split, but of another index than the one that is there?"""
+def is_stale(root: Path, split: str) -> bool:
+    """Whether the split has shards that were made from another index than the present one."""
     if not (root / "shards" / f"{split}.json").exists() or not index_path(root, split).exists():
         return False
     return _description(root / "shards", split)["index"] != _fingerprint(BoxIndex(root, split))
 
 
 def _write_shard(path: Path, index: BoxIndex, numbers: list[int]) -> int:
-    """-> how many pictures it holds."""
+    """Write these pictures of the index -> how many could be opened."""
+    webdataset = require("webdataset", "train")
     count = 0
     with open(path, "wb") as file, webdataset.TarWriter(file, mtime=0) as shard:
         for i in numbers:
@@ -91,7 +90,7 @@ def _write_shard(path: Path, index: BoxIndex, numbers: list[int]) -> int:
             try:
                 opened = PictureFile(picture)
             except UserError as error:
-                log.warning("%s (left out)", error)
+                log.warning("%s (skipped)", error)
                 continue
             facts = {"path": str(picture), "boxes": boxes.tolist()}
             kind = opened.header.format.lower().replace("jpeg", "jpg")
@@ -100,54 +99,74 @@ def _write_shard(path: Path, index: BoxIndex, numbers: list[int]) -> int:
     return count
 
 
-def _description(folder: Path, split: str) -> dict:
+def _description(folder: Path, split: str) -> dict[str, Any]:
+    """<split>.json: index (fingerprint), shards (how many there will be), counts (pictures in each finished shard).
+
+    Raises MissingSplit: no such file; UserError: a damaged one."""
     path = folder / f"{split}.json"
     try:
         found = json.loads(path.read_text())
         assert isinstance(found["index"], str) and found["counts"] == [int(count) for count in found["counts"]]
         return {"index": found["index"], "shards": int(found["shards"]), "counts": found["counts"]}
+    except FileNotFoundError as error:
+        raise MissingSplit(f"{path}: no such file; make it with scripts/read_bbox.py --shards") from error
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
         raise UserError(f"{path}: cannot be read ({error!r}); make it with scripts/read_bbox.py --shards") from error
 
 
 class ShardDataset(IterableDataset):
-    """The samples of a split, read from its shards; the arguments are those of OpenImageDataset.
+    """The samples of a split, read from its shards; the parameters are those of OpenImageDataset.
 
-    `divide` says between how many processes and workers; every epoch each of them gets equally many shards and samples,
-    none that another one gets. What does not divide evenly is left out of that epoch, which are other shards in each.
-    Raises UserError: no shards, fewer than there are workers in all; when read: a damaged shard, no usable picture."""
+    `divide` divides the shards among processes and workers: in every epoch each of them gets the same number of shards
+    and samples, and no sample is read twice. The remainder, which is another one in every epoch, is left out.
+    Raises UserError: no shards, fewer shards than workers; while reading: a damaged shard, no usable picture."""
 
     def __init__(
-        self, state: str, dataset_dir: str = "dataset/open-images", *recipe: Any, seed: int = 0, **options: Any
+        self,
+        state: str,
+        dataset_dir: str | Path = "dataset/open-images",
+        arbitrary_mask_percent: float = 0.5,
+        image_size: int = 512,
+        reference_augmentation: bool | str = True,
+        mask_augmentation: bool = True,
+        exact: bool = False,
+        seed: int = 0,
     ):
-        self.recipe = Recipe(*recipe, **options)
+        self.recipe = Recipe(arbitrary_mask_percent, image_size, reference_augmentation, mask_augmentation, exact)
+        require("webdataset", "train")  # a missing one is an error now, not in a worker process
         self.seed, self.state, self.folder = seed, state, Path(dataset_dir) / "shards"
         description = _description(self.folder, state)
         self.counts = description["counts"]
         self.shards = [number for number, count in enumerate(self.counts) if count]
         if len(self.counts) < description["shards"] or not self.shards:
-            raise UserError(f"{self.folder}: its {state} shards are not complete; finish scripts/read_bbox.py --shards")
-        if stale(Path(dataset_dir), state):
-            log.warning("%s: are of an earlier index; pack them anew with scripts/read_bbox.py --shards", self.folder)
+            raise UserError(
+                f"{self.folder}: its {state} shards are not complete; run scripts/read_bbox.py --shards again"
+            )
+        if is_stale(Path(dataset_dir), state):
+            log.warning(
+                "%s: made from an earlier index; make them again with scripts/read_bbox.py --shards", self.folder
+            )
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # worker processes see it change
         self.divide()
 
     def set_epoch(self, epoch: int) -> None:
         self._epoch[0] = epoch
 
-    def most_workers(self, world: int) -> int:
-        """How many workers each of `world` processes can have at most, with a shard for each."""
+    def max_workers(self, world: int) -> int:
+        """How many workers each of `world` processes can have, with one shard per worker."""
         return len(self.shards) // world
 
     def divide(self, rank: int = 0, world: int = 1, workers: int = 1, batch_size: int = 1) -> None:
-        """rank: of this process among `world`; workers: in each process; each gives whole batches."""
+        """rank: of this process among `world`; workers: per process; each of them yields whole batches.
+
+        Raises UserError: too few shards."""
         self.rank, self.world, self.workers = rank, world, workers
         self.shards_each = len(self.shards) // (world * workers)
         smallest = min(self.counts[number] for number in self.shards)
         self.samples_each = self.shards_each * smallest // batch_size * batch_size
         if not self.samples_each:
             raise UserError(
-                f"{self.folder}: {len(self.shards)} {self.state} shards of {smallest} pictures do not go round between "
+                f"{self.folder}: {len(self.shards)} {self.state} shards of {smallest} pictures are too few for "
                 f"{world} x {workers} workers in batches of {batch_size}; use fewer workers or smaller shards"
             )
 
@@ -161,16 +180,16 @@ class ShardDataset(IterableDataset):
         assert workers == self.workers, "call divide() with the loader's number of workers"
         epoch = int(self._epoch)
         order = np.random.default_rng((self.seed, epoch)).permutation(self.shards)
-        place = self.rank * workers + worker
-        mine = order[place * self.shards_each : (place + 1) * self.shards_each].tolist()
-        return islice(self._samples(mine, epoch, place), self.samples_each)
+        position = self.rank * workers + worker
+        own = order[position * self.shards_each : (position + 1) * self.shards_each].tolist()
+        return islice(self._samples(own, epoch, position), self.samples_each)
 
-    def _samples(self, shards: list[int], epoch: int, place: int) -> Iterator[dict[str, Tensor]]:
-        """One sample per picture of the shards. In the place of an unusable one the one before it comes again."""
-        shuffle = webdataset.shuffle(BUFFER, rng=random.Random(f"{self.seed} {epoch} {place}"))
-        files = shuffle(self._files(shards))
-        last, owed = None, 0
-        for file in _reading(files, self.folder):
+    def _samples(self, shards: list[int], epoch: int, position: int) -> Iterator[dict[str, Tensor]]:
+        """One sample per picture of the shards; an unusable picture is replaced by a repetition of another sample."""
+        rng = random.Random(f"{self.seed} {epoch} {position}")
+        files = require("webdataset", "train").shuffle(SHUFFLE_BUFFER, rng=rng)(self._files(shards))
+        last, missing = None, 0
+        for file in _translate_errors(files, self.folder):
             facts = json.loads(file["json"])
             data = next(value for name, value in file.items() if not name.startswith("__") and name != "json")
             rng = np.random.default_rng((self.seed, epoch, int(file["__key__"])))
@@ -178,27 +197,32 @@ class ShardDataset(IterableDataset):
                 picture = PictureFile(facts["path"], data)
                 last = self.recipe.sample(picture, np.array(facts["boxes"], dtype=np.int64), rng).entry
             except UserError as error:
-                log.warning("%s (another picture takes its place)", error)
+                log.warning("%s (replaced by another picture)", error)
                 if last is None:
-                    owed += 1
+                    missing += 1
                     continue
-            for _ in range(1 + owed):
+            for _ in range(1 + missing):
                 yield last
-            owed = 0
+            missing = 0
         if last is None:
             raise UserError(
-                f"{self.folder}: no picture of {len(shards)} {self.state} shards can be used; pack them anew"
+                f"{self.folder}: no picture of {len(shards)} {self.state} shards can be used; make them again"
             )
 
     def _files(self, shards: list[int]) -> Iterator[dict]:
+        tariterators = require("webdataset.tariterators", "train")
         for number in shards:
             path = self.folder / f"{self.state}-{number:05}.tar"
-            with open(path, "rb") as stream:  # not by its name, which webdataset would take for a URL
-                yield from group_by_keys(tar_file_expander([{"url": str(path), "stream": stream}]))
+            with open(path, "rb") as stream:  # webdataset would read a name as a URL
+                files = tariterators.tar_file_expander([{"url": str(path), "stream": stream}])
+                yield from tariterators.group_by_keys(files)
 
 
-def _reading(files: Iterator[dict], folder: Path) -> Iterator[dict]:
+def _translate_errors(files: Iterator[dict], folder: Path) -> Iterator[dict]:
+    """The same files; an error while reading them becomes a UserError."""
     try:
         yield from files
     except (OSError, tarfile.TarError, ValueError) as error:
-        raise UserError(f"{folder}: a shard cannot be read ({error}); pack it anew") from error
+        raise UserError(
+            f"{folder}: a shard cannot be read ({error}); make it again with read_bbox.py --shards"
+        ) from error

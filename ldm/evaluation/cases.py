@@ -11,7 +11,7 @@ from typing import Any
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ldm.data.bench.cocoee import COCOImageDataset, refuse, result_path
+from ldm.data.bench.cocoee import COCOImageDataset, raise_on_problems, result_path
 from ldm.evaluation.scorers import Case, Scorer
 from ldm.images import open_picture, upright_rgb, upright_size
 from ldm.util import UserError, cores
@@ -88,4 +88,4 @@ def require_no_problems(problems: dict[str, str], count: int) -> None:
         "remove damaged results and run scripts/inference_test_bench.py again, or score the other cases with "
         "--allow_missing"
     )
-    refuse(problems, count, "be scored", cure)
+    raise_on_problems(problems, count, "be scored", cure)

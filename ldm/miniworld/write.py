@@ -27,10 +27,11 @@ from tqdm import tqdm
 
 from ldm.data.bench.cocoee import case_id, case_path
 from ldm.data.bench.make import box_mask, square_around
-from ldm.data.bench.squares import all_cores, central_square, cut, cut_square, save_png
+from ldm.data.bench.squares import PICTURES_PER_TASK, central_square, cut, cut_square, save_png
 from ldm.data.index import SPLITS
 from ldm.data.masks import reference_region
 from ldm.data.prepare.formats import OPEN_IMAGES
+from ldm.data.processes import worker_pool
 from ldm.files import staging
 from ldm.miniworld.captions import caption
 from ldm.miniworld.crops import ATTRIBUTES
@@ -67,7 +68,7 @@ def write_world(root: Path, counts: dict[str, int], size: tuple[int, int], seed:
     Only PRETRAINING shows held-out identities, in every sixth scene: one in six pairs of shape and pattern is held out.
     Raises UserError: root exists, or cannot be written to."""
     found = {}
-    with _new_folder(root) as place, all_cores() as spread:
+    with _new_folder(root) as place, worker_pool("pictures", PICTURES_PER_TASK) as parallel_map:
         (place / "annotations").mkdir(parents=True)
         with open(place / "annotations/class-descriptions-boxable.csv", "w", newline="") as file:
             csv.writer(file).writerows((label(shape), shape.capitalize()) for shape in SHAPES)
@@ -75,7 +76,7 @@ def write_world(root: Path, counts: dict[str, int], size: tuple[int, int], seed:
             for folder in {folder_of(split, number) for number in range(min(count, 16))}:
                 (place / "images" / folder).mkdir(parents=True)
             make = partial(_write_scene, place=place, split=split, size=size, seed=seed)
-            pictures = tqdm(spread(make, range(count)), desc=split, total=count, unit="scene")
+            pictures = tqdm(parallel_map(make, range(count)), desc=split, total=count, unit="scene")
             found[split] = _annotate(place / "annotations", split, size, pictures)
     return found
 
@@ -136,15 +137,15 @@ def write_bench(
 
     A case asks to replace an object of one scene by an object of another, whose identity training never shows and whose
     pose and light differ. Raises UserError: bench exists, or cannot be written to."""
-    with _new_folder(bench) as place, all_cores() as spread:
+    with _new_folder(bench) as place, worker_pool("pictures", PICTURES_PER_TASK) as parallel_map:
         for folder in ("GT_3500", "Mask_bbox_3500", "Ref_3500", "test2017_square"):
             (place / folder).mkdir(parents=True)
         make = partial(_write_case, place=place, side=side, size=size, seed=seed)
-        attributes = dict(tqdm(spread(make, range(count)), desc="cases", total=count, unit="case"))
+        attributes = dict(tqdm(parallel_map(make, range(count)), desc="cases", total=count, unit="case"))
         (place / ATTRIBUTES).write_text(json.dumps(attributes, indent=1) + "\n")
         np.save(place / "id_list.npy", np.arange(count, dtype=np.int64))
         make = partial(_write_real, place=place, side=side, size=size, seed=seed)
-        for _ in tqdm(spread(make, range(real)), desc="real pictures", total=real, unit="scene"):
+        for _ in tqdm(parallel_map(make, range(real)), desc="real pictures", total=real, unit="scene"):
             pass
 
 

@@ -158,7 +158,7 @@ def measure_long_csv(folder: Path, rows: int) -> str:
     seconds = []
     for _ in range(3):
         listing = patch("ldm.data.prepare.formats.os.listdir", return_value=[f"{name}.jpg" for name in ids])
-        with listing, patch("ldm.data.prepare.annotations._sizes", constant_sizes):
+        with listing, patch("ldm.data.prepare.annotations._read_sizes", constant_sizes):
             start = time.perf_counter()
             index = prepare(read_open_images(folder, "train"), folder)
             seconds.append(time.perf_counter() - start)

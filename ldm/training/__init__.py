@@ -1,0 +1,1 @@
+"""Training: a config -> a run of Lightning's Trainer, its checkpoints and what it logs."""

@@ -1,16 +1,15 @@
-"""A training run: a config -> Trainer, callbacks, loggers, and the folder they write to.
+"""A training run: a config -> data, model, callbacks and Trainer, and the folder that the run writes:
 
 logs/<date>_<name>/config.yaml        the resolved config
-                   checkpoints/       last.ckpt, which -r goes on from; step*.ckpt, the best by validation; with
+                   checkpoints/       last.ckpt, from which -r resumes; step*.ckpt, the best by validation; with
                                       model.lora also lora.safetensors and step*-lora.safetensors, for inference
                    images/step*.png   grids of samples
-                   clip.safetensors   where CLIP is what was trained, it, under open_clip's names
+                   clip.safetensors   a trained CLIP, under open_clip's names
                    csv/, tensorboard/ losses, learning rate, samples per second
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import warnings
 from pathlib import Path
@@ -19,26 +18,22 @@ from typing import Any
 import pytorch_lightning as lightning
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from ldm.data.datamodule import DataModuleFromConfig
-from ldm.fast.networks import preferred_half_dtype
+from ldm.data.index import MissingSplit
 from ldm.files import staging
-from ldm.training.callbacks import FiniteLoss, Pictures, Throughput
-from ldm.training.checkpoints import AtomicCheckpointIO, Last, best
+from ldm.models.base import TrainableModel
+from ldm.training.callbacks import FiniteLoss, SampleGrid, Throughput
+from ldm.training.checkpoints import AtomicCheckpointIO, LastCheckpoint, best_checkpoints
+from ldm.training.devices import trainer_options
 from ldm.training.lora import AdapterCheckpoints, inject_adapter
 from ldm.training.start import initial_model
-from ldm.util import UserError, instantiate_from_config
+from ldm.util import UserError, instantiate_from_config, require
 
 MONITORED = ("val/loss_simple", "val/loss_simple_ema", "val/rec_loss", "val/loss")
-CLUSTER = (
-    "MASTER_ADDR",
-    "SLURM_JOB_ID",
-    "TORCHELASTIC_RUN_ID",
-    "LSB_JOBID",
-    "KUBERNETES_PORT",
-)  # say where the nodes are
 DEFAULTS = {  # of a config's `lightning` section
     "trainer": {"log_every_n_steps": 10, "benchmark": True, "num_sanity_val_steps": 0},
     "checkpoint": {"every_n_steps": 1000, "top_k": 3},
@@ -50,74 +45,6 @@ DEFAULTS = {  # of a config's `lightning` section
 }
 
 
-def devices_of(gpus: str, num_nodes: int) -> list[int] | int:
-    """The published flag: "0,1,2" or "0,1,...,63", the GPUs of all nodes -> Trainer's `devices`, those of one node."""
-    words = [word.strip() for word in str(gpus).strip(" ,").split(",")]
-    try:
-        if "..." in words:
-            place = words.index("...")
-            first, second, last = (int(words[i]) for i in (place - 2, place - 1, place + 1))
-            if place < 2 or place + 2 != len(words):
-                raise ValueError
-            words[place:] = range(2 * second - first, last + 1, second - first)
-        numbers = [int(word) for word in words]
-        if len(set(numbers)) != len(numbers) or min(numbers) < 0:
-            raise ValueError
-    except (ValueError, IndexError) as error:
-        raise UserError(f"--gpus {gpus}: list each GPU once, as 0,1,2,3 or 0,1,...,63") from error
-    if num_nodes == 1:
-        return numbers
-    if len(numbers) % num_nodes:
-        raise UserError(f"--gpus {gpus}: {len(numbers)} GPUs do not divide between {num_nodes} nodes; list all")
-    return len(numbers) // num_nodes
-
-
-def trainer_options(config: DictConfig) -> dict[str, Any]:
-    """The config's lightning.trainer for Lightning 2: the published `gpus` becomes `devices`. Raises UserError."""
-    options = dict(OmegaConf.to_container(config["lightning"]["trainer"], resolve=True))
-    gpus = options.pop("gpus", None)
-    accelerator = options.get("accelerator")
-    if gpus is not None and "devices" not in options and accelerator != "cpu":
-        options["accelerator"] = accelerator = "gpu"
-        options["devices"] = devices_of(gpus, int(options.get("num_nodes", 1)))
-        here = torch.cuda.device_count()
-        if here and isinstance(options["devices"], list) and max(options["devices"]) >= here:
-            raise UserError(
-                f"--gpus {gpus}: this machine has {here} GPUs; name those, or, for GPUs of several machines, add "
-                "--num_nodes"
-            )
-    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise UserError("there is no GPU that PyTorch can use; train on the CPU with --accelerator cpu --devices 1")
-    has_another = torch.cuda.is_available() or torch.backends.mps.is_available()
-    on_cpu = accelerator == "cpu" or (accelerator in (None, "auto") and not has_another)
-    if (
-        on_cpu
-        and str(options.get("precision")).startswith("bf16")
-        and preferred_half_dtype(torch.device("cpu")) == torch.float32
-    ):
-        print("training in float32: this CPU has no arithmetic in bf16, which would take a hundred times as long")
-        options["precision"] = "32-true"
-    if int(options.get("num_nodes", 1)) > 1 and not any(name in os.environ for name in CLUSTER):
-        raise UserError(
-            "--num_nodes: started by hand, each node needs the environment variables MASTER_ADDR and MASTER_PORT (the "
-            "same on all) and NODE_RANK (0, 1, ...); set them, or start it with torchrun or SLURM"
-        )
-    return options
-
-
-def loggers(folder: Path, wandb: bool) -> list:
-    found = [  # each start of a run has a CSV of its own: csv/version_0, version_1, ...
-        CSVLogger(folder, name="csv", flush_logs_every_n_steps=1),
-        TensorBoardLogger(folder, name="tensorboard", version=""),
-    ]
-    if wandb:
-        try:
-            found.append(WandbLogger(project="paint-by-example", name=folder.name, save_dir=folder))
-        except ModuleNotFoundError as error:
-            raise UserError("--wandb: Weights & Biases is not installed; pip install wandb, or leave it out") from error
-    return found
-
-
 def train(
     config: DictConfig,
     folder: Path,
@@ -127,80 +54,143 @@ def train(
     test: bool = True,
     wandb: bool = False,
 ) -> None:
-    """Trains the config's model, and writes to `folder`. resume: a checkpoint of a run, to go on from. seed: None for
-    the config's, lightning.seed.
+    """Train the config's model and write the run to `folder`.
 
-    Raises UserError; SystemExit(143) after a signal, once last.ckpt is written."""
+    resume: a checkpoint of an earlier run, to continue from. pretrained: the weights to start from, see initial_model.
+    seed: None for the config's lightning.seed. test: if there is a test split, compute its loss at the end.
+
+    Raises UserError, and SystemExit(143) when the run was stopped by a signal, after writing last.ckpt."""
     settings = config["lightning"]
     settings["seed"] = seed = settings["seed"] if seed is None else seed
-    torch.manual_seed(seed)  # of weights that start as random numbers; all else has generators of its own
+    torch.manual_seed(seed)  # of random initial weights; everything else has its own generators
     options = trainer_options(config)
     data = instantiate_from_config(config["data"], DataModuleFromConfig)
-    data.reseed(seed)
-    lora = config["model"].get("lora")
-    if lora and pretrained:
-        config["model"]["pretrained_model"] = str(pretrained)  # the frozen weights, which going on needs again
-    model = initial_model(config, "none" if resume and not lora else pretrained)
-    if lora:
-        inject_adapter(model, lora)
-    model.seed = seed
-    if settings["compile"]:
-        model.compile_networks()
-    last = Last(folder / "checkpoints", settings["checkpoint"]["every_n_steps"])
-    callbacks = [
-        Throughput(),
-        FiniteLoss(settings["nonfinite"] == "skip", last),
-        Pictures(folder / "images", **settings["images"]),
-        last,
-    ]
-    if lora:
-        callbacks.append(AdapterCheckpoints(model))
-    if model.monitor not in (None, *MONITORED):
-        raise UserError(f"config: model.params.monitor is {model.monitor}; it has to be one of {', '.join(MONITORED)}")
-    if str(options.get("strategy")).startswith(("fsdp", "deepspeed")) and (model.use_ema or lora):
-        raise UserError("--strategy: weights in shards go with neither use_ema nor LoRA; use ddp, or switch those off")
-    if model.monitor is not None and "validation" in data.configs:
-        data.dataset("validation")
-        callbacks.append(best(last.path.parent, model.monitor, settings["checkpoint"]["top_k"]))
+    data.set_seed(seed)
+    model = build_model(config, pretrained, resume is not None)
+    validate = model.monitor is not None and "validation" in data.configs
+    if validate:
+        data.dataset("validation")  # an unusable one is an error before training, not after
     else:
         options["limit_val_batches"] = 0
-    try:
-        trainer = lightning.Trainer(
-            **options,
-            default_root_dir=folder,
-            callbacks=callbacks,
-            logger=loggers(folder, wandb),
-            plugins=[AtomicCheckpointIO()],
-            use_distributed_sampler=False,  # EpochSampler knows its share
-        )
-    except (MisconfigurationException, TypeError, ValueError) as error:
-        raise UserError(f"lightning.trainer: {error}; correct it in the config or the flags") from error
+    check_strategy(config, model, options)
+    last = LastCheckpoint(folder / "checkpoints", settings["checkpoint"]["every_n_steps"])
+    callbacks = build_callbacks(config, folder, model, last, validate)
+    trainer = build_trainer(options, folder, callbacks, wandb)
     model.learning_rate = config["model"]["base_learning_rate"]
     if settings["scale_lr"]:
         model.learning_rate *= trainer.accumulate_grad_batches * trainer.world_size * data.batch_size
     if trainer.is_global_zero:
         with staging(folder) as temporary:
             OmegaConf.save(config, temporary / "config.yaml", resolve=True)
-    warnings.filterwarnings("ignore", r".*module\(s\) in eval mode")  # the frozen ones
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Lightning's own handler finishes the step
-    try:
-        trainer.fit(model, datamodule=data, ckpt_path=resume)
-    except SIGTERMException:
-        if trainer.is_global_zero:
-            print(f"stopped after step {trainer.global_step}; to go on: python main.py -r {folder}", flush=True)
-        raise SystemExit(143) from None
-    except (MisconfigurationException, ValueError) as error:
-        if "val_check_interval" in str(error):  # only known once the data is
-            raise UserError(f"lightning.trainer: {error}; lower it, or set check_val_every_n_epoch=null") from error
-        raise
+    fit(trainer, model, data, folder, resume)
     if trainer.is_global_zero:
         with staging(folder) as temporary:
             model.export(temporary)
         print(f"trained to step {trainer.global_step}: {last.path}", flush=True)
-    if test and "test" in data.configs:
+    if test:
+        compute_test_loss(trainer, model, data)
+
+
+def build_model(config: DictConfig, pretrained: str | None, resumes: bool) -> TrainableModel:
+    """The config's model with its initial weights and, with model.lora, the adapter's layers. Raises UserError."""
+    lora = config["model"].get("lora")
+    if lora and pretrained:
+        config["model"]["pretrained_model"] = str(pretrained)  # resuming needs the frozen weights again
+    model = initial_model(config, "none" if resumes and not lora else pretrained)
+    if lora:
+        inject_adapter(model, lora)
+    if model.monitor not in (None, *MONITORED):
+        raise UserError(f"config: model.params.monitor is {model.monitor}; use one of {', '.join(MONITORED)}")
+    model.seed = config["lightning"]["seed"]
+    if config["lightning"]["compile"]:
+        model.compile_networks()
+    return model
+
+
+def check_strategy(config: DictConfig, model: TrainableModel, options: dict[str, Any]) -> None:
+    """Raises UserError for a strategy that splits the weights where the run needs them whole."""
+    if str(options.get("strategy")).startswith(("fsdp", "deepspeed")) and (
+        model.use_ema or config["model"].get("lora")
+    ):
+        raise UserError("--strategy: sharded weights work with neither use_ema nor LoRA; use ddp, or switch those off")
+
+
+def build_callbacks(
+    config: DictConfig, folder: Path, model: TrainableModel, last: LastCheckpoint, validate: bool
+) -> list[Callback]:
+    """validate: keep the best checkpoints, too. Raises UserError."""
+    settings = config["lightning"]
+    try:
+        samples = SampleGrid(folder / "images", **settings["images"])
+    except TypeError as error:
+        raise UserError(f"config: lightning.images: {error}; correct its keys") from error
+    callbacks: list[Callback] = [Throughput(), FiniteLoss(settings["nonfinite"] == "skip", last), samples, last]
+    if config["model"].get("lora"):
+        callbacks.append(AdapterCheckpoints(model))
+    if validate:
+        callbacks.append(best_checkpoints(last.path.parent, model.monitor, settings["checkpoint"]["top_k"]))
+    return callbacks
+
+
+def build_trainer(options: dict[str, Any], folder: Path, callbacks: list[Callback], wandb: bool) -> lightning.Trainer:
+    """options: of trainer_options. Raises UserError: one that Lightning refuses."""
+    try:
+        return lightning.Trainer(
+            **options,
+            default_root_dir=folder,
+            callbacks=callbacks,
+            logger=build_loggers(folder, wandb),
+            plugins=[AtomicCheckpointIO()],
+            use_distributed_sampler=False,  # EpochSampler already divides the samples among processes
+        )
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise UserError(f"lightning.trainer: {error}; correct it in the config or the flags") from error
+
+
+def build_loggers(folder: Path, wandb: bool) -> list[Logger]:
+    """CSV (a file per start of the run: csv/version_0, ...), TensorBoard and, if asked for, Weights & Biases.
+
+    Raises UserError: one of them is not installed."""
+    require("tensorboard", "train")
+    loggers: list[Logger] = [
+        CSVLogger(folder, name="csv", flush_logs_every_n_steps=1),
+        TensorBoardLogger(folder, name="tensorboard", version=""),
+    ]
+    if wandb:
         try:
-            data.dataset("test")
-        except UserError as error:
-            print(f"no test: {error}", flush=True)
-        else:
-            trainer.test(model, datamodule=data)
+            loggers.append(WandbLogger(project="paint-by-example", name=folder.name, save_dir=folder))
+        except ModuleNotFoundError as error:
+            raise UserError("--wandb: Weights & Biases is not installed; pip install wandb, or leave it out") from error
+    return loggers
+
+
+def fit(
+    trainer: lightning.Trainer, model: TrainableModel, data: DataModuleFromConfig, folder: Path, resume: Path | None
+) -> None:
+    """Train. Raises SystemExit(143) when the run was stopped by a signal, UserError for an impossible validation."""
+    warnings.filterwarnings("ignore", r".*module\(s\) in eval mode")  # the frozen ones are meant to be
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # so that Lightning installs its own handler, which finishes the step
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=resume)
+    except SIGTERMException:
+        if trainer.is_global_zero:
+            print(f"stopped after step {trainer.global_step}; to resume: python main.py -r {folder}", flush=True)
+        raise SystemExit(143) from None
+    except (MisconfigurationException, ValueError) as error:
+        if "val_check_interval" in str(error):  # Lightning checks it only when the data is loaded
+            raise UserError(f"lightning.trainer: {error}; lower it, or set check_val_every_n_epoch=null") from error
+        raise
+
+
+def compute_test_loss(trainer: lightning.Trainer, model: TrainableModel, data: DataModuleFromConfig) -> None:
+    """Log the loss over the test split, if the config has one and its data was prepared."""
+    if "test" not in data.configs:
+        return
+    try:
+        data.dataset("test")
+    except MissingSplit:
+        return
+    except UserError as error:
+        print(f"test skipped: {error}", flush=True)
+        return
+    trainer.test(model, datamodule=data)

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from ldm.data.index import SPLITS, BoxIndex
-from ldm.data.prepare.annotations import CHUNK, parallel
+from ldm.data.prepare.annotations import CHUNK, chunked_map
 from ldm.images import ORIENTATION
 from tests.conftest import GOLDEN, ROOT
 
@@ -649,7 +649,7 @@ def test_helper_processes_die_of_sigterm():
     """At once, and not when Python next runs a handler: one that waits for a lock would never, and its parent hang."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as every script does
     try:
-        assert all(parallel(dies_of_sigterm, [[i] for i in range(8)], CHUNK + 1, "items"))
+        assert all(chunked_map(dies_of_sigterm, [[i] for i in range(8)], CHUNK + 1, "items"))
         assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -311,9 +311,9 @@ def test_the_dataset_reads_it_and_the_mask_lies_on_the_object(tmp_path, script):
 
 def test_the_same_seed_makes_the_same_files(data, tmp_path, monkeypatch):
     assert data.make(tmp_path / "a")[0] == data.make(tmp_path / "seed", "--seed", 5)[0] == 0
-    monkeypatch.setattr("ldm.data.bench.squares.cores", lambda: 1)
-    monkeypatch.setattr("ldm.data.bench.squares.AT_ONCE", 1)
-    monkeypatch.setattr(module, "ROUND", 5)
+    monkeypatch.setattr("ldm.data.processes.cores", lambda: 1)
+    monkeypatch.setattr(module, "PICTURES_PER_TASK", 1)
+    monkeypatch.setattr(module, "BATCH", 5)
     assert data.make(tmp_path / "b")[0] == 0
     first = contents(tmp_path / "a")
     assert len(first) == 3 * 24 + 2 and first == contents(tmp_path / "b")
@@ -418,7 +418,7 @@ def test_bench_errors(data, tmp_path):
     table.with_columns(label=pl.format("thing of {}", "path").repeat_by(pl.col("boxes").list.len())).write_parquet(
         index
     )
-    refused(f"no case can be made of it (24 {module.ALONE})")
+    refused(f"no case can be made from it (24 {module.ALONE})")
 
 
 def test_an_outdir_with_other_things_keeps_them(data, tmp_path):

@@ -456,14 +456,16 @@ def test_a_broken_picture_is_replaced_counted_and_logged_once(photos, caplog):
     dataset = make(photos)
     with caplog.at_level(logging.WARNING):
         loaded = [[dataset[epoch, i] for i in range(40)] for epoch in range(2)]
-    assert dataset.broken == 4
-    assert len(caplog.records) == 4 and all("takes its place" in record.message for record in caplog.records)
+    assert dataset.unusable_count == 4
+    assert len(caplog.records) == 4 and all(
+        "replaced by another picture" in record.message for record in caplog.records
+    )
     assert all(same(a, b) for a, b in zip(whole[4:], loaded[0][4:], strict=True))
     assert all(entry["GT"].shape == (3, 32, 32) for epoch in loaded for entry in epoch)
     with_workers = make(photos)
     keys = [(0, i) for i in range(40)]
     batches = list(DataLoader(with_workers, sampler=keys, num_workers=2, batch_size=1))
-    assert with_workers.broken == 4  # counted over the processes
+    assert with_workers.unusable_count == 4  # counted over the processes
     assert all(torch.equal(batch["GT"][0], entry["GT"]) for batch, entry in zip(batches, loaded[0], strict=True))
 
 
@@ -478,7 +480,7 @@ def test_a_split_without_a_usable_picture_is_an_error(photos):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("1 2 3\n", "not four numbers"),
+        ("1 2 3\n", "without four numbers"),
         ("a b c d\n", "x0 y0 x1 y1"),
         ("nan 1 2 3\n", "x0 y0 x1 y1"),
         ("1e300 1 2 3", "x0 y0"),

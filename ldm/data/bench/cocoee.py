@@ -1,11 +1,11 @@
-"""COCOImageDataset: the COCOEE benchmark, photos with a region and a reference of what to paint there.
+"""COCOImageDataset: the COCOEE benchmark: photos, each with a region and a reference of what to paint there.
 
     <test_bench_dir>/GT_3500/<id>_GT.png
                      Mask_bbox_3500/<id>_mask.png      255 = edit
                      Ref_3500/<id>_ref.png
                      id_list.npy
 
-An id has 12 digits. Another set of pictures in these folders does as well."""
+An id has 12 digits in COCOEE. Other pictures in these folders, under any ids, work as well."""
 
 from __future__ import annotations
 
@@ -21,26 +21,28 @@ from ldm.conventions import image_to_tensor, mask_to_tensor, reference_to_tensor
 from ldm.images import open_picture, size_in_header, upright_mask, upright_rgb
 from ldm.util import UserError
 
-FILES = {"GT_3500": "GT", "Mask_bbox_3500": "mask", "Ref_3500": "ref"}  # folder -> <id>_?.png in it
+FILES = {"GT_3500": "GT", "Mask_bbox_3500": "mask", "Ref_3500": "ref"}  # folder -> suffix: <id>_<suffix>.png
 
 
 def case_id(number: int) -> str:
-    """As COCO's pictures are numbered."""
+    """12 digits, like the ids of COCO's pictures."""
     return f"{number:012}"
 
 
 def case_path(bench: Path, folder: str, name: str) -> Path:
-    """One of the FILES of a case."""
+    """A case's file in one of the folders of FILES."""
     return bench / folder / f"{name}_{FILES[folder]}.png"
 
 
 def result_path(results: Path, name: str) -> Path:
-    """What a case became."""
+    """The edited picture of a case."""
     return results / f"{name}.png"
 
 
-def refuse(problems: dict[str, str], count: int, what: str, cure: str) -> None:
-    """Raises UserError that names the first few problems of cases, by id, if there are any."""
+def raise_on_problems(problems: dict[str, str], count: int, what: str, cure: str) -> None:
+    """Raise UserError if there are any problems; it names the first three.
+
+    problems: id -> message; count: of all cases; what: cannot be done with them; cure: what the user can do."""
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         few = "; ".join(list(problems.values())[:3])
@@ -71,7 +73,7 @@ class COCOImageDataset(Dataset):
         return size_in_header(case_path(self.root, "GT_3500", name))
 
     def digest(self) -> str:
-        """Tells one benchmark from another: of its ids and the sizes of its files, hexadecimal."""
+        """SHA-256 of the ids and the sizes of the files, hexadecimal: differs from one benchmark to another."""
         digest = hashlib.sha256()
         for name in self.ids:
             files = [case_path(self.root, folder, name) for folder in FILES]
@@ -80,7 +82,7 @@ class COCOImageDataset(Dataset):
         return digest.hexdigest()
 
     def problems(self) -> dict[str, str]:
-        """Id -> what is wrong with one of the case's files, as far as their headers tell."""
+        """Id -> message, for the cases of which a file is missing or has a damaged header."""
         found = {}
         for name in self.ids:
             try:
@@ -116,17 +118,17 @@ class COCOImageDataset(Dataset):
 
 
 def _read_ids(path: Path) -> list[str]:
-    """Raises UserError: damaged, other things than ids, ids that are no names of files, or one twice."""
+    """Raises UserError: a damaged file, or an id that cannot be part of a file name or occurs twice."""
     try:
         array = np.load(path, allow_pickle=False)
         if array.dtype.kind not in "iuU":
-            raise ValueError(f"it holds {array.dtype}, neither whole numbers nor texts")
+            raise ValueError(f"it contains {array.dtype}, not integers or strings")
         ids = [name if isinstance(name, str) else case_id(name) for name in array.reshape(-1).tolist()]
         wrong = [name for name in ids if Path(name).name != name or name in ("", "..") or "\\" in name or "\0" in name]
         if wrong:
-            raise ValueError(f"{wrong[0]!r} is no id")
+            raise ValueError(f"{wrong[0]!r} is not an id")
         if len(set(ids)) < len(ids):
-            raise ValueError("an id is there twice")
+            raise ValueError("an id occurs twice")
     except Exception as error:  # zip, numpy and Python each have their own
-        raise UserError(f"{path}: cannot be read ({error}); remove it to take every case there is") from error
+        raise UserError(f"{path}: cannot be read ({error}); remove it to use all cases in the folders") from error
     return ids

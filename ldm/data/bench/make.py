@@ -1,10 +1,10 @@
-"""Pictures of one's own -> a benchmark of COCOEE's layout.
+"""One's own pictures -> a benchmark laid out like COCOEE.
 
-    Instances            the labelled boxes of a prepared split; draft(i, seed) -> which boxes of a picture go with
-                         which references
+    Instances            the labelled boxes of a prepared split; draft(i, seed) -> which boxes of a picture can be
+                         edited with which references
     make_bench(...)      Instances -> <outdir>/GT_3500, Mask_bbox_3500, Ref_3500, id_list.npy and cases.csv
 
-What comes out depends on the arguments alone, not on the number of processes.
+The result depends on the arguments alone, not on the number of processes.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 from PIL import Image
 from tqdm import tqdm
 
 from ldm.data.bench.cocoee import FILES, case_id, case_path
-from ldm.data.bench.squares import all_cores, cut, cut_square, save_png
+from ldm.data.bench.squares import PICTURES_PER_TASK, cut, cut_square, save_png
 from ldm.data.index import index_path
 from ldm.data.masks import Box, reference_region
+from ldm.data.processes import worker_pool
 from ldm.files import staging
 from ldm.images import PictureFile
-from ldm.util import UserError
+from ldm.util import UserError, require
 
-ROUND = 1000  # cases drafted at a time
-REFERENCES = 10  # drawn for a box; all but the first are for when those before cannot be read
-CASE = ("id", "source", "box", "label", "reference", "reference_box")  # the columns of cases.csv
+BATCH = 1000  # cases drafted at a time
+MAX_REFERENCES = 10  # drawn for a box; the next one is used where one cannot be read
+CASE_COLUMNS = ("id", "source", "box", "label", "reference", "reference_box")  # the columns of cases.csv
 
 UNLABELLED = "pictures without a labelled box"
 LONG = "pictures whose labelled boxes are longer than their shorter side"
@@ -42,8 +42,8 @@ DAMAGED = "pictures that cannot be read, or none of the references drawn for the
 
 
 def square_around(box: tuple[float, ...], size: tuple[int, int]) -> Box | None:
-    """The square of the picture's shorter side that contains the box and has it in its middle as far as the picture
-    allows; None where the box is too long. box: x0, y0, x1, y1 in the picture, in pixels; size: (width, height)."""
+    """The largest square of the picture that contains the box, centred on it as far as the picture allows; None where
+    the box is too long. box: x0, y0, x1, y1 in pixels; size: of the picture, (width, height)."""
     side, corner = min(size), []
     for start, end, length in zip(box[:2], box[2:], size, strict=True):
         first, last = max(0, math.ceil(end) - side), min(length - side, math.floor(start))
@@ -55,8 +55,8 @@ def square_around(box: tuple[float, ...], size: tuple[int, int]) -> Box | None:
 
 
 def box_mask(box: tuple[float, ...], square: Box, size: int) -> np.ndarray:
-    """(size,size) uint8, 255 = edit: the box as it lies in the square once that is size x size; edges rounded to whole
-    pixels, at least one of them white in each direction."""
+    """(size,size) uint8, 255 = edit: the box in the square that is resized to size x size. Edges are rounded to whole
+    pixels; at least one pixel is white."""
     scale, edges = size / (square[2] - square[0]), []
     for start, end, offset in zip(box[:2], box[2:], square[:2], strict=True):
         first = min(round((start - offset) * scale), size - 1)
@@ -68,7 +68,7 @@ def box_mask(box: tuple[float, ...], square: Box, size: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Instance:
-    """An object on a picture. path: as the index has it; size: (width, height) of the picture; box: x0, y0, x1, y1."""
+    """An object on a picture. path: as in the index; size: of the picture, (width, height); box: x0, y0, x1, y1."""
 
     path: str
     size: tuple[int, int]
@@ -76,38 +76,37 @@ class Instance:
     label: str
 
     def pixels(self, root: Path) -> np.ndarray:
-        """(H,W,3) uint8, the whole picture. root: what the path is relative to. Raises UserError: it cannot be read, or
-        is another one than when the index was made."""
+        """(H,W,3) uint8, the whole picture. root: the folder that the path starts from. Raises UserError: it cannot be
+        read, or its size is not the one in the index."""
         picture = PictureFile(root / self.path)
         if picture.size != self.size:
             raise UserError(
-                f"image {picture.path}: has another size than in the index; prepare it with scripts/read_bbox.py again"
+                f"image {picture.path}: its size is not the one in the index; run scripts/read_bbox.py again"
             )
         return picture.pixels()
 
 
 @dataclass(frozen=True)
 class Draft:
-    """Of a picture the boxes that may be edited, each with its references, in the order in which they are tried.
-    number: the draft's place among all."""
+    """The boxes of a picture that can be edited, each with its references, in the order in which they are tried.
+    number: of the draft, from 0."""
 
     number: int
     choices: list[tuple[Instance, list[Instance]]]
 
 
 class Instances:
-    """The labelled boxes of a split, cut off at the edge of their picture. len: pictures in the index.
+    """The labelled boxes of a split, clipped to their picture. len: pictures in the index.
 
-    boxes (n,4) and labels (n,) are in the order of the pictures; ends: where each picture's end; alike: label -> its
-    boxes' places."""
+    boxes (n,4) and labels (n,) are in the order of the pictures; ends: where each picture's boxes end; by_label: label
+    -> positions of its boxes."""
 
     def __init__(self, dataset_dir: Path, split: str):
         """Raises UserError: no index, a damaged one, no labels in it."""
+        pl = require("polars", "train")
         path = index_path(dataset_dir, split)
         if not path.exists():
-            raise UserError(
-                f"{path}: there is no such index; prepare it with scripts/read_bbox.py, or name its --split"
-            )
+            raise UserError(f"{path}: no such index; prepare it with scripts/read_bbox.py, or name its --split")
         try:
             frame = pl.read_parquet(path, columns=["path", "width", "height", "boxes", "label"], glob=False)
             frame = frame.unique("path", keep="first", maintain_order=True)
@@ -121,7 +120,7 @@ class Instances:
             self.sizes = frame.select(pl.col("width", "height").cast(pl.Int64)).to_numpy()
             edges = table["boxes"].to_numpy().reshape(-1, 4)
             if not np.isfinite(edges).all() or frame["path", "width", "height"].null_count().sum_horizontal().item():
-                raise ValueError("a path is missing, a size, or the edge of a box")
+                raise ValueError("a path, a size or the edge of a box is missing")
         except (pl.exceptions.PolarsError, OSError, ValueError, TypeError) as error:
             reason = str(error).split("\n")[0]
             raise UserError(
@@ -134,89 +133,95 @@ class Instances:
         self.paths, self.boxes, table = frame["path"], edges[inside], table.filter(inside)
         self.labels = table["label"]
         self.ends = np.searchsorted(table["picture"].to_numpy(), np.arange(len(self)), side="right")
-        grouped = table.with_row_index("place").group_by("label").agg("place")
-        self.alike = {label: places.to_numpy() for label, places in zip(*grouped, strict=True)}
+        grouped = table.with_row_index("position").group_by("label").agg("position")
+        self.by_label = {label: positions.to_numpy() for label, positions in zip(*grouped, strict=True)}
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def instance(self, picture: int, place: int) -> Instance:
-        box, size = self.boxes[place].tolist(), self.sizes[picture].tolist()
-        return Instance(self.paths[picture], tuple(size), tuple(box), self.labels[place])
+    def instance(self, picture: int, position: int) -> Instance:
+        """The box at this position, which is on this picture."""
+        box, size = self.boxes[position].tolist(), self.sizes[picture].tolist()
+        return Instance(self.paths[picture], tuple(size), tuple(box), self.labels[position])
 
     def draft(self, picture: int, seed: int) -> list[tuple[Instance, list[Instance]]] | str:
-        """The boxes of a picture, in random order, that fit a square of it, each with up to REFERENCES instances of its
-        label on other pictures, all equally likely. Or why there is none."""
+        """The boxes of a picture that fit a square of it, in random order, each with up to MAX_REFERENCES instances of
+        the same label on other pictures, all equally likely. Without any: one of the reasons above."""
         first, end = int(self.ends[picture - 1]) if picture else 0, int(self.ends[picture])
         if first == end:
             return UNLABELLED
         rng = np.random.default_rng((seed, picture))
-        mine = [self.instance(picture, place) for place in (first + rng.permutation(end - first)).tolist()]
-        fitting = [instance for instance in mine if square_around(instance.box, instance.size)]
+        positions = (first + rng.permutation(end - first)).tolist()
+        instances = [self.instance(picture, position) for position in positions]
+        fitting = [instance for instance in instances if square_around(instance.box, instance.size)]
         if not fitting:
             return LONG
         choices = []
         for instance in fitting:
-            alike = self.alike[instance.label]
-            own = np.searchsorted(alike, (first, end))  # its own boxes are neighbours, as they are in the index
-            others = len(alike) - int(own[1] - own[0])
+            same_label = self.by_label[instance.label]
+            own = np.searchsorted(same_label, (first, end))  # the picture's own boxes follow each other
+            others = len(same_label) - int(own[1] - own[0])
             if others:
-                drawn = rng.choice(others, min(others, REFERENCES), replace=False)
+                drawn = rng.choice(others, min(others, MAX_REFERENCES), replace=False)
                 drawn[drawn >= own[0]] += own[1] - own[0]
-                places = alike[drawn].tolist()
-                pictures = np.searchsorted(self.ends, places, side="right").tolist()
-                choices.append((instance, list(map(self.instance, pictures, places))))
+                positions = same_label[drawn].tolist()
+                pictures = np.searchsorted(self.ends, positions, side="right").tolist()
+                choices.append((instance, list(map(self.instance, pictures, positions))))
         return choices or ALONE
 
 
 @dataclass
-class Made:
-    """cases: how many. left_out: why pictures have none -> how many. unreadable: what is wrong with files met."""
+class Summary:
+    """What make_bench did. cases: how many it wrote; left_out: reason -> how many pictures have no case because of it;
+    unreadable: messages about unreadable files, as the keys of an ordered set."""
 
     cases: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     unreadable: dict[str, None] = field(default_factory=dict)
 
 
-def make_bench(instances: Instances, root: Path, outdir: Path, count: int, size: int, seed: int) -> Made:
-    """Writes up to `count` cases, one per picture, size x size, all of them or, where it fails, nothing. root: what the
-    index's paths are relative to. Raises UserError: outdir has cases, none can be made, the disk is full."""
+def make_bench(instances: Instances, root: Path, outdir: Path, count: int, size: int, seed: int) -> Summary:
+    """Write up to `count` cases, one per picture, size x size; all of them, or nothing if it fails.
+
+    root: the folder that the index's paths start from. Raises UserError: outdir has cases already, no case can be made,
+    the disk is full."""
     outdir = outdir.absolute()
     if any((outdir / name).exists() for name in (*FILES, "id_list.npy")):
-        raise UserError(f"outdir {outdir}: has cases already; name another, or remove it")
-    made, rows, new = Made(), [], not outdir.exists()
+        raise UserError(f"outdir {outdir}: has cases already; name another folder, or remove it")
+    pl = require("polars", "train")
+    summary, rows, new = Summary(), [], not outdir.exists()
     with (
         staging(outdir.parent if new else outdir) as temporary,
-        all_cores() as spread,
+        worker_pool("pictures", PICTURES_PER_TASK) as parallel_map,
         tqdm(desc="cases", total=min(count, len(instances)), unit="case") as bar,
     ):
-        bench = temporary / outdir.name if new else temporary  # a new folder appears in one move
+        bench = temporary / outdir.name if new else temporary  # a new folder appears complete
         for folder in FILES:
             (bench / folder).mkdir(parents=True)
         make_case = partial(_make_case, root=root, bench=bench, size=size)
-        drafts = _drafts(instances, seed, made.left_out)
-        while batch := list(islice(drafts, min(count - made.cases, ROUND))):
-            for draft, (pair, problems) in zip(batch, spread(make_case, batch), strict=True):
-                made.unreadable |= dict.fromkeys(problems)
+        drafts = _drafts(instances, seed, summary.left_out)
+        while batch := list(islice(drafts, min(count - summary.cases, BATCH))):
+            for draft, (pair, problems) in zip(batch, parallel_map(make_case, batch), strict=True):
+                summary.unreadable |= dict.fromkeys(problems)
                 if pair is None:
-                    made.left_out[DAMAGED] += 1
+                    summary.left_out[DAMAGED] += 1
                     continue
-                drafted, final = case_id(draft.number), case_id(made.cases)
-                for folder in FILES:  # into the gap that pictures without a case left
+                drafted, final = case_id(draft.number), case_id(summary.cases)
+                for folder in FILES:  # numbered without the gaps of failed drafts
                     os.replace(case_path(bench, folder, drafted), case_path(bench, folder, final))
-                rows.append(_row(made.cases, *pair))
-                made.cases += 1
+                rows.append(_row(summary.cases, *pair))
+                summary.cases += 1
                 bar.update()
-        if not made.cases:
-            reasons = ", ".join(f"{number:,} {reason}" for reason, number in made.left_out.items())
-            raise UserError(f"{root}: no case can be made of it ({reasons}); prepare more pictures or other boxes")
-        np.save(bench / "id_list.npy", np.arange(made.cases, dtype=np.int64))
-        pl.DataFrame(rows, schema=CASE, orient="row").write_csv(bench / "cases.csv")
-    return made
+        if not summary.cases:
+            reasons = ", ".join(f"{number:,} {reason}" for reason, number in summary.left_out.items())
+            raise UserError(f"{root}: no case can be made from it ({reasons}); prepare more pictures or other boxes")
+        np.save(bench / "id_list.npy", np.arange(summary.cases, dtype=np.int64))
+        pl.DataFrame(rows, schema=CASE_COLUMNS, orient="row").write_csv(bench / "cases.csv")
+    return summary
 
 
 def _drafts(instances: Instances, seed: int, left_out: Counter[str]) -> Iterator[Draft]:
-    """Of the pictures in random order; counts those that cannot have a case."""
+    """Drafts of the pictures, in random order; counts the pictures that cannot have a case in `left_out`."""
     number = 0
     for picture in np.random.default_rng(seed).permutation(len(instances)).tolist():
         choices = instances.draft(picture, seed)
@@ -228,8 +233,9 @@ def _drafts(instances: Instances, seed: int, left_out: Counter[str]) -> Iterator
 
 
 def _make_case(draft: Draft, root: Path, bench: Path, size: int) -> tuple[tuple[Instance, Instance] | None, list[str]]:
-    """Writes the three files of the first choice whose pictures can be read, under the draft's number. -> the object
-    and its reference, None where there was none; what is wrong with the files that could not be read."""
+    """Write the three files of the first choice whose pictures can be read, under the draft's number.
+
+    -> the object and its reference, or None if there are none; messages about unreadable files."""
     problems = []
     try:
         pixels = draft.choices[0][0].pixels(root)
@@ -238,7 +244,7 @@ def _make_case(draft: Draft, root: Path, bench: Path, size: int) -> tuple[tuple[
     for instance, references in draft.choices:
         for reference in references:
             try:
-                seen = reference.pixels(root)
+                reference_pixels = reference.pixels(root)
             except UserError as error:
                 problems.append(str(error))
                 continue
@@ -247,7 +253,7 @@ def _make_case(draft: Draft, root: Path, bench: Path, size: int) -> tuple[tuple[
             pictures = (
                 cut_square(pixels, square, size),
                 Image.fromarray(box_mask(instance.box, square, size)),
-                cut(seen, region),
+                cut(reference_pixels, region),
             )
             for folder, picture in zip(FILES, pictures, strict=True):
                 save_png(picture, case_path(bench, folder, case_id(draft.number)))

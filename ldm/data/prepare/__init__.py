@@ -1,0 +1,5 @@
+"""Annotations -> the index that training reads. Needs polars."""
+
+from ldm.util import require
+
+require("polars", "train")

@@ -1,7 +1,7 @@
-"""Annotation files of every common kind -> Boxes.
+"""Annotation files -> Boxes.
 
 read_open_images(dataset_dir, split)      the published layout
-READERS[format](images, annotations)      coco, yolo, voc, csv, masks: other people's pictures
+READERS[format](images, annotations)      coco, yolo, voc, csv, masks
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 import polars as pl
 
 from ldm.data.index import split_folders
-from ldm.data.prepare.annotations import EDGES, NO_TEXT, Boxes, Problems, chunks, is_text, parallel
+from ldm.data.prepare.annotations import EDGES, NO_TEXT, Boxes, Problems, chunked_map, in_chunks, is_text
 from ldm.images import EXTENSIONS, open_picture, upright_mask, upright_size
 from ldm.util import UserError
 
-CSV_NAMES = {  # of the columns, in their order where there is no row of names
+CSV_NAMES = {  # column -> accepted names; without a header row the columns are in this order
     "path": ("path", "filename", "file_name", "file", "image"),
     "x0": ("x0", "xmin", "x_min", "left"),
     "y0": ("y0", "ymin", "y_min", "top"),
@@ -39,7 +39,7 @@ OPEN_IMAGES = {  # split -> its annotation file
 def read_open_images(dataset_dir: Path, split: str) -> Boxes:
     """The published layout: annotations/<csv of the split>, images/{train_0 ... train_f,validation,test}/<id>.jpg.
 
-    One pass over the CSV, which for training has 14.6 million rows."""
+    Reads the CSV once: that of training has 14.6 million rows. Raises UserError: it is missing or damaged."""
     columns = {"ImageID": pl.String, "LabelName": pl.String}
     columns |= dict.fromkeys(("XMin", "YMin", "XMax", "YMax"), pl.Float64)
     table = _open_images_csv(dataset_dir / "annotations" / OPEN_IMAGES[split], columns)
@@ -60,7 +60,7 @@ def read_open_images(dataset_dir: Path, split: str) -> Boxes:
     once = pictures.unique("ImageID", keep="first", maintain_order=True)
     problems.add("pictures of the same name as another", pictures.join(once, on="path", how="anti")["path"])
     pictures = once.with_row_index("picture")
-    # Rows of one picture follow each other: what is looked up once per run of them costs a tenth.
+    # Rows of one picture follow each other: one look-up per run of rows takes a tenth of the time.
     run = table["ImageID"].rle_id()
     runs = pl.DataFrame({"ImageID": table["ImageID"].filter(run.diff().fill_null(1) > 0)})
     problems.add("pictures without an annotation", pictures.join(runs, on="ImageID", how="anti")["path"])
@@ -87,7 +87,7 @@ def _names(folder: Path, problems: Problems) -> list[str]:
 
 
 def _class_names(dataset_dir: Path) -> dict[str, str]:
-    """/m/... -> what it is, where class-descriptions-boxable.csv is there."""
+    """/m/... -> name of the class, from class-descriptions-boxable.csv; empty if there is no such file."""
     path = dataset_dir / "annotations" / "class-descriptions-boxable.csv"
     if not path.is_file():
         return {}
@@ -96,17 +96,19 @@ def _class_names(dataset_dir: Path) -> dict[str, str]:
 
 
 def _open_images_csv(path: Path, columns: dict[str, type[pl.DataType]]) -> pl.DataFrame:
-    """These columns of a CSV with a row of names; what is no number becomes null."""
+    """These columns of a CSV with a header; text in a column of numbers becomes null."""
     try:
         return pl.read_csv(path, columns=list(columns), schema_overrides=columns, ignore_errors=True, glob=False)
     except FileNotFoundError as error:
-        raise UserError(f"annotations {path}: there is no such file; see dataset/README.md for the layout") from error
+        raise UserError(f"annotations {path}: no such file; see dataset/README.md for the layout") from error
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"annotations {path}: cannot be read ({_brief(error)}); load it down again") from error
+        raise UserError(f"annotations {path}: cannot be read ({_brief(error)}); download it again") from error
 
 
 def read_coco(images: Path, annotations: Path) -> Boxes:
-    """COCO's instances json: `bbox` is x, y, width, height in pixels. Groups (iscrowd) are left out."""
+    """COCO's instances JSON: `bbox` is x, y, width, height in pixels. Skips groups (iscrowd).
+
+    Raises UserError: not such a file."""
     problems, rows = Problems(), []
     try:
         content = json.loads(annotations.read_bytes())
@@ -129,20 +131,20 @@ def read_coco(images: Path, annotations: Path) -> Boxes:
                 x, y, width, height = map(float, annotation["bbox"])
                 rows.append((path, x, y, x + width, y + height, str(labels.get(annotation.get("category_id"), ""))))
     except OSError as error:
-        raise UserError(f"annotations {annotations}: cannot be read ({error.strerror}); name a json file") from error
+        raise UserError(f"annotations {annotations}: cannot be read ({error.strerror}); name a JSON file") from error
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise UserError(f"annotations {annotations}: no COCO instances json ({_brief(error)}); name one") from error
-    _unnamed(images, set(pictures.values()), problems)
-    return Boxes.of_rows(rows, False, problems, annotated)
+        raise UserError(f"annotations {annotations}: not a COCO instances JSON ({_brief(error)}); name one") from error
+    _add_unannotated(images, set(pictures.values()), problems)
+    return Boxes.from_rows(rows, False, problems, annotated)
 
 
 def read_yolo(images: Path, annotations: Path) -> Boxes:
-    """A txt per picture, of its name: `class x y width height`, the box's middle and size in 0..1; of a polygon
-    (`class x y x y ...`) its bounding box. classes.txt, if there, names the classes."""
+    """A txt of the same name per picture: lines `class x y width height`, the box's centre and size as fractions; for a
+    polygon (`class x y x y ...`) its bounding box is used. classes.txt, if present, names the classes."""
     names = annotations / "classes.txt"
     classes = names.read_text(errors="replace").splitlines() if names.is_file() else []
     problems, rows = Problems(), []
-    for picture, file in _partners(images, annotations, [".txt"], problems):
+    for picture, file in _pair_by_name(images, annotations, [".txt"], problems):
         for line in file.read_text("utf-8-sig", errors="replace").splitlines():
             if not line.strip():
                 continue
@@ -153,21 +155,22 @@ def read_yolo(images: Path, annotations: Path) -> Boxes:
                 problems.add("lines that cannot be read", [f"{file}: {line:.60}"])
                 continue
             rows.append((picture, *map(float, box), classes[kind] if 0 <= kind < len(classes) else str(kind)))
-    return Boxes.of_rows(rows, True, problems)
+    return Boxes.from_rows(rows, True, problems)
 
 
 def _yolo_box(numbers: np.ndarray) -> tuple[float, ...]:
+    """A line's numbers after the class -> x0, y0, x1, y1. Raises ValueError: too few or too many."""
     if len(numbers) >= 6 and len(numbers) % 2 == 0:
         points = numbers.reshape(-1, 2)
         return (*points.min(0), *points.max(0))
-    x, y, width, height = numbers[: 4 if len(numbers) == 5 else None]  # a fifth one is a detector's confidence
+    x, y, width, height = numbers[: 4 if len(numbers) == 5 else None]  # a fifth is a detector's confidence
     return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
 
 def read_voc(images: Path, annotations: Path) -> Boxes:
-    """Pascal VOC: an xml per picture, of its name; xmin, ymin, xmax, ymax in pixels, taken as they stand."""
+    """Pascal VOC: an XML file of the same name per picture; xmin, ymin, xmax, ymax in pixels, used unchanged."""
     problems, rows = Problems(), []
-    for picture, file in _partners(images, annotations, [".xml"], problems):
+    for picture, file in _pair_by_name(images, annotations, [".xml"], problems):
         try:
             things = list(ET.parse(file).getroot().iter("object"))
         except (ET.ParseError, ValueError, LookupError, OSError) as error:
@@ -180,11 +183,13 @@ def read_voc(images: Path, annotations: Path) -> Boxes:
                 problems.add("objects without a box", [str(file)])
             else:
                 rows.append((picture, *box, thing.findtext("name", "")))
-    return Boxes.of_rows(rows, False, problems)
+    return Boxes.from_rows(rows, False, problems)
 
 
 def read_csv(images: Path, annotations: Path) -> Boxes:
-    """Rows `path,x0,y0,x1,y1` and, if you like, a label; in pixels. A first row of names may give another order."""
+    """Rows `path,x0,y0,x1,y1` in pixels, optionally with a label; with a header row, columns may be in any order.
+
+    Raises UserError: not such a file."""
     problems, rows = Problems(), []
     try:
         with open(annotations, newline="", encoding="utf-8-sig", errors="replace") as file:
@@ -207,26 +212,26 @@ def read_csv(images: Path, annotations: Path) -> Boxes:
             rows.append((os.path.join(images, path), *map(float, box), label))
         except (ValueError, IndexError):
             problems.add("lines that cannot be read", [f"row {number}: {','.join(line):.60}"])
-    _unnamed(images, named, problems)
-    return Boxes.of_rows(rows, False, problems)
+    _add_unannotated(images, named, problems)
+    return Boxes.from_rows(rows, False, problems)
 
 
 def _csv_columns(names: list[str], annotations: Path) -> dict[str, int]:
-    """Which column is what, of a first row of names."""
-    places = {name.strip().lower(): i for i, name in enumerate(names)}
-    columns = {key: places[name] for key, known in CSV_NAMES.items() for name in known if name in places}
+    """Position of each column of CSV_NAMES in a header row. Raises UserError: one of path and edges is missing."""
+    positions = {name.strip().lower(): i for i, name in enumerate(names)}
+    columns = {key: positions[name] for key, known in CSV_NAMES.items() for name in known if name in positions}
     if missing := [key for key in ("path", *EDGES) if key not in columns]:
         raise UserError(
-            f"annotations {annotations}: its first row, {','.join(names):.80}, names no {missing[0]}; the columns "
-            "have to be path,x0,y0,x1,y1"
+            f"annotations {annotations}: its first row, {','.join(names):.80}, names no {missing[0]}; name the "
+            "columns path,x0,y0,x1,y1"
         )
     return columns
 
 
-def _unnamed(images: Path, named: set[str], problems: Problems) -> None:
-    """Pictures in the folder that the annotations do not name."""
+def _add_unannotated(images: Path, named: set[str], problems: Problems) -> None:
+    """Add the pictures in the folder that the annotations do not name to `problems`. Raises UserError: no folder."""
     if not images.is_dir():
-        raise UserError(f"images {images}: is no folder; name the one that holds them")
+        raise UserError(f"images {images}: not a folder; name the one that holds them")
     found = (str(file) for file in sorted(images.rglob("*")) if file.suffix.lower() in EXTENSIONS)
     problems.add("pictures without an annotation", (file for file in found if file not in named))
 
@@ -239,19 +244,20 @@ def _is_number(cell: str) -> bool:
 
 
 def read_masks(images: Path, annotations: Path) -> Boxes:
-    """A mask (255 = object) per picture, of its name: the box is the mask's."""
+    """A mask (255 = object) of the same name per picture, whose bounding box is used."""
     problems, rows = Problems(), []
-    pairs = list(_partners(images, annotations, EXTENSIONS, problems))
-    for (picture, _), box in zip(pairs, parallel(_mask_boxes, chunks(pairs), len(pairs), "masks"), strict=True):
+    pairs = list(_pair_by_name(images, annotations, EXTENSIONS, problems))
+    boxes = chunked_map(_mask_boxes, in_chunks(pairs), len(pairs), "masks")
+    for (picture, _), box in zip(pairs, boxes, strict=True):
         if isinstance(box, str):
             problems.add("masks that cannot be used", [box])
         else:
             rows.append((picture, *box, ""))
-    return Boxes.of_rows(rows, False, problems)
+    return Boxes.from_rows(rows, False, problems)
 
 
 def _mask_boxes(pairs: list[tuple[str, Path]]) -> list[tuple[float, float, float, float] | str]:
-    """Of each mask its box in pixels of the picture, or what is wrong with it."""
+    """The bounding box of each mask in pixels of its picture, or the message that says why it cannot be used."""
     boxes = []
     for path, file in pairs:
         try:
@@ -278,12 +284,13 @@ READERS: dict[str, Callable[[Path, Path], Boxes]] = {
 
 
 def _brief(error: Exception) -> str:
-    """What is wrong, in one short line."""
+    """The error's type and message in one short line."""
     return f"{type(error).__name__}: {error}".split("\n")[0][:120]
 
 
 def _by_name(folder: Path, kinds: set[str], problems: Problems) -> dict[Path, Path]:
-    """Path in the folder, without its ending -> file. Of several files of one name one is taken, the others told."""
+    """Path in the folder without its extension -> file. Of several files with the same name the last is used, and the
+    repetition added to `problems`."""
     found: dict[Path, Path] = {}
     for file in sorted(folder.rglob("*")):
         if file.suffix.lower() in kinds and file.is_file():
@@ -294,13 +301,15 @@ def _by_name(folder: Path, kinds: set[str], problems: Problems) -> dict[Path, Pa
     return found
 
 
-def _partners(
+def _pair_by_name(
     images: Path, annotations: Path, extensions: Iterable[str], problems: Problems
 ) -> Iterator[tuple[str, Path]]:
-    """(picture, annotation file) of the same name, in the same subfolder; one without the other is a problem."""
+    """(picture, annotation file) of the same name in the same subfolder; one without the other is a problem.
+
+    Raises UserError: a folder does not exist."""
     for folder, name in ((images, "images"), (annotations, "annotations")):
         if not folder.is_dir():
-            raise UserError(f"{name} {folder}: is no folder; name the one that holds them")
+            raise UserError(f"{name} {folder}: not a folder; name the one that holds them")
     pictures, files = _by_name(images, EXTENSIONS, problems), _by_name(annotations, set(extensions), problems)
     files.pop(Path("classes"), None)
     problems.add("pictures without an annotation", (str(pictures[key]) for key in pictures if key not in files))

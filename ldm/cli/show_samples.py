@@ -1,0 +1,104 @@
+"""Draw a contact sheet of training samples, to check data before training on it.
+
+    python scripts/show_samples.py --dataset_dir dataset/mine
+
+Each row is a sample: the picture with its box (red), the randomly grown box (yellow) and the square that is cut out
+(blue; where no square contains the grown box, the whole picture is squeezed instead); the cut-out; the masked image;
+the mask (white = paint); the augmented reference."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ldm.cli.command import command
+from ldm.util import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ldm.data.sample import Sample
+
+TILE = 256  # px
+TITLE = 16  # px, the height of a line of text
+COLUMNS = ("GT", "inpaint_image", "inpaint_mask (white = paint)", "ref_imgs")
+COLOURS = {"window": "dodgerblue", "grown": "yellow", "box": "red"}
+
+
+def parser() -> argparse.ArgumentParser:
+    from ldm.data.index import SPLITS
+
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument(
+        "--dataset_dir", default="dataset/open-images", help="folder that read_bbox.py prepared (%(default)s)"
+    )
+    p.add_argument("--split", choices=SPLITS, default="train", help="whose pictures to draw (%(default)s)")
+    p.add_argument("--n", type=int, default=8, help="number of samples (8)")
+    p.add_argument("--image_size", type=int, default=512, help="of a training sample, in pixels (512)")
+    p.add_argument("--arbitrary_mask_percent", type=float, default=0.5, help="share of blobs among the masks (0.5)")
+    p.add_argument("--seed", type=int, default=0, help="of the choice of pictures and the samples (0)")
+    p.add_argument("--output", type=Path, default="results/samples.png", help="file for the sheet (%(default)s)")
+    return p
+
+
+def row(sample: Sample) -> list[Image]:
+    """The titled tiles of a sample, from left to right."""
+    from ldm.conventions import mask_to_image, reference_to_image, tensor_to_image
+
+    entry = sample.entry
+    pictures = [
+        whole_picture(sample),
+        tensor_to_image(entry["GT"]),
+        tensor_to_image(entry["inpaint_image"]),
+        mask_to_image(entry["inpaint_mask"]).convert("RGB"),
+        reference_to_image(entry["ref_imgs"]),
+    ]
+    titles = [Path(sample.picture.path).name, *COLUMNS]
+    return [titled(picture, title) for picture, title in zip(pictures, titles, strict=True)]
+
+
+def whole_picture(sample: Sample) -> Image:
+    """The picture that the sample comes from, with the boxes drawn on it."""
+    from PIL import Image, ImageDraw
+
+    picture = Image.fromarray(sample.picture.pixels())
+    draw, width = ImageDraw.Draw(picture), max(1, max(picture.size) // TILE * 2)
+    for name, colour in COLOURS.items():
+        x0, y0, x1, y1 = getattr(sample.plan, name)
+        draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=colour, width=width)
+    return picture
+
+
+def titled(picture: Image, title: str) -> Image:
+    """The picture, fitted into a square tile, below its title."""
+    from PIL import Image, ImageDraw, ImageOps
+
+    tile = Image.new("RGB", (TILE, TILE + TITLE), "white")
+    tile.paste(ImageOps.pad(picture, (TILE, TILE), color="white"), (0, TITLE))
+    ImageDraw.Draw(tile).text((2, 2), title[-42:].encode("latin-1", "replace").decode("latin-1"), fill="black")
+    return tile
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    opt = parser().parse_args(argv)
+    import numpy as np
+    from PIL import Image
+
+    from ldm.data.open_images import OpenImageDataset
+    from ldm.files import staging
+    from ldm.images import grid
+
+    if opt.n < 1 or opt.seed < 0:
+        raise UserError(f"--n {opt.n} --seed {opt.seed}: use at least 1 and 0")
+    if opt.output.suffix.lower() not in Image.registered_extensions():
+        raise UserError(f"--output {opt.output}: not a picture's extension; name a file such as samples.png")
+    dataset = OpenImageDataset(opt.split, opt.dataset_dir, opt.arbitrary_mask_percent, opt.image_size, seed=opt.seed)
+    order = np.random.default_rng(opt.seed).permutation(len(dataset))
+    keys = [(i // len(dataset), int(order[i % len(dataset)])) for i in range(opt.n)]
+    sheet = grid([tile for key in keys for tile in row(dataset.sample(key))], rows=opt.n)
+    with staging(opt.output.parent) as temporary:
+        sheet.save(temporary / opt.output.name)
+    print(f"wrote {opt.output}: {opt.n} samples, from {len(dataset):,} pictures")

@@ -1,0 +1,36 @@
+"""Cut the central square of each picture in a folder and save it as PNG: the real pictures that FID compares with.
+
+    python scripts/create_square_gt_for_fid.py --images coco/test2017 --outdir test_bench/test2017_square
+
+Reads subfolders, too. After an interruption, run it again: finished squares are kept."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ldm.cli.command import command
+from ldm.util import UserError
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--images", type=Path, required=True, help="folder of the pictures")
+    p.add_argument("--outdir", type=Path, required=True, help="folder for the squares")
+    p.add_argument("--size", type=int, default=512, help="side of a square, in pixels (512)")
+    return p
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    opt = parser().parse_args(argv)
+    if not 8 <= opt.size <= 4096:
+        raise UserError(f"--size {opt.size} is out of range; use 8 to 4096")
+    from ldm.data.bench.squares import square_folder
+
+    count, problems = square_folder(opt.images, opt.outdir, opt.size)
+    print(f"{opt.outdir}: {count:,} squares")
+    if problems:
+        print(f"{len(problems):,} pictures cannot be read:", *problems, sep="\n", file=sys.stderr)
