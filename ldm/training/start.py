@@ -14,7 +14,7 @@ from ldm.checkpoint.surgery import widen
 from ldm.models.base import TrainableModel
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.encoders.modules import CLIP_VERSION
-from ldm.util import UserError, instantiate_from_config, listing
+from ldm.util import UserError, instantiate_from_config, listing, own_or_shipped
 
 STABLE_DIFFUSION = Path("pretrained_models/sd-v1-4-modified-9channel.ckpt")
 
@@ -36,7 +36,7 @@ def initial_model(config: DictConfig, pretrained: str | None = None) -> Trainabl
     model = instantiate_from_config(section, TrainableModel)
     if str(path) == "none":
         return model
-    given = read_checkpoint(path)
+    given = read_checkpoint(own_or_shipped(path))
     if isinstance(model, LatentDiffusion):
         given = latent_diffusion_weights(model, given, section)
         load_weights(model, {name: tensor.clone() for name, tensor in given.items()}, f"checkpoint {path}")
