@@ -1,7 +1,7 @@
 """Train Paint by Example.
 
     python main.py --base configs/v1.yaml --gpus 0,1,2,3,4,5,6,7
-    python main.py --base configs/v1.yaml --gpus 0,1,...,63 --num_nodes 8     # on each node
+    python main.py --base configs/v1.yaml --gpus 0,1,...,63 --num_nodes 8     # on each node; see docs/training.md
     python main.py -r logs/2026-11-21T10-00-00_v1                             # resume a run
 
 Configs are merged from left to right; then key=value arguments, such as model.base_learning_rate=2e-5; then flags."""
