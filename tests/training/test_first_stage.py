@@ -13,6 +13,8 @@ from ldm.training.start import initial_model
 from ldm.util import UserError, load_config
 from tests.conftest import GOLDEN, ROOT
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def first_stage_config():

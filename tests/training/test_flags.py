@@ -4,6 +4,8 @@ import pytest
 
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.mark.parametrize(
     ("words", "message"),

@@ -20,6 +20,8 @@ from ldm.checkpoint import read_checkpoint
 from ldm.checkpoint.load import write_checkpoint
 from tests.training.runs import PIPES, command, losses, run, wait_for_step
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def whole(photos, tmp_path_factory):
