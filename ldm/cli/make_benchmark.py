@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ldm.cli.command import command
+from ldm.cli.command import command, command_parser
 from ldm.util import UserError
 
 RANGES = {"count": (1, 10**6), "size": (8, 4096), "seed": (0, 2**63 - 1)}
@@ -22,7 +22,7 @@ RANGES = {"count": (1, 10**6), "size": (8, 4096), "seed": (0, 2**63 - 1)}
 def parser() -> argparse.ArgumentParser:
     from ldm.data.index import SPLITS
 
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = command_parser(__doc__)
     p.add_argument("--dataset_dir", type=Path, required=True, help="folder that read_bbox.py prepared")
     p.add_argument("--split", choices=SPLITS, default="validation", help="whose pictures to use (%(default)s)")
     p.add_argument("--outdir", type=Path, default=Path("test_bench_mine"), help="a new folder (%(default)s)")

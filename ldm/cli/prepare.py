@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm.cli.command import command
+from ldm.cli.command import command, command_parser
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def share(text: str) -> float:
 def parser() -> argparse.ArgumentParser:
     from ldm.data.index import SPLITS
 
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = command_parser(__doc__)
     p.add_argument("--dataset_dir", type=Path, help="where to write bbox/ (openimages: dataset/open-images)")
     p.add_argument("--format", choices=FORMATS, default="openimages", help="of the annotations (%(default)s)")
     p.add_argument("--images", type=Path, help="folder of the pictures (openimages has its own layout)")

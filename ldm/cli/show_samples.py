@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm.cli.command import command
+from ldm.cli.command import command, command_parser
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ COLOURS = {"window": "dodgerblue", "grown": "yellow", "box": "red"}
 def parser() -> argparse.ArgumentParser:
     from ldm.data.index import SPLITS
 
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = command_parser(__doc__)
     p.add_argument(
         "--dataset_dir", default="dataset/open-images", help="folder that read_bbox.py prepared (%(default)s)"
     )

@@ -11,12 +11,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ldm.cli.command import command
+from ldm.cli.command import command, command_parser
 from ldm.util import UserError
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = command_parser(__doc__)
     p.add_argument("--images", type=Path, required=True, help="folder of the pictures")
     p.add_argument("--outdir", type=Path, required=True, help="folder for the squares")
     p.add_argument("--size", type=int, default=512, help="side of a square, in pixels (512)")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from ldm.cli.command import command
+from ldm.cli.command import command, command_parser
 from ldm.util import UserError, load_config, own_or_shipped
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ RUN_VARIABLE = "PAINT_BY_EXAMPLE_RUN"  # tells the processes that Lightning star
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = command_parser(__doc__)
     p.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configs")
     p.add_argument("-b", "--base", nargs="*", default=[], type=Path, metavar="YAML", help="configs, from left to right")
     p.add_argument("-n", "--name", help="of the run (default: that of the first config)")

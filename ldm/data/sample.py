@@ -1,14 +1,14 @@
-"""A picture and a box in it -> a training sample, the recipe of Yang et al. 2022.
+"""A picture and a box in it -> a training sample: the recipe of Yang et al. 2022, section 3.
 
-    Plan     where: the grown box, the blob's polygon, the square to cut out. Drawn first, from sizes alone
-    Recipe   how: plan(box, size, rng) -> Plan; render(picture, plan, rng) -> the batch entry; sample(...) does both
+    Plan     the geometry: the grown box, the blob's polygon, the square to cut out. Drawn first, from sizes alone
+    Recipe   the settings: plan(box, size, rng) -> Plan; render(picture, plan, rng) -> batch entry; sample does both
 
 | batch key     | value                                                                       |
 |---------------|-----------------------------------------------------------------------------|
 | GT            | (3,S,S) in [-1,1]: a square of the picture around the box                   |
 | inpaint_mask  | (1,S,S), 1 = keep, 0 = paint; soft at the edges                             |
 | inpaint_image | (3,S,S): GT * inpaint_mask                                                  |
-| ref_imgs      | (3,224,224), CLIP-normalised: what is in and around the box, augmented      |
+| ref_imgs      | (3,224,224), CLIP-normalised: the box and 10 px around it, augmented         |
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ldm.util import UserError
 
 @dataclass(frozen=True)
 class Plan:
-    """The geometry of a sample, in pixels of the whole picture. points: of the blob (n,2), None for a rectangle."""
+    """The geometry of a sample, in pixels of the whole picture. points (n,2): of the blob; None for a rectangle."""
 
     box: Box
     grown: Box
@@ -39,7 +39,7 @@ class Plan:
     window: Box
 
     def mask(self, reduction: int = 1) -> np.ndarray:
-        """(h,w) uint8 of the window, 1 = keep, 0 = paint."""
+        """(h,w) uint8, the mask of the window, 1 = keep, 0 = paint. reduction: divides all sizes (see PictureFile)."""
         x0, y0, x1, y1 = _reduced(self.window, reduction)
         if self.points is not None:
             return polygon_mask(self.points / reduction - (x0, y0), (x1 - x0, y1 - y0))
@@ -49,7 +49,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Sample:
-    """A batch entry, and what it was made of."""
+    """A batch entry, with the picture and the geometry it was made from."""
 
     picture: PictureFile
     plan: Plan
@@ -58,7 +58,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class Recipe:
-    """arbitrary_mask_percent: share (0 to 1) of the masks that are blobs; the others are rectangles. image_size: S, px.
+    """How samples are made. arbitrary_mask_percent: share (0 to 1) of blobs among the masks; the others are rectangles.
+    image_size: S, in pixels.
 
     reference_augmentation: true for the published recipe, false for no augmentation, or the path of a file with another
     albumentations pipeline. mask_augmentation: if false, the mask is the box itself.
@@ -73,9 +74,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if not 0 <= self.arbitrary_mask_percent <= 1:
-            raise UserError(f"arbitrary_mask_percent = {self.arbitrary_mask_percent}: has to be from 0 to 1")
+            raise UserError(f"arbitrary_mask_percent = {self.arbitrary_mask_percent}: use a share from 0 to 1")
         if self.image_size < 1:
-            raise UserError(f"image_size = {self.image_size}: has to be at least 1 pixel")
+            raise UserError(f"image_size = {self.image_size}: use at least 1 pixel")
         _ = self.augment  # loaded here, so that worker processes share it and an unusable file stops training at once
 
     @cached_property
@@ -83,9 +84,10 @@ class Recipe:
         return load_augmentation(self.reference_augmentation)
 
     def sample(self, picture: PictureFile, boxes: np.ndarray, rng: np.random.Generator) -> Sample:
-        """boxes: (n,4) int, of which one is drawn. Raises UserError: no box, none in the picture, a damaged picture."""
+        """boxes (n,4) int: one of them is drawn. Raises UserError: no box, one outside the picture, or a damaged
+        picture."""
         if not len(boxes):
-            raise UserError(f"image {picture.path}: has no box; give it one or take it out of the index")
+            raise UserError(f"image {picture.path}: has no box; add one, or remove the picture from the index")
         try:
             plan = self.plan(tuple(boxes[rng.integers(len(boxes))].tolist()), picture.size, rng)
         except UserError as error:
@@ -93,7 +95,7 @@ class Recipe:
         return Sample(picture, plan, self.render(picture, plan, rng))
 
     def plan(self, box: Box, size: tuple[int, int], rng: np.random.Generator) -> Plan:
-        """size: (width, height) of the picture. Raises UserError if the box has no area in it."""
+        """size: of the picture, (width, height). Raises UserError: the box has no area inside the picture."""
         (x0, y0, x1, y1), (width, height) = box, size
         box = (max(0, x0), max(0, y0), min(width, x1), min(height, y1))
         if box[0] >= box[2] or box[1] >= box[3]:
@@ -105,7 +107,7 @@ class Recipe:
         return Plan(box, grown, blob(box, grown, rng) if arbitrary else None, window(grown, size, rng))
 
     def render(self, picture: PictureFile, plan: Plan, rng: np.random.Generator) -> dict[str, Tensor]:
-        """The batch entry. Raises UserError if the picture is damaged."""
+        """The batch entry. Raises UserError: a damaged picture."""
         region = reference_region(plan.box, picture.size)
         reduction = 1 if self.exact else self.reduction(plan.window, region)
         pixels = picture.pixels(reduction)
@@ -123,15 +125,17 @@ class Recipe:
         }
 
     def resize(self, square: np.ndarray) -> np.ndarray:
+        """(h,w) or (h,w,3) -> (S,S) or (S,S,3), bilinear without antialias."""
         return cv2.resize(square, (self.image_size, self.image_size), interpolation=cv2.INTER_LINEAR)
 
     def reduction(self, window: Box, region: Box) -> int:
-        """8, 4 or 2 if, so much smaller, the window still has image_size pixels and the reference 224; else 1."""
-        enough = min(_shorter(window) // self.image_size, _shorter(region) // SIZE)
-        return next(n for n in (8, 4, 2, 1) if n <= max(1, enough))
+        """The largest of 8, 4, 2 and 1 by which a JPEG can be reduced while decoding so that the window keeps at least
+        image_size pixels and the reference 224."""
+        limit = min(_shorter_side(window) // self.image_size, _shorter_side(region) // SIZE)
+        return next(n for n in (8, 4, 2, 1) if n <= max(1, limit))
 
 
-def _shorter(box: Box) -> int:
+def _shorter_side(box: Box) -> int:
     return min(box[2] - box[0], box[3] - box[1])
 
 
