@@ -221,9 +221,9 @@ def _list(
     yield '<section id="strips" hidden><h2>Worst and best</h2><p><label>by <select id="metric"></select></label>'
     yield f' <span class="soft">{"of the cases with pictures" * partly}</span></p><h3>Worst</h3>'
     yield '<div class="strip" id="worst"></div><h3>Best</h3><div class="strip" id="best"></div></section>'
-    yield f"<h2>All cases</h2><p>{escape(words) if cases else 'There are none.'}</p>"
+    yield f"<h2>All cases</h2><p>{escape(words) if cases else 'No case was scored.'}</p>"
     yield f'<p id="some" hidden><label><input type="checkbox" id="only"{" checked" * partly}>'
-    yield ' only those with pictures</label></p><p class="soft">Tinted: what was to be painted.</p>'
+    yield ' only those with pictures</label></p><p class="soft">Tinted: the region to paint.</p>'
     yield f'<table class="cases" style="--n: {len(columns)}"><thead><tr><th scope="col" data-column="-1">case</th>'
     yield from (f'<th scope="col" class="part">{part}</th>' for part in PARTS)
     names = [escape(column.name) for column in columns]

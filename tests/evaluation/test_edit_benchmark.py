@@ -57,7 +57,7 @@ def test_results_of_other_settings_are_not_mixed(more, before, words, here, scri
 
 
 def test_a_damaged_case_does_not_keep_the_others(here, script, tmp_path, monkeypatch):
-    """What headers tell is told before the model is loaded; a file that is cut short, when all others are done."""
+    """Errors in headers are reported before the model is loaded; a truncated file, after all other edits."""
     bench = tmp_path / "bench"
     bench.mkdir()
     for folder in ("GT_3500", "Mask_bbox_3500", "Ref_3500"):

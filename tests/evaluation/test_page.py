@@ -178,7 +178,7 @@ def test_few_scores_and_none(tmp_path):
 
 def test_no_cases_at_all(tmp_path):
     page = written(tmp_path, summary([], [score("fid_clip", "lower", "paper", value=None)]))
-    assert page.cases() == [] and "There are none." in page.words
+    assert page.cases() == [] and "No case was scored." in page.words
     assert [row["cells"][1] for row in page.rows if row["cells"][0].startswith("FID_CLIP")] == ["-"]
 
 
