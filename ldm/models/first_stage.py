@@ -1,9 +1,9 @@
-"""The autoencoder in training, where there is none to start from: for the small world, or pictures of another kind."""
+"""Training the autoencoder from scratch: for the small world, or for pictures of another kind."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,21 @@ from ldm.models.diffusion.draws import Draws
 from ldm.util import instantiate_from_config
 
 
-class FirstStage(TrainableModel):
-    """Reconstructs GT from a sample of its posterior: absolute difference, and a little of the posterior's divergence
-    from the standard normal (Rombach et al. 2022, appendix G, without the adversary and the perceptual loss).
+class ReconstructionLoss(NamedTuple):
+    """loss, which training minimises; absolute: mean absolute difference; squared (B,): mean squared difference of each
+    picture. Differences are of pixels in [-1,1]."""
 
-    first_stage_config: target and params of AutoencoderKL, whose weights are kept as first_stage_model.*, the names
-    that LatentDiffusion knows. kl_weight: of the divergence, both summed over a picture."""
+    loss: Tensor
+    absolute: Tensor
+    squared: Tensor
+
+
+class FirstStage(TrainableModel):
+    """Reconstructs GT from a sample of its posterior. The loss is the mean absolute difference plus the posterior's KL
+    divergence from the standard normal (Rombach et al. 2022, appendix G, without the adversarial and perceptual loss).
+
+    first_stage_config: target and params of AutoencoderKL. Its weights are first_stage_model.*, as in LatentDiffusion.
+    kl_weight: weight of the divergence, both losses being summed over a picture"""
 
     def __init__(
         self,
@@ -31,11 +40,8 @@ class FirstStage(TrainableModel):
         self.kl_weight, self.monitor, self.scheduler_config = kl_weight, monitor, scheduler_config
         self.first_stage_model = instantiate_from_config(first_stage_config, nn.Module)
 
-    def batch_loss(
-        self, batch: Mapping[str, Tensor], seeds: Sequence[Sequence[int]] | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """-> loss; mean absolute difference; mean squared difference of each picture (B,), pixels in [-1,1]. seeds: of
-        each sample's noise; None takes the posterior's mean."""
+    def batch_loss(self, batch: Mapping[str, Tensor], seeds: Sequence[Sequence[int]] | None) -> ReconstructionLoss:
+        """seeds: one for the noise of each sample; None: the posterior's mean is decoded."""
         image = batch["GT"]
         posterior = self.first_stage_model.encode(image)
         if seeds is None:
@@ -45,7 +51,8 @@ class FirstStage(TrainableModel):
         difference = self.first_stage_model.decode(z) - image
         absolute = difference.abs().mean()
         divergence = posterior.kl().mean() / image[0].numel()
-        return absolute + self.kl_weight * divergence, absolute, difference.square().mean(dim=(1, 2, 3))
+        loss = absolute + self.kl_weight * divergence
+        return ReconstructionLoss(loss, absolute, difference.square().mean(dim=(1, 2, 3)))
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         seeds = self.training_seeds(len(batch["GT"]))
@@ -55,10 +62,9 @@ class FirstStage(TrainableModel):
         )
         return loss
 
-    def evaluation_step(self, batch: Mapping[str, Tensor], batch_idx: int, name: str) -> None:
-        """Logs rec_loss, and psnr in dB, the mean over pictures, of what goes through the posterior's mean."""
+    def evaluation_step(self, batch: Mapping[str, Tensor], batch_idx: int, stage: str) -> None:
+        """Logs rec_loss, and psnr in dB, its mean over pictures. The posterior's mean is decoded."""
         _, absolute, squared = self.batch_loss(batch, None)
-        psnr = (-10 * torch.log10(squared / 4)).mean()  # the range of pixels is 2
-        self.log_dict(
-            {f"{name}/rec_loss": absolute, f"{name}/psnr": psnr}, on_epoch=True, sync_dist=True, batch_size=len(squared)
-        )
+        psnr = (-10 * torch.log10(squared / 4)).mean()  # pixels have a range of 2
+        losses = {f"{stage}/rec_loss": absolute, f"{stage}/psnr": psnr}
+        self.log_dict(losses, on_epoch=True, sync_dist=True, batch_size=len(squared))

@@ -1,32 +1,59 @@
 """What an edit holds fixed: the reference as one token, the photo and its mask as 5 latent channels.
 
-`model` is a LatentDiffusion; only what is named here is used. M = model.cond_stage_model.tokens: 1 with the bottleneck,
-without it all of CLIP's."""
+M is the number of tokens, model.cond_stage_model.tokens: 1 with the bottleneck, all of CLIP's tokens without it."""
 
 from __future__ import annotations
+
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ldm.conventions import resize_tensor
+from ldm.modules.distributions import DiagonalGaussianDistribution
 
 
-def reference_token(model, reference: Tensor) -> Tensor:
-    """reference (B,3,S,S), CLIP-normalised -> context c (B,M,context_dim): the bottleneck, then the linear map."""
-    return model.proj_out(model.get_learned_conditioning(reference))
+class ConditioningModel(Protocol):
+    """What conditioning needs of a model: LatentDiffusion and fast.networks.Networks have it."""
+
+    @property
+    def cond_stage_model(self) -> Any: ...  # `tokens` is M
+
+    @property
+    def proj_out(self) -> Any: ...  # (B,M,width) -> (B,M,context_dim)
+
+    @property
+    def learnable_vector(self) -> Tensor: ...  # (1,1,context_dim)
+
+    def get_learned_conditioning(self, reference: Tensor) -> Tensor: ...
+
+    def encode_first_stage(self, image: Tensor) -> DiagonalGaussianDistribution: ...
+
+    def get_first_stage_encoding(
+        self, posterior: DiagonalGaussianDistribution, noise: Tensor | None = None
+    ) -> Tensor: ...
 
 
-def unconditional_token(model, batch: int) -> Tensor:
+def reference_token(model: ConditioningModel, reference: Tensor) -> Tensor:
+    """reference (B,3,S,S), CLIP-normalised -> context c (B,M,context_dim): the bottleneck, then the linear map (Yang et
+    al. 2022, section 3.2)."""
+    token: Tensor = model.proj_out(model.get_learned_conditioning(reference))
+    return token
+
+
+def unconditional_token(model: ConditioningModel, batch: int) -> Tensor:
     """The learned vector v in place of c (Yang et al. 2022, section 3.4), repeated: (batch,M,context_dim)."""
     return model.learnable_vector.expand(batch, model.cond_stage_model.tokens, -1)
 
 
-def encode_to_latent(model, image: Tensor, noise: Tensor | None = None) -> Tensor:
+def encode_to_latent(model: ConditioningModel, image: Tensor, noise: Tensor | None = None) -> Tensor:
     """image (B,3,H,W) in [-1,1] -> scaled posterior sample (B,4,h,w); noise: that shape, drawn if absent."""
     return model.get_first_stage_encoding(model.encode_first_stage(image), noise)
 
 
-def inpaint_channels(model, inpaint_image: Tensor, mask: Tensor, noise: Tensor | None = None) -> Tensor:
+def inpaint_channels(
+    model: ConditioningModel, inpaint_image: Tensor, mask: Tensor, noise: Tensor | None = None
+) -> Tensor:
     """inpaint_image = image * mask (B,3,H,W), mask (B,1,H,W), 1 = keep -> (B,5,h,w) = latent ++ resized mask."""
     z = encode_to_latent(model, inpaint_image, noise)
     return torch.cat([z, resize_tensor(mask, z.shape[-2:])], dim=1)

@@ -1,4 +1,4 @@
-"""The familiar sampler call over the functions of sampling.py."""
+"""The published sampler call, on top of sampling.sample."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ldm.models.diffusion.denoiser import guided_eps, make_denoiser
 from ldm.models.diffusion.sampling import Step, sample
 
-NEUTRAL = {
+NEUTRAL = {  # arguments of the published call that have to stay at these values, where they have no effect
     "mask": None,
     "x0": None,
     "temperature": 1.0,
@@ -54,18 +54,22 @@ class DDIMSampler:
     ) -> tuple[Tensor, dict[str, list[Tensor]]]:
         """-> (x_0 (batch_size, *shape), {"x_inter": [x_T, ...], "pred_x0": [x_T, ...]}).
 
-        S: steps; shape: (4,h,w); conditioning (B,M,context_dim); unconditional_conditioning (1 or B,M,context_dim);
-        test_model_kwargs: inpaint_image, the latent of the masked image (B,4,h,w), and inpaint_mask (B,1,h,w);
-        callback(i) and img_callback(pred_x0, i) run after every step; the first step, every log_every_t-th before the
-        last and the last are kept; x_T and each step's noise come from `generator` unless given; verbose shows a
-        progress bar; published: arguments of the published call that have to stay at their neutral value."""
+        S: steps
+        shape: (4,h,w)
+        conditioning (B,M,context_dim), unconditional_conditioning (1 or B,M,context_dim)
+        test_model_kwargs: inpaint_image, the latent of the masked image (B,4,h,w), and inpaint_mask (B,1,h,w), 1 = keep
+        callback(i), img_callback(pred_x0, i): called after every step
+        log_every_t: the first step, the last, and every such step counted from the last are in the returned lists
+        x_T (B,4,h,w), noise (a function that gives as much): standard normals, drawn from `generator` if absent
+        verbose: show a progress bar
+        published: the arguments of NEUTRAL"""
         for name, value in published.items():
             assert name in NEUTRAL and value == NEUTRAL[name], f"{self.name}: {name}={value!r} is not supported"
         device = conditioning.device
 
         def randn() -> Tensor:
-            where = generator.device if generator else device
-            return torch.randn(batch_size, *shape, generator=generator, device=where).to(device)
+            source = generator.device if generator else device
+            return torch.randn(batch_size, *shape, generator=generator, device=source).to(device)
 
         x = randn() if x_T is None else x_T
         assert test_model_kwargs, "test_model_kwargs: give inpaint_image and inpaint_mask"
@@ -76,7 +80,7 @@ class DDIMSampler:
         inpaint = torch.cat([test_model_kwargs["inpaint_image"], test_model_kwargs["inpaint_mask"]], dim=1)
         denoiser = make_denoiser(self.model.apply_model)
         eps = guided_eps(denoiser, inpaint, conditioning, unconditional_conditioning, unconditional_guidance_scale)
-        kept: dict[str, list[Tensor]] = {"x_inter": [x], "pred_x0": [x]}
+        lists: dict[str, list[Tensor]] = {"x_inter": [x], "pred_x0": [x]}
         with tqdm(desc=self.name, total=S, unit="step", disable=not verbose) as bar:
 
             def on_step(step: Step) -> None:
@@ -88,8 +92,8 @@ class DDIMSampler:
                     img_callback(step.pred_x0, step.index)
                 remaining = step.total - step.index - 1
                 if remaining % log_every_t == 0 or step.index == 0:
-                    kept["x_inter"].append(step.x)
-                    kept["pred_x0"].append(step.pred_x0)
+                    lists["x_inter"].append(step.x)
+                    lists["pred_x0"].append(step.pred_x0)
 
             x = sample(self.name, eps, x, self.model.schedule, S, eta, noise or randn, on_step)
-        return x, kept
+        return x, lists

@@ -1,26 +1,23 @@
-"""LatentDiffusion: owns the modules, the loss, the optimiser."""
+"""LatentDiffusion, the model of Paint by Example (Yang et al. 2022): its networks, its condition, its loss.
+
+How Lightning trains it stands in training.py; how an edit samples from it, in denoiser.py and sampling.py."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ldm.conventions import INPAINT, NOISY_LATENT, resize_tensor
-from ldm.models.base import TrainableModel
 from ldm.models.diffusion import conditioning
-from ldm.models.diffusion.draws import VALIDATION, Draws
+from ldm.models.diffusion.draws import Draws
 from ldm.models.diffusion.schedule import NoiseSchedule
+from ldm.models.diffusion.training import DiffusionTraining
 from ldm.modules.distributions import DiagonalGaussianDistribution
-from ldm.modules.ema import LitEma
 from ldm.util import UserError, instantiate_from_config
-
-ONE_TOKEN_DEAD = re.compile(r"transformer_blocks\.\d+\.(attn2\.to_[qk]|norm2)\.")
 
 
 class DiffusionWrapper(nn.Module):
@@ -34,21 +31,26 @@ class DiffusionWrapper(nn.Module):
         return self.diffusion_model(x, t, context)
 
 
-class LatentDiffusion(TrainableModel):
+class LatentDiffusion(DiffusionTraining):
     """Paint by Example (Yang et al. 2022): UNet, autoencoder, reference encoder, learned vector, noise schedule.
 
     Parameters (of configs/v1.yaml, `model.params`):
         unet_config, first_stage_config, cond_stage_config: target and params of the three networks
         timesteps, linear_start, linear_end, beta_schedule: of NoiseSchedule.linear
         scale_factor: latent = scale_factor * autoencoder's posterior
-        image_size, channels: of the latent, in latent pixels; the native size of a picture is image_size * factor
+        image_size, channels: of the latent, in latent pixels; a picture's native size is image_size * factor pixels
         first_stage_key, cond_stage_key: "inpaint" and "image", as published
-        u_cond_percent: share (0 to 1) of training conditions that become the learned vector
+        u_cond_percent: share (0 to 1) of training conditions that the learned vector replaces
         u_cond_drop: "sample", each condition by itself, or "batch", as published: all of a batch or none
-        cond_stage_trainable: train the reference's mapper and last norm too; CLIP itself never is
-        scheduler_config: of the learning rate; use_ema, ema_decay: keep an average of the UNet's weights
-        monitor: by which logged value checkpoints are compared
-        conditioning_key, num_timesteps_cond, log_every_t: of the published config"""
+        cond_stage_trainable: also train the reference's mapper and last norm; CLIP itself is never trained
+        scheduler_config: of the learning rate
+        use_ema, ema_decay: keep an average of the UNet's weights
+        monitor: the logged value by which checkpoints are compared
+        conditioning_key, num_timesteps_cond, log_every_t: accepted, since published configs have them"""
+
+    sqrt_alphas_cumprod: Tensor  # (T,) float32, as all of schedule.BUFFERS
+    sqrt_one_minus_alphas_cumprod: Tensor
+    lvlb_weights: Tensor
 
     def __init__(
         self,
@@ -85,14 +87,7 @@ class LatentDiffusion(TrainableModel):
         ):
             if value != only:
                 raise UserError(f"config: LatentDiffusion supports {name} = {only} only, not {value}")
-        if not 0 < scale_factor < math.inf:
-            raise UserError(f"config: LatentDiffusion's scale_factor is {scale_factor}; give one above 0")
-        if not (isinstance(image_size, int) and 0 < image_size < 10**4):
-            raise UserError(
-                f"config: LatentDiffusion's image_size is {image_size}; give latent pixels, for instance 64"
-            )
-        if u_cond_drop not in ("sample", "batch") or not 0 <= u_cond_percent <= 1:
-            raise UserError("config: LatentDiffusion's u_cond_drop is sample or batch, u_cond_percent is from 0 to 1")
+        check_settings(scale_factor, image_size, u_cond_percent, u_cond_drop)
         self.scale_factor = scale_factor
         self.image_size = image_size
         self.channels = channels
@@ -104,8 +99,9 @@ class LatentDiffusion(TrainableModel):
         self.monitor = monitor
 
         self.schedule = NoiseSchedule.linear(timesteps, linear_start, linear_end)
-        for name, value in self.schedule.buffers().items():
-            self.register_buffer(name, value)
+        self.num_timesteps = self.schedule.num_timesteps
+        for name, buffer in self.schedule.buffers().items():
+            self.register_buffer(name, buffer)
         self.register_buffer("lvlb_weights", self.schedule.lvlb_weights(), persistent=False)
 
         self.model = DiffusionWrapper(unet_config)
@@ -119,26 +115,19 @@ class LatentDiffusion(TrainableModel):
         self.learnable_vector = nn.Parameter(torch.randn(1, 1, context_dim))
 
     @property
-    def num_timesteps(self) -> int:
-        return self.schedule.num_timesteps
-
-    @property
     def size_multiple(self) -> int:
-        """H and W of a picture must be multiples of this, pixels (64 at full size)."""
+        """H and W of a picture must be multiples of this many pixels (64 at full size)."""
         return self.first_stage_model.factor * self.model.diffusion_model.size_multiple
 
-    @contextmanager
-    def ema_scope(self, context: str | None = None) -> Iterator[None]:
-        """While training with use_ema: run with the averaged weights. Elsewhere inside is as outside: which weights of
-        a checkpoint are used is chosen when it is read."""
-        if hasattr(self, "model_ema"):
-            with self.model_ema.applied_to(self.model):
-                yield
-        else:
-            yield
+    def latent_shape(self, images: Tensor) -> tuple[int, int, int]:
+        """images (B,3,H,W) -> (4,h,w), the shape of one latent."""
+        height, width = images.shape[-2:]
+        return self.channels, height // self.first_stage_model.factor, width // self.first_stage_model.factor
+
+    # ------------------------------------------------------------------------------------------ networks
 
     def get_learned_conditioning(self, reference: Tensor) -> Tensor:
-        """(B,3,S,S), CLIP-normalised -> (B,1,width), before proj_out."""
+        """reference (B,3,S,S), CLIP-normalised -> (B,M,width), before proj_out; M is 1 with the bottleneck."""
         return self.cond_stage_model.encode(reference)
 
     def encode_first_stage(self, image: Tensor) -> DiagonalGaussianDistribution:
@@ -163,23 +152,27 @@ class LatentDiffusion(TrainableModel):
         context = cond if isinstance(cond, Tensor) else torch.cat(list(cond), dim=1)
         return self.model(x, t, context)
 
+    # ------------------------------------------------------------------------------------------ loss
+
     def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
-        """x_t of the forward process (Ho et al. 2020, equation 4)."""
+        """x_t = sqrt(alpha-bar_t) x_0 + sqrt(1 - alpha-bar_t) noise (Ho et al. 2020, equation 4).
+
+        x_start: x_0 (B,4,h,w); t (B,); noise: standard normal (B,4,h,w), drawn if absent."""
         noise = torch.randn_like(x_start) if noise is None else noise
-        scale, sigma = (b[t].view(-1, 1, 1, 1) for b in (self.sqrt_alphas_cumprod, self.sqrt_one_minus_alphas_cumprod))
+        scale = self.sqrt_alphas_cumprod[t].view(-1, 1, 1, 1)
+        sigma = self.sqrt_one_minus_alphas_cumprod[t].view(-1, 1, 1, 1)
         return scale * x_start + sigma * noise
 
     @torch.no_grad()
     def get_input(
         self, batch: Mapping[str, Tensor], *, noise: Tensor | None = None, noise_inpaint: Tensor | None = None
     ) -> Tensor:
-        """Batch of a data set -> (B,9,h,w): latent of GT ++ latent of inpaint_image ++ resized inpaint_mask.
+        """A data set's batch -> (B,9,h,w): latent of GT ++ latent of inpaint_image ++ resized inpaint_mask, 1 = keep.
 
         noise, noise_inpaint: standard normals (B,4,h,w) of the two posterior samples, drawn in this order if absent.
-        Both go through the autoencoder at once."""
+        Both pictures go through the autoencoder together."""
         images = torch.cat([batch["GT"], batch["inpaint_image"]])
-        count, factor = len(batch["GT"]), self.first_stage_model.factor
-        shape = (count, self.channels, *(side // factor for side in images.shape[-2:]))
+        shape = (len(batch["GT"]), *self.latent_shape(images))
         draws = [torch.randn(shape, device=images.device) if n is None else n for n in (noise, noise_inpaint)]
         z, inpaint = conditioning.encode_to_latent(self, images, torch.cat(draws)).chunk(2)
         return torch.cat([z, inpaint, resize_tensor(batch["inpaint_mask"], z.shape[-2:])], dim=1)
@@ -187,107 +180,55 @@ class LatentDiffusion(TrainableModel):
     def p_losses(
         self, x_start: Tensor, cond: Tensor, t: Tensor, noise: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """E || eps_theta(x_t, inpaint channels, c, t) - eps ||^2 (Yang et al. 2022, equation 2).
+        """E || eps_theta(y_t, (1 - m) * x_s, c, t) - eps ||^2 (Yang et al. 2022, equation 2).
 
-        x_start (B,9,h,w) of get_input, cond (B,M,context_dim), t (B,), noise (B,4,h,w) -> (mean loss, parts to log).
-        loss_vlb is for information: the bound's weight of each sample's error."""
+        | variable | symbol                                             |
+        |----------|----------------------------------------------------|
+        | z        | y_0, the latent of the image, (B,4,h,w)            |
+        | x        | y_t ++ (1 - m) * x_s ++ mask, (B,9,h,w)            |
+        | cond     | c, (B,M,context_dim)                               |
+        | noise    | eps, (B,4,h,w), drawn if absent                    |
+
+        x_start (B,9,h,w): of get_input; t (B,) -> the mean loss, and values to log. Of these, loss_vlb weights each
+        sample's error as the variational bound does; it is not trained on."""
         z = x_start[:, NOISY_LATENT]
         noise = torch.randn_like(z) if noise is None else noise
         x = torch.cat([self.q_sample(z, t, noise), x_start[:, INPAINT]], dim=1)
         error = (self.apply_model(x, t, cond) - self.target(x, t, cond, noise)).square().mean(dim=(1, 2, 3))
         loss = error.mean()
-        prefix = "train" if self.training else "val"
+        stage = "train" if self.training else "val"
         return loss, {
-            f"{prefix}/loss_simple": loss.detach(),
-            f"{prefix}/loss_vlb": (self.lvlb_weights[t] * error).mean().detach(),
-            f"{prefix}/loss": loss.detach(),
+            f"{stage}/loss_simple": loss.detach(),
+            f"{stage}/loss_vlb": (self.lvlb_weights[t] * error).mean().detach(),
+            f"{stage}/loss": loss.detach(),
         }
 
     def target(self, x: Tensor, t: Tensor, cond: Tensor, noise: Tensor) -> Tensor:
-        """What the UNet is to predict for x (B,9,h,w): the noise (B,4,h,w) that is in it."""
+        """What the UNet learns to predict for x (B,9,h,w): the noise (B,4,h,w) in it."""
         return noise
-
-    # ------------------------------------------------------------------------------------------ training
 
     def batch_loss(
         self, batch: Mapping[str, Tensor], draws: Draws, u_cond_percent: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """p_losses of a data set's batch. The condition of a sample is the learned vector where draws.uniform is below
-        u_cond_percent (Yang et al. 2022, section 3.4); both are computed for all, so that every parameter has a
-        gradient in every step."""
+        """p_losses of a data set's batch, with the learned vector v in place of the condition of a sample whose
+        draws.uniform is below u_cond_percent (Yang et al. 2022, section 3.4).
+
+        v and the condition are computed for all samples, so that every parameter has a gradient in every step."""
         x_start = self.get_input(batch, noise=draws.noise_gt, noise_inpaint=draws.noise_inpaint)
         uniform = draws.uniform if self.u_cond_drop == "sample" else draws.uniform[:1].expand_as(draws.uniform)
         dropped = (uniform < u_cond_percent).view(-1, 1, 1)
-        unconditional = conditioning.unconditional_token(self, len(dropped))
-        context = torch.where(dropped, unconditional, conditioning.reference_token(self, batch["ref_imgs"]))
-        return self.p_losses(x_start, context, draws.t, draws.noise)
+        v = conditioning.unconditional_token(self, len(dropped))
+        c = torch.where(dropped, v, conditioning.reference_token(self, batch["ref_imgs"]))
+        return self.p_losses(x_start, c, draws.t, draws.noise)
 
-    def make_draws(self, batch: Mapping[str, Tensor], seeds: Sequence[Sequence[int]]) -> Draws:
-        """What a step draws for this batch, a seed for each sample."""
-        factor = self.first_stage_model.factor
-        shape = (self.channels, *(side // factor for side in batch["GT"].shape[-2:]))
-        return Draws.from_seeds(seeds, shape, self.num_timesteps, batch["GT"].device)
 
-    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        seeds = self.training_seeds(len(batch["GT"]))
-        loss, parts = self.batch_loss(batch, self.make_draws(batch, seeds), self.u_cond_percent)
-        bar = parts.pop("train/loss_simple")
-        self.log("train/loss_simple", bar, on_step=True, prog_bar=True, sync_dist=True, batch_size=len(seeds))
-        self.log_dict(parts, on_step=True, sync_dist=True, batch_size=len(seeds))
-        return loss
-
-    def evaluation_step(self, batch: Mapping[str, Tensor], batch_idx: int, name: str) -> None:
-        """The same samples, times and noise every time, and no condition dropped, so that checkpoints compare.
-
-        Logs loss_simple, and loss_simple_ema of the averaged weights: the same where none are kept."""
-        places = self.sample_positions(len(batch["GT"]))
-        first = batch_idx * getattr(self.trainer, f"{name}_dataloaders").batch_size
-        draws = self.make_draws(batch, [(0, VALIDATION, first * self.trainer.world_size + place) for place in places])
-        _, parts = self.batch_loss(batch, draws, 0.0)
-        averaged = parts
-        if hasattr(self, "model_ema"):
-            with self.ema_scope():
-                _, averaged = self.batch_loss(batch, draws, 0.0)
-        losses = {
-            f"{name}/loss_simple": parts["val/loss_simple"],
-            f"{name}/loss_simple_ema": averaged["val/loss_simple"],
-        }
-        self.log_dict(losses, on_epoch=True, sync_dist=True, batch_size=len(places))
-
-    def setup(self, stage: str) -> None:
-        """Freezes what has no gradient, so that it costs neither optimizer state nor communication."""
-        if stage != "fit":
-            return
-        if self.use_ema and not hasattr(self, "model_ema"):
-            self.model_ema = LitEma(self.model, self.ema_decay)
-            # the same in every process; DDP would send all of them around in every step
-            names = [f"model_ema.{name}" for name, _ in self.model_ema.named_buffers()]
-            self._ddp_params_and_buffers_to_ignore = names
-        if self.cond_stage_model.tokens == 1:
-            for name, parameter in self.model.named_parameters():
-                if ONE_TOKEN_DEAD.search(name):
-                    parameter.requires_grad_(False)
-        if not self.cond_stage_trainable:
-            self.cond_stage_model.requires_grad_(False)
-        if self.u_cond_percent == 0:
-            self.learnable_vector.requires_grad_(False)
-
-    def on_fit_start(self) -> None:
-        if self.device.type == "cuda":
-            self.to(memory_format=torch.channels_last)
-
-    def compile_networks(self) -> None:
-        for network in (self.model.diffusion_model, self.first_stage_model.encoder, self.cond_stage_model.transformer):
-            network.compile(dynamic=False)
-
-    def train(self, mode: bool = True) -> LatentDiffusion:
-        """The autoencoder and CLIP stay in eval mode."""
-        super().train(mode)
-        self.first_stage_model.eval()
-        self.cond_stage_model.transformer.eval()
-        return self
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
-        if hasattr(self, "model_ema"):
-            self.model_ema(self.model)
+def check_settings(scale_factor: float, image_size: int, u_cond_percent: float, u_cond_drop: str) -> None:
+    """Raises UserError for settings of LatentDiffusion that are out of range."""
+    if not 0 < scale_factor < math.inf:
+        raise UserError(f"config: LatentDiffusion's scale_factor is {scale_factor}; use a number above 0")
+    if not (isinstance(image_size, int) and 0 < image_size < 10**4):
+        raise UserError(f"config: LatentDiffusion's image_size is {image_size}; use latent pixels, for instance 64")
+    if u_cond_drop not in ("sample", "batch"):
+        raise UserError(f"config: LatentDiffusion's u_cond_drop is {u_cond_drop}; use sample or batch")
+    if not 0 <= u_cond_percent <= 1:
+        raise UserError(f"config: LatentDiffusion's u_cond_percent is {u_cond_percent}; use a number from 0 to 1")

@@ -1,4 +1,4 @@
-"""From the UNet to the eps(x, t) that a sampler wants: concatenation and classifier-free guidance."""
+"""From the UNet to the eps(x, t) that a sampler takes: concatenation, classifier-free guidance, blending."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from ldm.models.diffusion.sampling import Eps, eps_from_x0
 from ldm.models.diffusion.schedule import NoiseSchedule
 
-# (inpaint (b,5,h,w), contexts (B,M,D)) -> eps of both, (b,4,h,w) to (B,4,h,w)
+# (inpaint (b,5,h,w), contexts (B,M,D)) -> an eps(x, t) that takes x (b,4,h,w) and returns (B,4,h,w)
 Denoiser = Callable[[Tensor, Tensor], Eps]
 
 
@@ -30,7 +30,11 @@ def make_denoiser(apply_model: Callable[[Tensor, Tensor, Tensor], Tensor]) -> De
 def apply_guidance(both: Tensor, scale: float) -> Tensor:
     """eps(x, v) + s (eps(x, c) - eps(x, v)) (Ho & Salimans 2021; Yang et al. 2022, equation 6).
 
-    both (2B,4,h,w): eps with v, then with c -> (B,4,h,w)."""
+    | variable | symbol                                                  |
+    |----------|---------------------------------------------------------|
+    | both     | eps(x, v), then eps(x, c), in one batch, (2B,4,h,w)     |
+    | scale    | s                                                       |
+    """
     e_uncond, e_cond = both.chunk(2)
     return e_uncond + scale * (e_cond - e_uncond)
 
@@ -43,32 +47,33 @@ def guided_eps(
     scale: float = 1.0,
     interval: tuple[int, int] | None = None,
 ) -> Eps:
-    """eps(x, t) with guidance.
+    """eps(x, t) with classifier-free guidance: apply_guidance of both branches.
 
-    inpaint (B,5,h,w): of inpaint_channels; context: c (B,M,D); uncond: v (1 or B,M,D); scale: s. At s = 1, or without
-    v, only c is evaluated. Otherwise both branches are one batch, v first, and the UNet computes what they share once:
-    it gets x of batch B with contexts of batch 2B. interval: the timesteps, first and last, between which there is
-    guidance (Kynkäänniemi et al. 2024); elsewhere only c is evaluated. None: all."""
-    alone = denoiser(inpaint, context)
+    inpaint (B,5,h,w): of inpaint_channels; context: c (B,M,D); uncond: v (1 or B,M,D); scale: s, where 1 means no
+    guidance. interval: first and last timestep with guidance (Kynkäänniemi et al. 2024); None: all timesteps.
+
+    Without guidance, or without v, only the branch of c is evaluated. With it, both branches are one batch, v first.
+    The UNet gets x with batch B and contexts with batch 2B, and computes once what both share."""
+    eps_cond = denoiser(inpaint, context)
     if uncond is None or scale == 1.0:
-        return alone
-    both = denoiser(inpaint, torch.cat([uncond.expand(context.shape[0], -1, -1), context]))
+        return eps_cond
+    eps_both = denoiser(inpaint, torch.cat([uncond.expand(context.shape[0], -1, -1), context]))
     first, last = interval or (0, math.inf)
 
     def eps(x: Tensor, t: int) -> Tensor:
-        if not first <= t <= last:
-            return alone(x, t)
-        return apply_guidance(both(x, t), scale)
+        if first <= t <= last:
+            return apply_guidance(eps_both(x, t), scale)
+        return eps_cond(x, t)
 
     return eps
 
 
 def blended_eps(eps: Eps, source: Tensor, keep: Tensor, schedule: NoiseSchedule) -> Eps:
-    """Blended Latent Diffusion (Avrahami et al. 2023): in every step the noised source stands where the mask keeps.
+    """Blended Latent Diffusion (Avrahami et al. 2023): in every step the noised source replaces what the mask keeps.
 
-    source (B,4,h,w): x_0 of the photo; keep (B,1,h,w): 1 = keep, all else is painted. What is put in place is not x,
-    but the noise that leads from x back to the source: so a sampler's x stays sqrt(abar) x_0 + sqrt(1 - abar) noise
-    there, with one noise throughout, whatever the sampler."""
+    source (B,4,h,w): x_0 of the photo; keep (B,1,h,w): positions of 1 are kept, all others painted. It is not x that is
+    replaced but eps, by the noise between x and the source. So the kept part of x stays sqrt(abar) x_0 + sqrt(1 - abar)
+    noise with the same noise in every step, for every sampler."""
     kept = keep == 1
 
     def blended(x: Tensor, t: int) -> Tensor:

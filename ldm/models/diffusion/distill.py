@@ -17,9 +17,9 @@ class Distillation(LatentDiffusion):
     """A LatentDiffusion whose UNet, the student, learns to predict with c alone what the UNet it starts from, the
     teacher, predicts with guidance: E || eps_student(x, c, t) - guided eps_teacher(x, t) ||^2.
 
-    guidance_scale: s of the teacher; the student has it built in and is sampled at scale 1. params: LatentDiffusion's.
-    All but the student's UNet is frozen: c and v are the teacher's. A run's checkpoints hold the teacher beside the
-    student, for going on; read as models, they are the student."""
+    guidance_scale: s of the teacher. The student has guidance built in and is sampled at scale 1. params: those of
+    LatentDiffusion. Only the student's UNet is trained; c and v stay the teacher's. Checkpoints of a run hold teacher
+    and student, so that it can be resumed; loaded as models, they are the student."""
 
     def __init__(self, guidance_scale: float = 5.0, **params: Any):
         super().__init__(**params)
@@ -34,6 +34,6 @@ class Distillation(LatentDiffusion):
 
     @torch.no_grad()
     def target(self, x: Tensor, t: Tensor, cond: Tensor, noise: Tensor) -> Tensor:
-        """The teacher's guided eps."""
+        """The teacher's guided eps (B,4,h,w)."""
         both = self.teacher(x, t, torch.cat([unconditional_token(self, len(cond)), cond]))
         return apply_guidance(both, self.guidance_scale)

@@ -1,5 +1,6 @@
-"""The random numbers of training, each sample's from a seed of its own, so that a loss depends on the seed, the step
-and the sample, and not on batch size, number of processes or what was computed before."""
+"""The random numbers of training, drawn for each sample from a seed of its own.
+
+So a loss depends on seed, step and sample, and not on batch size, number of processes or earlier computations."""
 
 from __future__ import annotations
 
@@ -10,15 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TRAINING, VALIDATION = 0, 1  # what tells the seeds of the two apart
+TRAINING, VALIDATION = 0, 1  # part of a seed, so that training and validation draw differently
 
 
 @dataclass(frozen=True)
 class Draws:
-    """What one step draws for B samples.
+    """The random numbers of one step for B samples.
 
-    noise_gt, noise_inpaint: standard normals (B,4,h,w) of the two posterior samples. t: time steps (B,). noise: the
-    standard normal (B,4,h,w) to predict. uniform: (B,) in [0,1), below u_cond_percent the condition is dropped."""
+    noise_gt, noise_inpaint (B,4,h,w): standard normals of the two posterior samples
+    t (B,): timesteps, uniform
+    noise (B,4,h,w): the standard normal to predict
+    uniform (B,): in [0,1); below u_cond_percent the condition is dropped"""
 
     noise_gt: Tensor
     noise_inpaint: Tensor
@@ -28,14 +31,14 @@ class Draws:
 
     @classmethod
     def from_seeds(
-        cls, seeds: Sequence[Sequence[int]], shape: tuple[int, int, int], num_timesteps: int, device: torch.device | str
+        cls, seeds: Sequence[Sequence[int]], shape: Sequence[int], num_timesteps: int, device: torch.device | str
     ) -> Draws:
-        """seeds: of each sample, whole numbers from 0 on. shape: of a latent, (4,h,w)."""
-        columns = []
+        """seeds: for each sample, whole numbers from 0 on. shape: of a latent, (4,h,w)."""
+        samples = []
         for seed in seeds:
             state = int(np.random.SeedSequence(tuple(seed)).generate_state(1, np.uint64)[0] >> np.uint64(1))
-            generator = torch.Generator().manual_seed(state)  # on the CPU: the same on every device
-            normals = torch.randn(3, *shape, generator=generator)
+            generator = torch.Generator().manual_seed(state)  # on the CPU: the same numbers on every device
+            noise_gt, noise_inpaint, noise = torch.randn(3, *shape, generator=generator)
             t = torch.randint(num_timesteps, (), generator=generator)
-            columns.append((normals[0], normals[1], t, normals[2], torch.rand((), generator=generator)))
-        return cls(*(torch.stack(column).to(device) for column in zip(*columns, strict=True)))
+            samples.append((noise_gt, noise_inpaint, t, noise, torch.rand((), generator=generator)))
+        return cls(*(torch.stack(column).to(device) for column in zip(*samples, strict=True)))

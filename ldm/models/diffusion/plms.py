@@ -1,4 +1,4 @@
-"""The familiar PLMS call: DDIMSampler's, with the other function behind it."""
+"""The published PLMS call: DDIMSampler's, with another sampler behind it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""How to sample, by name: fewer evaluations of the UNet for the same edit. docs/fewer-steps.md has the scores."""
+"""Ways to sample that have a name: fewer evaluations of the UNet for nearly the same edit. docs/fewer-steps.md has their
+scores."""
 
 from __future__ import annotations
 
@@ -8,8 +9,9 @@ from ldm.util import UserError
 
 
 class Preset(NamedTuple):
-    """sampler, steps: of sampling.sample. interval: first and last timestep with guidance, of denoiser.guided_eps;
-    None: all have it. refresh: of denoiser.RegionEps; 1: every evaluation is of the whole picture."""
+    """sampler, steps: of sampling.sample
+    interval: first and last timestep with guidance, of denoiser.guided_eps; None: all timesteps
+    refresh: every refresh-th evaluation computes the whole picture, of fast.region.RegionEps; 1: all of them do"""
 
     sampler: str = "plms"
     steps: int = 50
@@ -24,9 +26,9 @@ PRESETS = {
 
 
 def resolve_preset(preset: str | None = None, sampler: str | None = None, steps: int | None = None) -> Preset:
-    """What is asked for by name, or else by sampler and steps: PLMS and 50 where not given.
+    """The preset of this name, or one with this sampler and these steps, by default PLMS and 50.
 
-    Raises UserError: no such preset, or one and a sampler or steps beside it."""
+    Raises UserError: no such preset, or a preset together with a sampler or steps."""
     if preset is None:
         given = {"sampler": sampler, "steps": steps}
         return Preset(**{name: value for name, value in given.items() if value is not None})

@@ -1,4 +1,4 @@
-"""What Paint by Example starts from, where there is no Stable Diffusion to start from."""
+"""The prior that Paint by Example starts from, for when Stable Diffusion is not used."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ldm.models.diffusion.draws import Draws
 
 
 class Prior(LatentDiffusion):
-    """A LatentDiffusion whose UNet takes 4 channels: it learns what pictures look like, nothing of references and
-    regions. Its condition is always the learned vector. scripts/modify_checkpoints.py adds the other 5 channels."""
+    """A LatentDiffusion whose UNet takes 4 channels: it learns what pictures look like, without references and masks.
+    Its condition is always the learned vector. scripts/modify_checkpoints.py adds the other 5 channels."""
 
     @torch.no_grad()
     def get_input(self, batch: Mapping[str, Tensor], *, noise: Tensor | None = None, **_: Any) -> Tensor:
@@ -25,6 +25,7 @@ class Prior(LatentDiffusion):
     def batch_loss(
         self, batch: Mapping[str, Tensor], draws: Draws, u_cond_percent: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        """p_losses with the learned vector for all samples; u_cond_percent is not used."""
         z = self.get_input(batch, noise=draws.noise_gt)
         return self.p_losses(z, conditioning.unconditional_token(self, len(z)), draws.t, draws.noise)
 

@@ -1,27 +1,35 @@
-"""Samplers: functions of eps(x, t) and a NoiseSchedule that lead from x_T to x_0.
+"""Samplers: functions that lead from x_T to x_0, given eps(x, t) and a NoiseSchedule.
 
-`eps(x, t)` takes x (B,4,h,w) and t, the timestep of all of them, and gives the predicted noise (B,4,h,w). t is a
-number, not a tensor: what depends on it is decided without waiting for a GPU. After every step `callback` gets a Step;
-what it raises ends the sampling."""
+`eps(x, t)` returns the predicted noise (B,4,h,w) of x (B,4,h,w) at timestep t. t is a number, not a tensor: decisions
+that depend on it need not wait for a GPU. After every step `callback` gets a Step; an exception that it raises ends the
+sampling.
+
+To add a sampler, write a function like sample_ddim, name it in SAMPLERS and call it in `sample`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.util import UserError
 
+DIFFUSERS_SAMPLERS = ("dpm++", "unipc")
+SAMPLERS = ("plms", "ddim", *DIFFUSERS_SAMPLERS)
+
 Eps = Callable[[Tensor, int], Tensor]
 
 
 class Step(NamedTuple):
-    """What a callback sees after a step: `index` counts from 0 to total - 1, x is the new latent, pred_x0 the clean
-    latent as predicted in this step."""
+    """What a callback gets after a step.
+
+    index: of the step, from 0 to total - 1; t: its timestep; x (B,4,h,w): the latent after it; pred_x0 (B,4,h,w): the
+    clean latent that it predicted"""
 
     index: int
     total: int
@@ -33,12 +41,12 @@ class Step(NamedTuple):
 Callback = Callable[[Step], None]
 
 
-def ddim_timesteps(steps: int, num_timesteps: int = 1000) -> np.ndarray:
-    """(S,) ascending int64, used from last to first.
+def ddim_timesteps(steps: int, num_timesteps: int = 1000) -> NDArray[np.int64]:
+    """Timesteps of S sampling steps, (S,) int64, ascending; samplers use them from last to first.
 
-    As published: every floor(T/S)-th timestep from 1 on. Where S does not divide T that gives more than S timesteps,
-    ceil(T / floor(T/S)), which is kept (7 -> 8, 60 -> 63, 334 -> 500). For some S it runs past the last timestep (3, 9,
-    27, ...): those are spaced evenly over T instead.
+    As published: every floor(T/S)-th timestep from 1 on. Where S does not divide T these are more than S timesteps,
+    ceil(T / floor(T/S)), as in the published code (7 -> 8, 60 -> 63, 334 -> 500). For some S (3, 9, 27, ...) they would
+    run past the last timestep: then S timesteps are spaced evenly over T instead.
     Raises UserError unless 1 <= S < T."""
     if not 1 <= steps < num_timesteps:
         raise UserError(f"{steps} sampling steps are out of range; use 1 to {num_timesteps - 1}, for instance 50")
@@ -49,11 +57,16 @@ def ddim_timesteps(steps: int, num_timesteps: int = 1000) -> np.ndarray:
 
 
 def ddim_parameters(
-    schedule: NoiseSchedule, timesteps: Sequence[int], eta: float = 0.0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """alphas, alphas_prev, sigmas, each (S,) float64, of Song et al. 2021, equation 16.
+    schedule: NoiseSchedule, timesteps: Sequence[int] | NDArray[np.int64], eta: float = 0.0
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """alphas, alphas_prev, sigmas of each step, each (S,) float64 (Song et al. 2021, equation 16).
 
-    alphas_prev is alpha-bar of the timestep moved to; the last step moves to alphas_cumprod[0], not to 1."""
+    | variable    | symbol (Song et al. write alpha for alpha-bar)                                  |
+    |-------------|---------------------------------------------------------------------------------|
+    | alphas      | alpha_t                                                                         |
+    | alphas_prev | alpha_{t-1}, of the timestep that the step leads to; at the end alphas_cumprod[0] |
+    | sigmas      | sigma_t                                                                         |
+    """
     abar = schedule.alphas_cumprod
     alphas = abar[timesteps]
     alphas_prev = np.append(abar[0], alphas[:-1])
@@ -62,23 +75,25 @@ def ddim_parameters(
 
 
 def x0_from_eps(x: Tensor, e: Tensor, abar: float) -> Tensor:
-    """The x_0 of x = sqrt(abar) x_0 + sqrt(1 - abar) e."""
+    """x_0 (B,4,h,w), solved from x = sqrt(abar) x_0 + sqrt(1 - abar) e (Ho et al. 2020, equation 4)."""
     return (x - (1.0 - abar) ** 0.5 * e) / abar**0.5
 
 
 def eps_from_x0(x: Tensor, x_0: Tensor, abar: float) -> Tensor:
-    """The noise e of x = sqrt(abar) x_0 + sqrt(1 - abar) e: what leads from x back to x_0."""
+    """e (B,4,h,w), solved from x = sqrt(abar) x_0 + sqrt(1 - abar) e: the noise between x and x_0."""
     return (x - abar**0.5 * x_0) / (1.0 - abar) ** 0.5
 
 
 def ddim_step(x: Tensor, e: Tensor, alpha: float, alpha_prev: float, sigma: float = 0.0) -> tuple[Tensor, Tensor]:
-    """One step of Song et al. 2021, equation 12, without its noise term -> (x_prev, pred_x0).
+    """One step of Song et al. 2021, equation 12, without its noise term -> (x_{t-1}, pred_x0), each (B,4,h,w).
 
     | variable   | symbol        |
     |------------|---------------|
+    | x          | x_t           |
     | e          | eps_theta     |
     | alpha      | alpha_t       |
     | alpha_prev | alpha_{t-1}   |
+    | sigma      | sigma_t       |
     | pred_x0    | predicted x_0 |
     """
     pred_x0 = x0_from_eps(x, e, alpha)
@@ -90,15 +105,15 @@ def sample_ddim(
     eps: Eps,
     x: Tensor,
     schedule: NoiseSchedule,
-    timesteps: Sequence[int],
+    timesteps: Sequence[int] | NDArray[np.int64],
     eta: float = 0.0,
     noise: Callable[[], Tensor] | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """DDIM (Song et al. 2021) from x = x_T (B,4,h,w).
+    """DDIM (Song et al. 2021, equation 12) from x = x_T (B,4,h,w) -> x_0.
 
-    eta: 0 deterministic, 1 as noisy as DDPM, no more. noise: gives a standard normal (B,4,h,w), called once a step if
-    eta > 0."""
+    eta: from 0, deterministic, to 1, as noisy as DDPM. noise: returns a standard normal (B,4,h,w), called once per step
+    if eta > 0."""
     alphas, alphas_prev, sigmas = ddim_parameters(schedule, timesteps, eta)
     total = len(timesteps)
     for i, index in enumerate(reversed(range(total))):
@@ -116,16 +131,22 @@ def sample_plms(
     eps: Eps,
     x: Tensor,
     schedule: NoiseSchedule,
-    timesteps: Sequence[int],
+    timesteps: Sequence[int] | NDArray[np.int64],
     callback: Callback | None = None,
 ) -> Tensor:
-    """Pseudo linear multistep (Liu et al. 2022, equations 9 and 12) from x = x_T (B,4,h,w).
+    """Pseudo linear multistep (Liu et al. 2022, equations 9 and 12) from x = x_T (B,4,h,w) -> x_0.
 
-    Adams-Bashforth over the last raw eps, up to four of them. The first step looks one step ahead (a second
-    evaluation, Heun) and then starts again from x_T."""
+    | variable | symbol                                                    |
+    |----------|-----------------------------------------------------------|
+    | e        | e_t, the raw eps of this step                             |
+    | old      | e of the previous steps, newest first, at most three      |
+    | e_prime  | e'_t, their Adams-Bashforth combination                   |
+
+    The first step has no previous e: it evaluates the next timestep, too, averages both (Heun's method), and starts
+    again from x_T."""
     alphas, alphas_prev, _ = ddim_parameters(schedule, timesteps)
     total = len(timesteps)
-    old: list[Tensor] = []  # raw eps of the last steps, newest first, at most three
+    old: list[Tensor] = []
     for i, index in enumerate(reversed(range(total))):
         alpha, alpha_prev = float(alphas[index]), float(alphas_prev[index])
         t = int(timesteps[index])
@@ -146,11 +167,11 @@ def sample_plms(
     return x
 
 
-def diffusers_scheduler(name: str, schedule: NoiseSchedule, steps: int):
-    """diffusers' scheduler for "dpm++" (DPM-Solver++(2M), Lu et al. 2022) or "unipc" (Zhao et al. 2023), set.
+def diffusers_scheduler(name: str, schedule: NoiseSchedule, steps: int) -> Any:
+    """diffusers' scheduler for "dpm++" (DPM-Solver++(2M), Lu et al. 2022) or "unipc" (Zhao et al. 2023), set to steps.
 
-    From 10 on, the steps are even in sigma^(1/7), sigma = sqrt(1 / alpha-bar - 1) (Karras et al. 2022, equation 5); if
-    there are fewer, even in t ("trailing"). Each comes closer there to where many steps lead."""
+    10 or more steps are spaced evenly in sigma^(1/7), sigma = sqrt(1 / alpha-bar - 1) (Karras et al. 2022, equation 5),
+    fewer evenly in t ("trailing"). For each number of steps this comes closer to the result of many steps."""
     from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
     cls = {"dpm++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}[name]
@@ -167,11 +188,11 @@ def diffusers_scheduler(name: str, schedule: NoiseSchedule, steps: int):
 
 
 def sample_diffusers(
-    eps: Eps, x: Tensor, scheduler, timesteps: Sequence[int], callback: Callback | None = None
+    eps: Eps, x: Tensor, scheduler: Any, timesteps: Sequence[int], callback: Callback | None = None
 ) -> Tensor:
-    """Run one of diffusers' schedulers that predict x_0 inside (see diffusers_scheduler) from x = x_T (B,4,h,w).
+    """One of diffusers_scheduler's from x = x_T (B,4,h,w) -> x_0.
 
-    timesteps: the last ones of those that the scheduler has been set to."""
+    timesteps: the scheduler's own, or only the last of them, descending."""
     total = len(timesteps)
     scheduler.set_begin_index(len(scheduler.timesteps) - total)
     for i, t in enumerate(timesteps):
@@ -182,16 +203,13 @@ def sample_diffusers(
     return x
 
 
-SAMPLERS = ("plms", "ddim", "dpm++", "unipc")
+def check_sampler(name: str, steps: int, eta: float, num_timesteps: int) -> NDArray[np.int64]:
+    """The ddim_timesteps for these steps. DIFFUSERS_SAMPLERS do not use them: they take exactly `steps`.
 
-
-def check_sampler(name: str, steps: int, eta: float, num_timesteps: int) -> np.ndarray:
-    """The ddim_timesteps of a valid request; dpm++ and unipc take exactly `steps`, spaced by diffusers.
-
-    Raises UserError: unknown name, steps or eta out of range."""
+    Raises UserError: unknown sampler, steps or eta out of range."""
     if name not in SAMPLERS:
         raise UserError(f"sampler {name!r} is unknown; use one of {', '.join(SAMPLERS)}")
-    if name in ("dpm++", "unipc") and steps > num_timesteps // 2:
+    if name in DIFFUSERS_SAMPLERS and steps > num_timesteps // 2:
         raise UserError(f"{steps} sampling steps are too many for {name}; use 1 to {num_timesteps // 2}")
     if not 0.0 <= eta <= 1.0 or (eta > 0 and name != "ddim"):
         raise UserError(f"eta {eta} does not go with {name}; use 0, or with the sampler ddim 0 to 1")
@@ -212,15 +230,17 @@ def sample(
 ) -> Tensor:
     """x_T (B,4,h,w) -> x_0 by one of SAMPLERS. Raises UserError as check_sampler does.
 
-    strength below 1: SDEdit (Meng et al. 2022), only the steps from timesteps below strength * T on, from the source's
-    x_0 (B,4,h,w) with x as its noise; at 0 it stays as it is."""
-    timesteps = check_sampler(name, steps, eta, schedule.num_timesteps)
+    strength: below 1, SDEdit (Meng et al. 2022): only the steps at timesteps below strength * T are taken, from the
+    source's x_0 (B,4,h,w) with x as its noise. At 0 the source comes back unchanged."""
+    timesteps: list[int] = check_sampler(name, steps, eta, schedule.num_timesteps).tolist()
     alphas_cumprod = schedule.alphas_cumprod[timesteps]
-    if name in ("dpm++", "unipc"):
+    scheduler = None
+    if name in DIFFUSERS_SAMPLERS:
         scheduler = diffusers_scheduler(name, schedule, steps)
         timesteps = scheduler.timesteps.flip(0).tolist()
-        alphas_cumprod = 1 / (1 + scheduler.sigmas[:-1].flip(0).double() ** 2)
+        alphas_cumprod = (1 / (1 + scheduler.sigmas[:-1].flip(0).double() ** 2)).numpy()
     if strength < 1:
+        assert source is not None, "strength below 1: the source is missing"
         timesteps = [t for t in timesteps if t < strength * schedule.num_timesteps]
         if not timesteps:
             return source
