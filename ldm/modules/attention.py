@@ -22,9 +22,11 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
+    """GEGLU to mult * dim channels, then a linear map back to dim."""
+
     def __init__(self, dim: int, mult: int = 4):
         super().__init__()
-        # index 1 was a dropout of 0 and has no weights; the published names count it
+        # index 1 is a dropout of 0 in the published code, whose weights are numbered with it
         self.net = nn.Sequential(GEGLU(dim, mult * dim), nn.Identity(), nn.Linear(mult * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -32,7 +34,8 @@ class FeedForward(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """softmax(q k^T / sqrt(d)) v with q from x and k, v from the context, or from x itself if there is none."""
+    """softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, equation 1) with q from x and k, v from the context, or from x
+    itself without a context. query_dim, context_dim: widths of x and of the context; d = query_dim / heads."""
 
     def __init__(self, query_dim: int, context_dim: int | None = None, heads: int = 8):
         super().__init__()
@@ -55,11 +58,13 @@ class CrossAttention(nn.Module):
     def one_token(self, context: Tensor) -> Tensor:
         """context (B,1,D) -> (B,1,C), equal to forward(x, context) at every position of any x.
 
-        A softmax over one key is 1, so the query, the key and the norm before them have no effect."""
+        The softmax over a single key is 1, so the query, the key and the norm before the query have no effect."""
         return self.to_out(self.to_v(context))
 
 
 class BasicTransformerBlock(nn.Module):
+    """Self-attention, cross-attention to the context, feed-forward; each has a norm before it and a shortcut around."""
+
     def __init__(self, dim: int, heads: int, context_dim: int, use_checkpoint: bool = False):
         super().__init__()
         self.attn1 = CrossAttention(dim, heads=heads)
@@ -71,7 +76,7 @@ class BasicTransformerBlock(nn.Module):
         self.use_checkpoint = use_checkpoint
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (b,N,C), context (B,M,D) -> (B,N,C); B is b or a multiple of it (guidance, see tile_batch)."""
+        """x (b,N,C), context (B,M,D) -> (B,N,C); B is b or, with guidance, a multiple of it (see tile_batch)."""
         return checkpoint(self._forward, self.use_checkpoint, x, context)
 
     def _forward(self, x: Tensor, context: Tensor) -> Tensor:
@@ -85,7 +90,7 @@ class BasicTransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """(B,C,h,w) -> sequence of h*w positions -> transformer blocks -> (B,C,h,w), added to the input."""
+    """Transformer blocks on the h*w positions of a feature map (B,C,h,w), with a shortcut around them."""
 
     def __init__(self, channels: int, heads: int, context_dim: int, depth: int = 1, use_checkpoint: bool = False):
         super().__init__()
@@ -97,9 +102,10 @@ class SpatialTransformer(nn.Module):
         self.proj_out = zero_module(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x (b,C,h,w), context (B,M,D) -> (B,C,h,w)."""
         height, width = x.shape[-2:]
         h = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")
         for block in self.transformer_blocks:
             h = block(h, context)
         h = self.proj_out(rearrange(h, "b (h w) c -> b c h w", h=height, w=width))
-        return tile_batch(x, h.shape[0]) + h  # in the memory layout of x, the first: h lies channels last
+        return tile_batch(x, h.shape[0]) + h  # x comes first: the sum has its memory layout, h is channels last

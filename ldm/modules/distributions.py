@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class DiagonalGaussianDistribution:
-    """N(mean, diag(std^2)) from `parameters` (B,2C,h,w) = mean ++ log variance (Kingma & Welling 2013).
+    """N(mean, diag(std^2)) of `parameters` (B,2C,h,w) = mean ++ log variance (Kingma & Welling 2013).
 
     The log variance is clamped to [-30,20]."""
 
@@ -22,8 +22,9 @@ class DiagonalGaussianDistribution:
         return self.mean + self.std * (torch.randn_like(self.mean) if noise is None else noise)
 
     def mode(self) -> Tensor:
+        """The mean, (B,C,h,w)."""
         return self.mean
 
     def kl(self) -> Tensor:
-        """KL to the standard normal, (B,), summed over C,h,w."""
+        """KL divergence from the standard normal, (B,), summed over C,h,w."""
         return 0.5 * (self.mean**2 + self.var - 1.0 - self.logvar).sum(dim=(1, 2, 3))

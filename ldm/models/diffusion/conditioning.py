@@ -37,8 +37,7 @@ class ConditioningModel(Protocol):
 def reference_token(model: ConditioningModel, reference: Tensor) -> Tensor:
     """reference (B,3,S,S), CLIP-normalised -> context c (B,M,context_dim): the bottleneck, then the linear map (Yang et
     al. 2022, section 3.2)."""
-    token: Tensor = model.proj_out(model.get_learned_conditioning(reference))
-    return token
+    return model.proj_out(model.get_learned_conditioning(reference))
 
 
 def unconditional_token(model: ConditioningModel, batch: int) -> Tensor:
@@ -56,4 +55,5 @@ def inpaint_channels(
 ) -> Tensor:
     """inpaint_image = image * mask (B,3,H,W), mask (B,1,H,W), 1 = keep -> (B,5,h,w) = latent ++ resized mask."""
     z = encode_to_latent(model, inpaint_image, noise)
-    return torch.cat([z, resize_tensor(mask, z.shape[-2:])], dim=1)
+    height, width = z.shape[-2:]
+    return torch.cat([z, resize_tensor(mask, (height, width))], dim=1)

@@ -57,7 +57,7 @@ class NoiseSchedule:
     @cached_property
     def alphas_cumprod(self) -> NDArray[np.float64]:
         """alpha-bar (T,) float64."""
-        return np.cumprod(1.0 - self.betas)
+        return np.cumprod(1.0 - self.betas, dtype=np.float64)
 
     def buffers(self) -> dict[str, Tensor]:
         """The BUFFERS by name, each (T,), computed in float64 and rounded to float32."""

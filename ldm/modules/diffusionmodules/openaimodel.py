@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,7 @@ from ldm.modules.attention import SpatialTransformer
 from ldm.modules.diffusionmodules.util import Upsample, checkpoint, tile_batch, timestep_embedding, zero_module
 from ldm.util import UserError
 
-# Keys of published configs that this UNet has no use for, with the one value under which it is what they describe.
-# None: any value.
+# Keys of published configs that this UNet does not use -> the only value that describes this UNet; None: any value.
 FIXED_OPTIONS = {
     "image_size": None,
     "legacy": False,
@@ -30,7 +30,7 @@ FIXED_OPTIONS = {
 
 
 class TimestepEmbedSequential(nn.Sequential):
-    """Hands each layer what it takes: the time embedding, the context, or neither."""
+    """Layers of one block; each is given the time embedding, the context, or neither, whichever it takes."""
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         for layer in self:
@@ -66,11 +66,11 @@ class ResBlock(nn.Module):
         self.out_layers = nn.Sequential(
             nn.GroupNorm(32, out_channels, eps=1e-5),
             nn.SiLU(),
-            nn.Identity(),  # was a dropout of 0; the published names count it
+            nn.Identity(),  # a dropout of 0 in the published code, whose weights are numbered with it
             zero_module(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
         )
-        same = channels == out_channels
-        self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
+        keeps_width = channels == out_channels
+        self.skip_connection = nn.Identity() if keeps_width else nn.Conv2d(channels, out_channels, 1)
         self.use_checkpoint = use_checkpoint
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -83,10 +83,75 @@ class ResBlock(nn.Module):
         return self.skip_connection(x) + self.out_layers(h)
 
 
+class Level(NamedTuple):
+    """One resolution of the UNet; the first level has the input's."""
+
+    channels: int
+    attends: bool
+
+
+def build_encoder(
+    first: nn.Conv2d,
+    levels: Sequence[Level],
+    num_res_blocks: int,
+    residual: Callable[[int, int], ResBlock],
+    attention: Callable[[int], SpatialTransformer],
+) -> tuple[nn.ModuleList, list[int]]:
+    """The blocks on the way down, and the channels of each block's output, which the decoder gets as a skip."""
+    channels = first.out_channels
+    blocks, skip_channels = nn.ModuleList([TimestepEmbedSequential(first)]), [channels]
+    for i, level in enumerate(levels):
+        for _ in range(num_res_blocks):
+            layers: list[nn.Module] = [residual(channels, level.channels)]
+            channels = level.channels
+            if level.attends:
+                layers.append(attention(channels))
+            blocks.append(TimestepEmbedSequential(*layers))
+            skip_channels.append(channels)
+        if i < len(levels) - 1:
+            blocks.append(TimestepEmbedSequential(Downsample(channels)))
+            skip_channels.append(channels)
+    return blocks, skip_channels
+
+
+def build_decoder(
+    skip_channels: Sequence[int],
+    levels: Sequence[Level],
+    num_res_blocks: int,
+    residual: Callable[[int, int], ResBlock],
+    attention: Callable[[int], SpatialTransformer],
+) -> nn.ModuleList:
+    """The blocks on the way up, one more per level than on the way down. Each takes one skip, the last one first."""
+    blocks, skips = nn.ModuleList(), list(skip_channels)
+    channels = levels[-1].channels
+    for i, level in reversed(list(enumerate(levels))):
+        for k in range(num_res_blocks + 1):
+            layers: list[nn.Module] = [residual(channels + skips.pop(), level.channels)]
+            channels = level.channels
+            if level.attends:
+                layers.append(attention(channels))
+            if i > 0 and k == num_res_blocks:
+                layers.append(Upsample(channels))
+            blocks.append(TimestepEmbedSequential(*layers))
+    return blocks
+
+
+def check_options(fixed: Mapping[str, object], widths: Sequence[int], num_heads: int) -> None:
+    """Raises UserError for options of a config that mean another network than UNetModel, or one that is impossible."""
+    for name, value in fixed.items():
+        if name not in FIXED_OPTIONS:
+            raise UserError(f"config: UNetModel does not know {name!r}; remove it")
+        if FIXED_OPTIONS[name] is not None and value != FIXED_OPTIONS[name]:
+            raise UserError(f"config: UNetModel supports {name} = {FIXED_OPTIONS[name]} only, not {value}")
+    for width in widths:
+        if width % num_heads:
+            raise UserError(f"config: UNetModel cannot split {width} channels into {num_heads} heads")
+
+
 class UNetModel(nn.Module):
     """eps(x, t, context) with x (B,9,h,w), see conventions.py, and context (B,M,context_dim).
 
-    Parameters (lengths in channels unless said otherwise):
+    Parameters (lengths in channels unless stated otherwise):
         in_channels, out_channels: of the input and the predicted noise
         model_channels: width of the first level
         num_res_blocks: residual blocks per level on the way down (one more on the way up)
@@ -96,7 +161,7 @@ class UNetModel(nn.Module):
         context_dim: width of a context token
         transformer_depth: transformer blocks per attention
         use_checkpoint: recompute activations in the backward pass instead of keeping them
-        fixed: other keys of published configs, accepted at the values of FIXED_OPTIONS
+        fixed: other keys of published configs, accepted with the values of FIXED_OPTIONS
     h and w must be multiples of `size_multiple`."""
 
     def __init__(
@@ -115,16 +180,7 @@ class UNetModel(nn.Module):
         **fixed: object,
     ):
         super().__init__()
-        for name, value in fixed.items():
-            if name not in FIXED_OPTIONS:
-                raise UserError(f"config: UNetModel does not know {name!r}; remove it")
-            if FIXED_OPTIONS[name] is not None and value != FIXED_OPTIONS[name]:
-                raise UserError(f"config: UNetModel supports {name} = {FIXED_OPTIONS[name]} only, not {value}")
-        for mult in channel_mult:
-            if mult * model_channels % num_heads:
-                raise UserError(
-                    f"config: UNetModel cannot split {mult * model_channels} channels into {num_heads} heads"
-                )
+        check_options(fixed, [mult * model_channels for mult in channel_mult], num_heads)
         self.model_channels = model_channels
         self.context_dim = context_dim
         self.size_multiple = 2 ** (len(channel_mult) - 1)  # latent pixels
@@ -134,42 +190,23 @@ class UNetModel(nn.Module):
             nn.Linear(model_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
         )
 
-        def residual(channels: int, out: int) -> ResBlock:
-            return ResBlock(channels, emb_channels, out, use_checkpoint)
+        def residual(channels: int, out_channels: int) -> ResBlock:
+            return ResBlock(channels, emb_channels, out_channels, use_checkpoint)
 
         def attention(channels: int) -> SpatialTransformer:
             return SpatialTransformer(channels, num_heads, context_dim, transformer_depth, use_checkpoint)
 
-        channels = model_channels
-        self.input_blocks = nn.ModuleList([TimestepEmbedSequential(nn.Conv2d(in_channels, channels, 3, padding=1))])
-        skips = [channels]
-        for level, mult in enumerate(channel_mult):
-            for _ in range(num_res_blocks):
-                layers = [residual(channels, mult * model_channels)]
-                channels = mult * model_channels
-                if 2**level in attention_resolutions:
-                    layers.append(attention(channels))
-                self.input_blocks.append(TimestepEmbedSequential(*layers))
-                skips.append(channels)
-            if level < len(channel_mult) - 1:
-                self.input_blocks.append(TimestepEmbedSequential(Downsample(channels)))
-                skips.append(channels)
-
+        levels = [
+            Level(mult * model_channels, attends=2**i in attention_resolutions) for i, mult in enumerate(channel_mult)
+        ]
+        first = nn.Conv2d(in_channels, model_channels, 3, padding=1)
+        self.input_blocks, skip_channels = build_encoder(first, levels, num_res_blocks, residual, attention)
+        channels = levels[-1].channels
         self.middle_block = TimestepEmbedSequential(
             residual(channels, channels), attention(channels), residual(channels, channels)
         )
-
-        self.output_blocks = nn.ModuleList()
-        for level, mult in reversed(list(enumerate(channel_mult))):
-            for i in range(num_res_blocks + 1):
-                layers = [residual(channels + skips.pop(), mult * model_channels)]
-                channels = mult * model_channels
-                if 2**level in attention_resolutions:
-                    layers.append(attention(channels))
-                if level > 0 and i == num_res_blocks:
-                    layers.append(Upsample(channels))
-                self.output_blocks.append(TimestepEmbedSequential(*layers))
-
+        self.output_blocks = build_decoder(skip_channels, levels, num_res_blocks, residual, attention)
+        channels = levels[0].channels
         self.out = nn.Sequential(
             nn.GroupNorm(32, channels, eps=1e-5),
             nn.SiLU(),
@@ -179,8 +216,8 @@ class UNetModel(nn.Module):
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         """x (b,9,h,w), timesteps (b,), context (B,M,D) -> eps (B,4,h,w).
 
-        B may be a multiple of b: then each of the B/b context groups is applied to the same x, and what comes before
-        the first cross-attention is computed once for all of them."""
+        B may be a multiple of b: then x meets each of B/b groups of contexts, and the layers before the first
+        cross-attention run once for all groups (see tile_batch)."""
         emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(x.dtype))
         skips = []
         for block in self.input_blocks:
