@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,17 +13,18 @@ from ldm.modules.diffusionmodules.model import Decoder, Encoder
 from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.util import UserError
 
-TILE, OVERLAP = 128, 32  # of a large latent, latent pixels: four times the published model's own area
+# Larger latents are processed in tiles of TILE x TILE latent pixels, four times the area of a published model's latent.
+TILE, OVERLAP = 128, 32
 
 
 class AutoencoderKL(nn.Module):
     """KL-regularised autoencoder (Rombach et al. 2022, appendix G) with downsampling factor `factor`.
 
     Parameters:
-        ddconfig: in_channels, out_ch, ch (channels of the first level), ch_mult (one factor a level), num_res_blocks,
+        ddconfig: in_channels, out_ch, ch (channels of the first level), ch_mult (one factor per level), num_res_blocks,
             z_channels. double_z must be true, attn_resolutions empty, dropout 0; resolution is not used.
         embed_dim: channels of the latent
-        lossconfig, monitor: of the published config; training the autoencoder is not part of this class"""
+        lossconfig, monitor: accepted, since published configs have them; first_stage.py trains an autoencoder"""
 
     def __init__(self, ddconfig: Mapping[str, Any], embed_dim: int, lossconfig: Any = None, monitor: str | None = None):
         super().__init__()
@@ -52,36 +54,37 @@ class AutoencoderKL(nn.Module):
         return self.decoder(self.post_quant_conv(z))
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """(B,3,H,W) in [-1,1] -> the same through the posterior's mean."""
+        """(B,3,H,W) in [-1,1] -> its reconstruction from the posterior's mean, (B,3,H,W)."""
         return self.decode(self.encode(x).mode())
 
 
 def apply_in_tiles(function: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int, scale: float) -> Tensor:
-    """function, from (B,C,h,w) to (B,C',scale*h,scale*w), of tiles that overlap, blended linearly where they do: memory
-    for one tile at a time. tile, overlap: of x, pixels; x no larger than a tile is one call."""
+    """Applies a function to tiles of x (B,C,h,w), one at a time to save memory, and blends the results linearly where
+    tiles overlap -> (B,C',scale*h,scale*w).
+
+    function: (B,C,h',w') -> (B,C',scale*h',scale*w'); tile, overlap: side and overlap of tiles, pixels of x. An x no
+    larger than a tile is one call."""
     sides = x.shape[-2:]
     if max(sides) <= tile:
         return function(x)
     starts = [[*range(0, max(n - tile, 0), tile - overlap), max(n - tile, 0)] for n in sides]
 
-    def ramp(n: int) -> Tensor:
+    def ramp(n: int) -> Tensor:  # weights along a tile's side, rising and falling over the overlap
         i = torch.arange(1, n + 1, device=x.device, dtype=torch.float32)
         return torch.minimum(i, i.flip(0)).clamp(max=overlap * scale)
 
-    total = weight = None
-    for top in starts[0]:
-        for left in starts[1]:
-            part = function(x[..., top : top + tile, left : left + tile])
-            height, width = part.shape[-2:]
-            if total is None:
-                total = part.new_zeros(*part.shape[:2], *(round(scale * n) for n in sides))
-                weight = total.new_zeros(total.shape[-2:])
-            share = ramp(height)[:, None] * ramp(width)
-            at = (..., slice(round(scale * top), round(scale * top) + height))
-            at = (*at, slice(round(scale * left), round(scale * left) + width))
-            total[at] += share * part
-            weight[at] += share
-    return total / weight
+    total = weights = None
+    for top, left in itertools.product(*starts):
+        result = function(x[..., top : top + tile, left : left + tile])
+        height, width = result.shape[-2:]
+        if total is None:
+            total = result.new_zeros(*result.shape[:2], *(round(scale * n) for n in sides))
+            weights = total.new_zeros(total.shape[-2:])
+        weight = ramp(height)[:, None] * ramp(width)
+        row, column = round(scale * top), round(scale * left)
+        total[..., row : row + height, column : column + width] += weight * result
+        weights[row : row + height, column : column + width] += weight
+    return total / weights
 
 
 def encode_in_tiles(first_stage: AutoencoderKL, x: Tensor) -> DiagonalGaussianDistribution:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class LitEma(nn.Module):
@@ -40,7 +41,8 @@ class LitEma(nn.Module):
         decay = min(float(self.decay), (1 + n) / (10 + n))
         parameters = dict(model.named_parameters())
         averages = [getattr(self, buffer) for buffer in self.buffer_names.values()]
-        torch._foreach_lerp_(averages, [parameters[name].detach() for name in self.buffer_names], 1 - decay)
+        update = get_ema_multi_avg_fn(decay)
+        update(averages, [parameters[name].detach() for name in self.buffer_names], n)
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:

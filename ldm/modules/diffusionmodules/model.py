@@ -1,4 +1,4 @@
-"""Encoder and decoder of the autoencoder (Esser et al. 2021, as used by Rombach et al. 2022), published names."""
+"""Encoder and decoder of the autoencoder (Esser et al. 2021; Rombach et al. 2022) under the published names."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from torch import Tensor, nn
 from ldm.modules.diffusionmodules.util import Upsample
 
 
-def norm(channels: int) -> nn.GroupNorm:
+def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(32, channels, eps=1e-6)
 
 
 class ResnetBlock(nn.Module):
+    """Two normalised 3x3 convolutions around a shortcut: (B,channels,h,w) -> (B,out_channels,h,w)."""
+
     def __init__(self, channels: int, out_channels: int):
         super().__init__()
-        self.norm1 = norm(channels)
+        self.norm1 = group_norm(channels)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.norm2 = norm(out_channels)
+        self.norm2 = group_norm(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         if channels != out_channels:
             self.nin_shortcut = nn.Conv2d(channels, out_channels, 1)
@@ -36,7 +38,7 @@ class AttnBlock(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.norm = norm(channels)
+        self.norm = group_norm(channels)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -50,7 +52,7 @@ class AttnBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the size, by a 3x3 convolution of stride 2 padded on the right and below only."""
+    """Halves height and width: a 3x3 convolution of stride 2, padded on the right and below only."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -61,6 +63,8 @@ class Downsample(nn.Module):
 
 
 class Middle(nn.Module):
+    """The blocks at the lowest resolution."""
+
     def __init__(self, channels: int):
         super().__init__()
         self.block_1 = ResnetBlock(channels, channels)
@@ -72,15 +76,24 @@ class Middle(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, then its resampling if it has one."""
+    """The blocks of one resolution; then its `downsample` or `upsample`, if it has one."""
 
-    def __init__(self, channels: int, out_channels: int, blocks: int, **resample: nn.Module):
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        blocks: int,
+        downsample: Downsample | None = None,
+        upsample: Upsample | None = None,
+    ):
         super().__init__()
         self.block = nn.ModuleList(
             ResnetBlock(channels if i == 0 else out_channels, out_channels) for i in range(blocks)
         )
-        for name, module in resample.items():
-            self.add_module(name, module)
+        if downsample is not None:
+            self.downsample = downsample
+        if upsample is not None:
+            self.upsample = upsample
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.block:
@@ -91,18 +104,20 @@ class Level(nn.Module):
         return x
 
 
-class Ending(nn.Module):
-    """What encoder and decoder end with: these layers may be of a higher precision than the others."""
+class ConvOut(nn.Module):
+    """The last layers of encoder and decoder, which may have a higher precision than the others."""
 
     norm_out: nn.GroupNorm
     conv_out: nn.Conv2d
 
-    def last(self, x: Tensor) -> Tensor:
+    def convolve_out(self, x: Tensor) -> Tensor:
         return self.conv_out(F.silu(self.norm_out(x.to(self.conv_out.weight.dtype))))
 
 
-class Encoder(Ending):
-    """(B,in_channels,H,W) -> (B,2*z_channels,H/f,W/f), f = 2^(levels-1)."""
+class Encoder(ConvOut):
+    """(B,in_channels,H,W) -> (B,2*z_channels,H/f,W/f), f = 2^(levels-1).
+
+    ch: channels of the first level; ch_mult: those of each level, in units of ch"""
 
     def __init__(self, *, in_channels: int, ch: int, ch_mult: Sequence[int], num_res_blocks: int, z_channels: int):
         super().__init__()
@@ -110,23 +125,24 @@ class Encoder(Ending):
         self.down = nn.ModuleList()
         channels = ch
         for i, mult in enumerate(ch_mult):
-            last = i == len(ch_mult) - 1
-            resample = {} if last else {"downsample": Downsample(mult * ch)}
-            self.down.append(Level(channels, mult * ch, num_res_blocks, **resample))
+            downsample = Downsample(mult * ch) if i < len(ch_mult) - 1 else None
+            self.down.append(Level(channels, mult * ch, num_res_blocks, downsample=downsample))
             channels = mult * ch
         self.mid = Middle(channels)
-        self.norm_out = norm(channels)
+        self.norm_out = group_norm(channels)
         self.conv_out = nn.Conv2d(channels, 2 * z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x.to(self.conv_in.weight.dtype))
         for level in self.down:
             x = level(x)
-        return self.last(self.mid(x))
+        return self.convolve_out(self.mid(x))
 
 
-class Decoder(Ending):
-    """(B,z_channels,h,w) -> (B,out_ch,h*f,w*f). `up` is indexed by level and run from the last to the first."""
+class Decoder(ConvOut):
+    """(B,z_channels,h,w) -> (B,out_ch,h*f,w*f), f = 2^(levels-1). `up` is indexed by level and runs from last to first.
+
+    ch: channels of the first level; ch_mult: those of each level, in units of ch"""
 
     def __init__(self, *, out_ch: int, ch: int, ch_mult: Sequence[int], num_res_blocks: int, z_channels: int):
         super().__init__()
@@ -135,15 +151,15 @@ class Decoder(Ending):
         self.mid = Middle(channels)
         levels = []
         for i, mult in reversed(list(enumerate(ch_mult))):
-            resample = {} if i == 0 else {"upsample": Upsample(mult * ch)}
-            levels.append(Level(channels, mult * ch, num_res_blocks + 1, **resample))
+            upsample = Upsample(mult * ch) if i > 0 else None
+            levels.append(Level(channels, mult * ch, num_res_blocks + 1, upsample=upsample))
             channels = mult * ch
         self.up = nn.ModuleList(reversed(levels))
-        self.norm_out = norm(channels)
+        self.norm_out = group_norm(channels)
         self.conv_out = nn.Conv2d(channels, out_ch, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         z = self.mid(self.conv_in(z.to(self.conv_in.weight.dtype)))
         for level in reversed(self.up):
             z = level(z)
-        return self.last(z)
+        return self.convolve_out(z)

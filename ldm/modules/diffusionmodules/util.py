@@ -1,4 +1,4 @@
-"""Small parts shared by the UNet's and the autoencoder's blocks."""
+"""Small parts that the UNet's and the autoencoder's blocks share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
-    """(B,) -> (B,dim) float32: cosines, then sines, of t at dim/2 frequencies from 1 down to 1/max_period
+    """timesteps (B,) -> (B,dim) float32: cosines, then sines, of t at dim/2 frequencies from 1 down to 1/max_period
     (Vaswani et al. 2017, section 3.5)."""
     half = dim // 2
     exponent = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
@@ -21,7 +21,7 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0)
 
 
 class Upsample(nn.Module):
-    """Twice the size: nearest neighbour, then a 3x3 convolution."""
+    """Doubles height and width: nearest neighbour, then a 3x3 convolution."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -32,17 +32,17 @@ class Upsample(nn.Module):
 
 
 def zero_module(module: nn.Module) -> nn.Module:
-    """Start as the zero function, so that a residual branch starts as the identity."""
+    """The module with all parameters set to zero, so that at first a residual branch adds nothing."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 def tile_batch(x: Tensor, batch: int) -> Tensor:
-    """(b,...) -> (batch,...), the b rows repeated as a whole.
+    """x (b,...) -> (batch,...): all b rows, repeated batch/b times.
 
     The branches of classifier-free guidance differ only in their context. So x enters the UNet once, and is repeated
-    where it first meets a context of several times its batch (or an activation that has met it)."""
+    where it first meets contexts, or activations that have met them, of several times its batch."""
     b = x.shape[0]
     if b == batch:
         return x
@@ -51,7 +51,7 @@ def tile_batch(x: Tensor, batch: int) -> Tensor:
 
 
 def checkpoint(function: Callable[..., Tensor], enabled: bool, *inputs: Tensor) -> Tensor:
-    """function(*inputs), its activations recomputed in the backward pass when `enabled` (Chen et al. 2016)."""
+    """function(*inputs); if enabled, the backward pass recomputes its activations (Chen et al. 2016)."""
     if enabled and torch.is_grad_enabled():
         return torch_checkpoint(function, *inputs, use_reentrant=False)
     return function(*inputs)

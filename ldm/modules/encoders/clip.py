@@ -1,4 +1,4 @@
-"""CLIP by open_clip: one of a config of one's own, and its image tower as a reference encoder."""
+"""CLIP by open_clip: a model built from a config file, and its residual image tower as a reference encoder."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ from ldm.util import UserError
 
 
 def build_clip(config: str | Path) -> nn.Module:
-    """open_clip's CLIP of a config in its format, a JSON file, with random weights. Raises UserError."""
+    """open_clip's CLIP with random weights from a config in open_clip's format, a JSON file. Raises UserError."""
     import open_clip
 
     try:
         return open_clip.CLIP(**json.loads(Path(config).read_text()))
-    except Exception as error:  # JSON, open_clip and torch each have their own for what may be wrong with it
+    except Exception as error:  # JSON, open_clip and torch each raise their own for a wrong config
         raise UserError(
             f"CLIP config {config}: cannot be built ({error!r:.200}); give one in open_clip's format"
         ) from error
 
 
 class ResNetTower(nn.Module):
-    """CLIP's residual network (Radford et al. 2021, section 2.4) as a reference encoder: (B,3,S,S) -> pooler_output
-    (B,D), the picture's features, and last_hidden_state (B,1+N,D), these and those of every place, which are its value
-    in the attention that pools (Zhou et al. 2022, MaskCLIP).
+    """CLIP's residual network (Radford et al. 2021, section 2.4) as a reference encoder.
 
-    embed_dim, vision_cfg: of open_clip's config. S is 224, as references are; the network sees them at its own size."""
+    (B,3,S,S) -> pooler_output (B,D), the picture's features, and last_hidden_state (B,1+N,D), these followed by the
+    features of N positions: their values in the attention that pools them (Zhou et al. 2022, MaskCLIP).
+
+    embed_dim, vision_cfg: of open_clip's config. S is 224, the size of references; the network resizes them to its own.
+    """
 
     def __init__(self, embed_dim: int, vision_cfg: Mapping[str, Any]):
         super().__init__()
@@ -50,6 +52,7 @@ class ResNetTower(nn.Module):
         x = visual.stem(resize_tensor(pixel_values, (self.side, self.side)))
         for layer in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
             x = layer(x)
-        pooled, pool = visual.attnpool(x), visual.attnpool
-        places = pool.c_proj(pool.v_proj(x.flatten(2).transpose(1, 2)))
-        return SimpleNamespace(pooler_output=pooled, last_hidden_state=torch.cat([pooled[:, None], places], dim=1))
+        pool = visual.attnpool
+        pooled = pool(x)
+        values = pool.c_proj(pool.v_proj(x.flatten(2).transpose(1, 2)))
+        return SimpleNamespace(pooler_output=pooled, last_hidden_state=torch.cat([pooled[:, None], values], dim=1))

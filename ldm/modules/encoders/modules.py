@@ -13,7 +13,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from ldm.modules.encoders.clip import ResNetTower
 from ldm.modules.encoders.xf import Transformer
 
-# The published model's tower, so that building it needs no download: its weights come with the checkpoint.
+# The published model's tower, known here so that building it needs no download; its weights are in the checkpoint.
 CLIP_VERSION = "openai/clip-vit-large-patch14"
 VISION_CONFIGS = {
     CLIP_VERSION: {
@@ -30,8 +30,8 @@ VISION_CONFIGS = {
 
 
 class VisionTower(nn.Module):
-    """CLIP's image tower under its published names, `vision_model.*` and position_ids, whatever the installed
-    transformers calls them (transformers 5 dropped the prefix; position_ids, a constant, is no longer stored)."""
+    """CLIP's image tower under the published names `vision_model.*` with every version of transformers: version 5 drops
+    the prefix, and newer versions no longer store the constant position_ids."""
 
     def __init__(self, config: CLIPVisionConfig):
         super().__init__()
@@ -40,7 +40,7 @@ class VisionTower(nn.Module):
         self.config = config
         self.positions = self.vision_model.embeddings.num_positions
         embeddings = self.vision_model.embeddings
-        # from numpy: a constant has to exist even where the model is built on the meta device
+        # from numpy: the constant must have its values even if the model is built on the meta device
         positions = torch.from_numpy(np.arange(embeddings.num_positions)).view(1, -1)
         embeddings.register_buffer("position_ids", positions, persistent=True)
 
@@ -54,12 +54,12 @@ class FrozenCLIPImageEmbedder(nn.Module):
     Yang et al. 2022, section 3.2), or without the bottleneck (B,M,width): class and patch tokens -> LayerNorm.
 
     Parameters:
-        version: name of the CLIP model; its widths are known or asked from the hub. With one of the next two, which
-            need no download: a folder, or a file of open_clip's weights, that training takes CLIP's from
+        version: name of the CLIP model, whose widths are known or requested from the hub. Together with vision_config
+            or resnet, which need no download: where training loads CLIP's weights from, a folder or a file of open_clip
         vision_config: a mapping for transformers' CLIPVisionConfig
-        resnet: embed_dim and vision_cfg of open_clip's config of a CLIP whose image tower is a residual network
+        resnet: embed_dim and vision_cfg of open_clip's config, for a CLIP whose image tower is a residual network
         mapper_layers, mapper_heads: blocks of the mapper, attention heads in each
-        bottleneck: false for all of CLIP's tokens and no mapper, as in the paper's ablation (257 at full size)"""
+        bottleneck: false for all of CLIP's tokens without a mapper, as in the paper's ablation (257 at full size)"""
 
     def __init__(
         self,
@@ -87,15 +87,17 @@ class FrozenCLIPImageEmbedder(nn.Module):
 
     @property
     def tokens(self) -> int:
-        """M, how many tokens the condition has."""
+        """M, the number of tokens of the condition."""
         return 1 if self.bottleneck else self.transformer.positions
 
     def forward(self, image: Tensor) -> Tensor:
+        """image (B,3,S,S), CLIP-normalised -> (B,M,width)."""
         with torch.no_grad():  # CLIP is frozen
             clip = self.transformer(pixel_values=image)
         if self.bottleneck:
-            return self.final_ln(self.mapper(clip.pooler_output[:, None]))  # class token after CLIP's last norm
+            return self.final_ln(self.mapper(clip.pooler_output[:, None]))  # the class token after CLIP's last norm
         return self.final_ln(clip.last_hidden_state)
 
     def encode(self, image: Tensor) -> Tensor:
+        """forward under its published name."""
         return self(image)

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 
 class MultiheadAttention(nn.Module):
+    """Self-attention of x (B,N,width) with one projection for q, k and v."""
+
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
@@ -15,12 +17,14 @@ class MultiheadAttention(nn.Module):
         self.c_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        # the rows of c_qkv are ordered head by head, and q, k, v within a head
+        # the rows of c_qkv are ordered by head, and by q, k, v within each head
         q, k, v = rearrange(self.c_qkv(x), "b n (h three d) -> three b h n d", h=self.heads, three=3)
         return self.c_proj(rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)"))
 
 
 class MLP(nn.Module):
+    """Two linear layers with a GELU between them, 4 * width wide in the middle."""
+
     def __init__(self, width: int):
         super().__init__()
         self.c_fc = nn.Linear(width, 4 * width)
@@ -31,6 +35,8 @@ class MLP(nn.Module):
 
 
 class ResidualAttentionBlock(nn.Module):
+    """Self-attention and MLP, each with a norm before it and a shortcut around it."""
+
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.attn = MultiheadAttention(width, heads)
