@@ -149,6 +149,7 @@ class RegionEps:
 
     def _rectangle(self, x: Tensor, t: int) -> Tensor:
         inside = self.eps_in_area(x, t, PartialPicture(self.rectangle, self.recorded))
+        assert self.pred_x0 is not None  # the first evaluation is of the whole picture
         eps = eps_from_x0(tile_batch(x, inside.shape[0]), self.pred_x0, float(self.schedule.alphas_cumprod[t]))
         self.rectangle.crop(eps).copy_(inside)
         return eps

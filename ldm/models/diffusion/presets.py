@@ -1,5 +1,4 @@
-"""Ways to sample that have a name: fewer evaluations of the UNet for nearly the same edit. docs/fewer-steps.md has their
-scores."""
+"""Named ways to sample: fewer evaluations of the UNet for nearly the same edit (scores: docs/fewer-steps.md)."""
 
 from __future__ import annotations
 
@@ -19,6 +18,7 @@ class Preset(NamedTuple):
     refresh: int = 1
 
 
+DEFAULT = Preset()
 PRESETS = {
     "fast": Preset("dpm++", 12, (0, 850), refresh=2),
     "draft": Preset("dpm++", 6),
@@ -30,8 +30,7 @@ def resolve_preset(preset: str | None = None, sampler: str | None = None, steps:
 
     Raises UserError: no such preset, or a preset together with a sampler or steps."""
     if preset is None:
-        given = {"sampler": sampler, "steps": steps}
-        return Preset(**{name: value for name, value in given.items() if value is not None})
+        return Preset(DEFAULT.sampler if sampler is None else sampler, DEFAULT.steps if steps is None else steps)
     if preset not in PRESETS:
         raise UserError(f"preset {preset!r} is unknown; use one of {', '.join(PRESETS)}")
     if sampler is not None or steps is not None:

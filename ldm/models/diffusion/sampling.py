@@ -9,7 +9,8 @@ To add a sampler, write a function like sample_ddim, name it in SAMPLERS and cal
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,8 @@ SAMPLERS = ("plms", "ddim", *DIFFUSERS_SAMPLERS)
 Eps = Callable[[Tensor, int], Tensor]
 
 
-class Step(NamedTuple):
+@dataclass(frozen=True)
+class Step:
     """What a callback gets after a step.
 
     index: of the step, from 0 to total - 1; t: its timestep; x (B,4,h,w): the latent after it; pred_x0 (B,4,h,w): the
@@ -174,8 +176,8 @@ def diffusers_scheduler(name: str, schedule: NoiseSchedule, steps: int) -> Any:
     fewer evenly in t ("trailing"). For each number of steps this comes closer to the result of many steps."""
     from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
-    cls = {"dpm++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}[name]
-    scheduler = cls(
+    classes: dict[str, Any] = {"dpm++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
+    scheduler = classes[name](
         num_train_timesteps=schedule.num_timesteps,
         trained_betas=schedule.betas,
         solver_order=2,

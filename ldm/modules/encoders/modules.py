@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers.utils import ModelOutput
 
 from ldm.modules.encoders.clip import ResNetTower
 from ldm.modules.encoders.xf import Transformer
@@ -44,7 +45,7 @@ class VisionTower(nn.Module):
         positions = torch.from_numpy(np.arange(embeddings.num_positions)).view(1, -1)
         embeddings.register_buffer("position_ids", positions, persistent=True)
 
-    def forward(self, pixel_values: Tensor):
+    def forward(self, pixel_values: Tensor) -> ModelOutput:
         """(B,3,S,S) -> transformers' output with last_hidden_state (B,N,width) and pooler_output (B,width)."""
         return self.vision_model(pixel_values=pixel_values)
 
