@@ -1,4 +1,4 @@
-"""Evaluations of a rectangle around the region, with the rest as it last was."""
+"""Evaluations that compute only a rectangle around the region."""
 
 import numpy as np
 import pytest
@@ -33,8 +33,8 @@ def prepared(random_unet64, layout):
 
 
 def spliced(unet, rectangle, evaluations):
-    """What the last evaluation gives when all is computed, but after every layer that looks around itself what is
-    outside the rectangle is put back as it was in the first."""
+    """The last evaluation's result, computed in another way: for the whole picture, but after every layer that looks at
+    its surroundings, what lies outside the rectangle is put back as it was in the first evaluation."""
     kept = {}
 
     def splice(module, _, new):
@@ -51,7 +51,7 @@ def spliced(unet, rectangle, evaluations):
     layers = [m for m in unet.modules() if isinstance(m, (torch.nn.Conv2d, PhaseUpsample, FastSelfAttention))]
     inner = [m.conv for m in layers if isinstance(m, PhaseUpsample)]
     layers = [m for m in layers if m not in inner]
-    layers += [m.norm for m in unet.modules() if isinstance(m, FastTransformer)]  # keys and values are of what it gives
+    layers += [m.norm for m in unet.modules() if isinstance(m, FastTransformer)]  # keys and values are computed from it
     hooks = [layer.register_forward_hook(splice) for layer in layers]
     results = [unet(*arguments) for arguments in evaluations]
     for hook in hooks:
@@ -62,29 +62,30 @@ def spliced(unet, rectangle, evaluations):
 @torch.no_grad()
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("rectangle", RECTANGLES)
-def test_a_rectangle_sees_around_it_what_was(random_unet64, rectangle, layout):
-    """The same x and t give the whole's own numbers; another x inside, and another t, what a whole evaluation gives
-    whose outside is put back after every layer. Twice in a row: nothing of the first is left in the second."""
+def test_a_rectangle_sees_the_last_whole_evaluation_around_it(random_unet64, rectangle, layout):
+    """The same x and t give the numbers of the whole evaluation. Another x inside, and another t, give the numbers of
+    `spliced`. Two evaluations in a row: the second depends on nothing that the first computed."""
     unet, table, fixed, x = prepared(random_unet64, layout)
-    remembered = RecordedPicture()
-    whole = unet(x, table[801:802], *fixed, remembered)
+    recorded = RecordedPicture()
+    whole = unet(x, table[801:802], *fixed, recorded)
     assert torch.equal(whole, unet(x, table[801:802], *fixed))
-    within = PartialPicture(rectangle, remembered)
+    within = PartialPicture(rectangle, recorded)
     assert (unet(x, table[801:802], *fixed, within) - rectangle.crop(whole)).abs().max() < 1e-13 * whole.abs().max()
 
     other = x.clone()
     top, bottom, left, right, _ = rectangle
-    other[:, :, top + 1 : bottom - 1, left + 1 : right - 1] += 1  # not at its edge: the first convolution is of all
+    # not at its edge, since the first convolution is always of the whole picture
+    other[:, :, top + 1 : bottom - 1, left + 1 : right - 1] += 1
     expected = spliced(unet, rectangle, [(x, table[801:802], *fixed), (other, table[601:602], *fixed)])
     for again in (x + 1, other):
         found = unet(again, table[601:602], *fixed, within)
     assert found.shape == (2, 4, bottom - top, right - left)
     assert (found - rectangle.crop(expected)).abs().max() < 1e-12 * expected.abs().max()
-    assert (rectangle.crop(expected - whole)).abs().max() > 1e-3  # and it is not what was
+    assert (rectangle.crop(expected - whole)).abs().max() > 1e-3  # and it differs from the first
 
 
-def test_the_rectangle_around_regions():
-    """All that is painted, and a pixel around it; edges multiples of 4; none where little would be saved."""
+def test_the_rectangle_contains_all_regions():
+    """And a pixel around them; its edges are multiples of 4; there is no rectangle where little would be saved."""
     rng = np.random.default_rng(0)
     for _ in range(200):
         top, left = rng.integers(0, 60, 2)
@@ -107,7 +108,7 @@ def test_the_rectangle_around_regions():
 
 
 def test_outside_the_rectangle_pred_x0_stays():
-    """eps is a number of its evaluation, so that it can be told; every third evaluation is of the whole."""
+    """eps is the number of its evaluation, which shows where it comes from; every third is of the whole picture."""
     rectangle, areas = Rectangle(2, 6, 4, 8, 8), []
 
     def eps_of(x, t, area):
@@ -138,8 +139,8 @@ def test_outside_the_rectangle_pred_x0_stays():
 
 
 @torch.no_grad()
-def test_networks_compute_a_rectangle_where_it_saves(model):
-    """Not where all is asked for, nor of a region that is most of the picture, nor in the plain UNet."""
+def test_networks_compute_a_rectangle_where_that_saves_work(model):
+    """Not with refresh 1, nor for a region that is most of the picture, nor in the plain UNet."""
     inpaint, c, v = torch.randn(1, 5, 16, 16), torch.randn(1, 1, 40), torch.randn(1, 1, 40)
     inpaint[:, -1:] = 1
     inpaint[:, -1, 5:7, 5:7] = 0
@@ -162,7 +163,7 @@ def test_networks_compute_a_rectangle_where_it_saves(model):
 
 
 def test_a_picture_does_not_depend_on_the_region_beside_it(edit, example):
-    """`fast` follows the region: edits are made together whose rectangle is the same."""
+    """`fast` depends on the region, so only edits with the same rectangle are made together."""
     here, there = (Image.new("L", example["image"].size) for _ in range(2))
     here.paste(255, (60, 60, 160, 160))
     there.paste(255, (420, 220, 520, 320))

@@ -1,4 +1,4 @@
-"""Distillation of guidance: against closed forms, and from main.py to an edit at scale 1."""
+"""Distillation of guidance: compared with closed forms, and from main.py to an edit at scale 1."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def model(tiny):
 
 
 class FromContext(torch.nn.Module):
-    """eps = the mean of what it is conditioned with, m, as guidance by `scale` over `v` makes it."""
+    """eps = v + scale (m - v), where m is the mean of the context: guidance of a UNet that returns m."""
 
     def __init__(self, v=0.0, scale=1.0):
         super().__init__()
@@ -36,14 +36,14 @@ class FromContext(torch.nn.Module):
 
 
 @pytest.mark.parametrize(("scale", "right"), [(5.0, True), (4.0, False), (1.0, False)])
-def test_the_student_that_is_the_guided_teacher_has_no_loss(model, scale, right):
+def test_a_student_equal_to_the_guided_teacher_has_no_loss(model, scale, right):
     model.model, model.teacher = FromContext(float(model.learnable_vector.mean()), scale), FromContext()
     loss, _ = model.batch_loss(training_batch(), DRAWS, 0.0)
     assert (loss < 1e-9) == right
 
 
-def test_it_starts_at_the_distance_that_guidance_makes(model):
-    """The student is the teacher at first: the loss is that of (s - 1) (eps(x, c) - eps(x, v))."""
+def test_the_first_loss_is_the_effect_of_guidance(model):
+    """The student starts as the teacher, so its error is (s - 1) (eps(x, c) - eps(x, v))."""
     batch = training_batch()
     with torch.no_grad():
         loss, _ = model.batch_loss(batch, DRAWS, 0.0)
@@ -56,8 +56,8 @@ def test_it_starts_at_the_distance_that_guidance_makes(model):
     assert loss > 0
 
 
-def test_steps_lower_the_loss_and_leave_the_teacher_alone(model, tiny):
-    """Nor do the reference's encoder and v change, which are the teacher's too."""
+def test_training_changes_only_the_student(model, tiny):
+    """The loss falls; teacher, reference encoder and v stay what they were."""
     batch, given = training_batch(), read_checkpoint(tiny)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     losses = []
@@ -78,8 +78,8 @@ def test_steps_lower_the_loss_and_leave_the_teacher_alone(model, tiny):
     assert len(changed) > 50
 
 
-def test_from_main_to_an_edit(script, edit_example, tiny, training_folder, tmp_path, monkeypatch):
-    """A run that is stopped goes on with the same teacher; its checkpoint is an ordinary one, for --scale 1."""
+def test_main_trains_a_student_for_scale_1(script, edit_example, tiny, training_folder, tmp_path, monkeypatch):
+    """A resumed run has the same teacher; its checkpoint loads as an ordinary model, for --scale 1."""
     monkeypatch.chdir(tmp_path)
     words = ["--pretrained_model", tiny, "--accelerator", "cpu", "--devices", 1, "--no-test", "--max_steps", 2]
     words += [f"data.params.dataset_dir={training_folder}", "data.params.batch_size=2", "data.params.num_workers=0"]

@@ -31,38 +31,38 @@ def gaussian_eps(x, t):
 
 
 def gaussian_flow(x, t_from, abar_to):
-    """Where the probability flow leads x: the same number of standard deviations from the mean."""
+    """Where the probability flow leads x: it stays the same number of standard deviations from the mean."""
     abar = SCHEDULE.alphas_cumprod[t_from]
     standard = (x - abar**0.5 * MEAN) / (abar * STD**2 + 1 - abar) ** 0.5
     return abar_to**0.5 * MEAN + (abar_to * STD**2 + 1 - abar_to) ** 0.5 * standard
 
 
 def flow_error(name, steps):
-    """Largest distance from where the probability flow leads, relative to the largest value."""
+    """Largest distance of a sampler's result from the probability flow's, relative to the largest value."""
     x_T = torch.randn(2, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     seen = []
     x = sample(name, gaussian_eps, x_T, SCHEDULE, steps, callback=seen.append)
-    abar_end = SCHEDULE.alphas_cumprod[0] if name in ("ddim", "plms") else 1.0  # diffusers' go down to no noise
+    abar_end = SCHEDULE.alphas_cumprod[0] if name in ("ddim", "plms") else 1.0  # diffusers' samplers end without noise
     expected = gaussian_flow(x_T, seen[0].t, abar_end)
     return ((x - expected).abs().max() / expected.abs().max()).item()
 
 
 @pytest.mark.parametrize(("name", "at_50", "ratio"), [("ddim", 0.05, 1.6), ("plms", 0.005, 3.5)])
 def test_the_published_samplers_follow_the_exact_flow_of_a_gaussian(name, at_50, ratio):
-    """With an error of their order."""
+    """And their errors shrink with the number of steps as their order says."""
     assert flow_error(name, 50) < at_50
     assert flow_error(name, 100) < flow_error(name, 50) / ratio
 
 
 @pytest.mark.parametrize("name", ["dpm++", "unipc"])
-def test_the_others_follow_it_as_closely_with_fewer_steps(name):
-    """Down to what rounding the timesteps to whole numbers leaves."""
+def test_diffusers_samplers_follow_it_with_fewer_steps(name):
+    """The error that remains comes from rounding timesteps to whole numbers."""
     errors = {steps: flow_error(name, steps) for steps in (12, 20, 100)}
     assert errors[12] < 0.05 and errors[20] < 0.01 and errors[100] < 0.003, errors
 
 
 @pytest.mark.parametrize("name", ["dpm++", "unipc"])
-def test_their_steps_are_even_in_the_seventh_root_of_sigma(name):
+def test_diffusers_steps_are_even_in_the_seventh_root_of_sigma(name):
     """Karras et al. 2022, equation 5; each timestep is the nearest to its sigma in log sigma. Few are even in t."""
     assert diffusers_scheduler(name, SCHEDULE, 5).timesteps.tolist() == [999, 799, 599, 399, 199]
     scheduler = diffusers_scheduler(name, SCHEDULE, 12)
@@ -107,7 +107,7 @@ def test_equal_to_diffusers_schedulers(ours, steps):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_strength_starts_from_the_noised_source(name):
-    """The last steps alone, and from there the probability flow of the Gaussian."""
+    """Only the last steps are taken; from there x follows the probability flow of the Gaussian."""
     noise, source = torch.randn(2, 2, 4, 8, 8, dtype=torch.float64)
     for strength in (0.5, 0.303, 0.02):
         seen = []
@@ -119,12 +119,12 @@ def test_strength_starts_from_the_noised_source(name):
         assert (x - gaussian_flow(start, seen[0].t, abar_end)).abs().max() < 0.03 * start.abs().max()
     assert torch.equal(sample(name, gaussian_eps, noise, SCHEDULE, 10, source=source, strength=0.0), source)
     full = [sample(name, gaussian_eps, noise, SCHEDULE, 10, source=each) for each in (source, None)]
-    assert torch.equal(*full)  # at 1 the source has no part
+    assert torch.equal(*full)  # at strength 1 the source has no effect
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("strength", [1.0, 0.5])
-def test_blended_latents_keep_the_source_and_paint_the_rest_as_ever(name, strength):
+def test_blended_latents_keep_the_source_and_leave_the_rest_unchanged(name, strength):
     x_T, source = torch.randn(2, 2, 4, 8, 8, dtype=torch.float64)
     keep = torch.zeros(2, 1, 8, 8)
     keep[..., :4] = 1
@@ -156,7 +156,7 @@ def test_the_callback_sees_every_step_and_can_end_the_sampling(name):
     assert {step.total for step in steps} == {10}
     assert torch.equal(steps[-1].x, x)
     assert all(a.t > b.t for a, b in pairwise(steps))
-    # the data's mean is what noise is cleaned towards
+    # the first prediction from noise is the data's mean
     assert abs(steps[0].pred_x0.mean().item() - MEAN) < 0.2
 
     class Cancelled(Exception):
@@ -170,9 +170,9 @@ def test_the_callback_sees_every_step_and_can_end_the_sampling(name):
         sample(name, gaussian_eps, torch.randn(1, 4, 4, 4), SCHEDULE, 10, callback=cancel)
 
 
-def test_noise_is_asked_for_only_where_it_is_used():
+def test_noise_is_drawn_only_where_it_is_used():
     def noise():
-        raise AssertionError("asked for noise at eta 0")
+        raise AssertionError("noise was drawn at eta 0")
 
     timesteps = ddim_timesteps(5)
     sample_ddim(gaussian_eps, torch.zeros(1, 4, 2, 2), SCHEDULE, timesteps, 0.0, noise)

@@ -1,4 +1,4 @@
-"""The calls that published code and its forks make: samplers, apply_model, ema_scope, loading a state dict."""
+"""Calls of the published code and its forks: samplers, apply_model, ema_scope, loading a state dict."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def call(model):
         "conditioning": torch.randn(2, 1, 40),
         "verbose": False,
         "test_model_kwargs": {"inpaint_image": torch.randn(2, 4, 8, 8), "inpaint_mask": torch.ones(2, 1, 8, 8)},
-        # as published callers pass them, at values without effect
+        # published callers pass these, at values without effect
         "mask": None,
         "x0": None,
         "temperature": 1.0,
@@ -59,7 +59,7 @@ def test_the_unconditional_vector_is_repeated_over_the_batch(model, call):
     assert torch.equal(one, many)
 
 
-def test_mistakes_of_a_caller_are_named(model, call):
+def test_wrong_arguments_are_named(model, call):
     sampler = DDIMSampler(model)
     for change, words in (
         ({"temperature": 0.5}, "temperature=0.5 is not supported"),
@@ -85,9 +85,9 @@ def test_contexts_as_lists_and_dicts(model):
     assert torch.equal(model.apply_model(x, t, [c[:, :1], c[:, 1:]]), plain)
 
 
-def test_the_old_way_to_load_finds_every_weight(model, golden_config):
-    """Build from the config, then load_state_dict(strict=False): nothing may be missed in silence, whatever names the
-    installed transformers has."""
+def test_a_lax_load_state_dict_finds_every_weight(model, golden_config):
+    """As published code loads: build from the config, then load_state_dict(strict=False). No weight may be missed,
+    whatever names the installed transformers has."""
     other = instantiate_from_config(golden_config["model"])
     missing, unexpected = other.load_state_dict(model.state_dict(), strict=False)
     assert not missing and not unexpected
