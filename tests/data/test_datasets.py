@@ -125,7 +125,7 @@ def test_a_broken_picture_is_replaced_counted_and_logged_once(photos, caplog):
 
 def test_a_split_without_a_usable_picture_is_an_error(photos):
     shutil.rmtree(photos / "images")
-    with pytest.raises(UserError, match=r"40 pictures in a row cannot be used, the last because: .*no such file"):
+    with pytest.raises(UserError, match=r"40 pictures in a row cannot be used, the last because: .*does not exist"):
         make(photos)[0]
     with pytest.raises(UserError, match="has no boxes for validation; prepare them"):
         OpenImageDataset("validation", photos)

@@ -78,7 +78,7 @@ def square_folder(images: Path, outdir: Path, size: int) -> tuple[int, list[str]
                 bar.update()
     except OSError as error:
         raise UserError(
-            f"{outdir}: writing failed ({error.strerror}); free some space or name another folder"
+            f"writing to {outdir} failed ({error.strerror}): free some space or name another folder"
         ) from error
     if len(problems) == len(tasks):
         raise UserError(f"images {images}: none of {len(tasks)} pictures can be read (first: {problems[0]})")
