@@ -73,6 +73,6 @@ def reference_to_image(reference: Tensor) -> Image.Image:
     return tensor_to_image(pixels * 2.0 - 1.0)
 
 
-def resize_tensor(x: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_tensor(x: Tensor, size: tuple[int, ...]) -> Tensor:
     """(B,C,H,W) -> (B,C,h,w), bilinear without antialias; size = (h,w)."""
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=False)

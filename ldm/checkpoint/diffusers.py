@@ -121,8 +121,9 @@ def _image_encoder_from_diffusers(encoder: StateDict, folder: Path) -> StateDict
     tensors = {}
     for i in range(blocks):
         for kind in ("weight", "bias"):
-            parts = [encoder.pop(f"mapper.blocks.{i}.attn1.to_{x}.{kind}", None) for x in "qkv"]
-            if all(part is not None for part in parts):
+            found = [encoder.pop(f"mapper.blocks.{i}.attn1.to_{x}.{kind}", None) for x in "qkv"]
+            parts = [part for part in found if part is not None]
+            if len(parts) == 3:
                 tensors[f"{MAPPER}resblocks.{i}.attn.c_qkv.{kind}"] = torch.cat(parts)
     return tensors | rename(encoder, reverse(image_encoder_table(blocks)), folder)
 
@@ -272,7 +273,8 @@ def _scheduler_config(schedule: NoiseSchedule) -> Json:
 def _image_encoder_to_diffusers(tensors: StateDict, encoder: FrozenCLIPImageEmbedder) -> tuple[StateDict, Json]:
     clip = encoder.transformer.config
     blocks = len(encoder.mapper.resblocks)
-    heads = encoder.mapper.resblocks[0].attn.heads if blocks else 1
+    attention: Any = encoder.mapper.resblocks[0].attn if blocks else None
+    heads = attention.heads if blocks else 1
     if blocks != (clip.num_hidden_layers + 1) // 5 or heads != 1:  # diffusers builds its mapper by this rule
         raise UserError(
             f"{SOURCE} has a mapper of {blocks} blocks and {heads} heads for {clip.num_hidden_layers} CLIP layers, but "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +92,7 @@ def _corner(words: str) -> list[int]:
     return list(parse_point(words))
 
 
-def parse(argv: list[str] | None, description: str | None = None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None, description: str | None = None) -> argparse.Namespace:
     """The values of the flags; of those not given, the settings of the picture of --from; of the rest, the defaults.
 
     regions becomes a list of Region; `start`, if there is one, is the seed of the first picture's x_T, where that is
@@ -113,7 +114,7 @@ def parse(argv: list[str] | None, description: str | None = None) -> argparse.Na
     return opt
 
 
-def _values_of_picture(path: str, argv: list[str] | None) -> dict[str, Any]:
+def _values_of_picture(path: str, argv: Sequence[str] | None) -> dict[str, Any]:
     """The values of the flags that made a picture, with those that are given beside it in their place."""
     from ldm.editing.metadata import read_settings
 
@@ -151,7 +152,7 @@ def _checked(value: Any, flag: str, p: argparse.ArgumentParser) -> Any:
     if flag == "context":
         return context(str(value))
     (action,) = (action for action in p._actions if action.dest == flag)
-    if action.type:
+    if callable(action.type):
         return action.type(str(value))
     if not isinstance(value, bool if action.nargs == 0 else str):
         raise ValueError(f"{flag} {value!r:.60}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from ldm.util import UserError
 class AsymmetricDecoder:
     """Latents of Stable Diffusion v1's autoencoder, and the photo with its mask -> pictures."""
 
-    def __init__(self, autoencoder):
+    def __init__(self, autoencoder: Any):
         self.autoencoder = autoencoder.eval().requires_grad_(False)
         self.factor = 2 ** (len(autoencoder.config.up_block_out_channels) - 1)
 

@@ -53,8 +53,10 @@ def poisson(photo: np.ndarray, painted: np.ndarray, mask: np.ndarray) -> np.ndar
         return painted
     # Mirrored beyond the picture's border: a mask that reaches the border has no edge there, and nothing to fit to.
     pad = 2 + min(mask.shape) // 4
-    photo, painted = (cv2.copyMakeBorder(each, *[pad] * 4, cv2.BORDER_REFLECT) for each in (photo, painted))
-    white = cv2.copyMakeBorder(mask.astype(np.uint8) * 255, *[pad] * 4, cv2.BORDER_REFLECT)
+    photo, painted, white = (
+        cv2.copyMakeBorder(each, pad, pad, pad, pad, cv2.BORDER_REFLECT)
+        for each in (photo, painted, mask.astype(np.uint8) * 255)
+    )
     white[[0, 1, -2, -1]] = white[:, [0, 1, -2, -1]] = 0  # OpenCV needs pixels around the mask
     x, y, width, height = cv2.boundingRect(white)
     fitted = cv2.seamlessClone(painted, photo, white, (x + width // 2, y + height // 2), cv2.NORMAL_CLONE)

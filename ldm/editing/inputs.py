@@ -105,5 +105,5 @@ def make_inputs(
 
 def stack(edits: Sequence[Inputs]) -> Inputs:
     """Inputs of several edits of one size -> one batch."""
-    joined = (torch.cat([getattr(e, field) for e in edits]) for field in ("image", "mask", "reference"))
-    return Inputs(*joined, tuple(n for e in edits for n in (e.counts or [1] * len(e.image))))
+    image, mask, reference = (torch.cat([getattr(e, field) for e in edits]) for field in ("image", "mask", "reference"))
+    return Inputs(image, mask, reference, tuple(n for e in edits for n in (e.counts or [1] * len(e.image))))

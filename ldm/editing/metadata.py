@@ -56,6 +56,6 @@ def read_settings(path: str | os.PathLike) -> dict[str, Any]:
     if text is None and isinstance(comment, bytes):
         text = comment.removeprefix(ASCII)
     try:
-        return dict(json.loads(text))
+        return dict(json.loads(text or ""))
     except (TypeError, ValueError) as error:
         raise UserError(f"picture {path} contains no settings: give one that this program wrote") from error

@@ -11,7 +11,8 @@ from ldm.images import open_picture, upright_alpha, upright_mask, upright_rgb
 from ldm.util import UserError
 
 References = Image.Image | tuple[Image.Image, ...]  # one picture of an object, or several
-NEUTRAL = tuple(round(255 * level) for level in CLIP_MEAN)  # RGB, which CLIP's normalisation maps to 0
+RED, GREEN, BLUE = (round(255 * level) for level in CLIP_MEAN)
+NEUTRAL = (RED, GREEN, BLUE)  # RGB, which CLIP's normalisation maps to 0
 
 
 def cut_out(reference: Image.Image, mask: Image.Image) -> Image.Image:

@@ -67,7 +67,7 @@ class Region:
         if self.alpha:
             return {"alpha": True}
         path = getattr(self.mask, "filename", "") if isinstance(self.mask, Image.Image) else self.mask
-        return {"mask": os.fspath(path)}
+        return {"mask": os.fspath(path or "")}
 
     def mask_in(self, image: Image.Image, placement: Placement = Placement()) -> Image.Image:
         """The region's mask in a photo (as opened): L, 255 = paint, upright and of the photo's size; first inverted,
@@ -82,6 +82,7 @@ class Region:
         elif self.alpha:
             mask = alpha_mask(image)
         else:
+            assert self.mask is not None  # one of the four is given
             picture = self.mask if isinstance(self.mask, Image.Image) else open_picture(self.mask, "mask")
             mask = upright_mask(picture, image)
             if mask.size != size:
@@ -90,7 +91,7 @@ class Region:
             mask = ImageOps.invert(mask)
         if placement.grow:
             mask = grow(mask, placement.grow)
-        if mask.getextrema()[1] < 128:
+        if np.asarray(mask).max() < 128:
             raise UserError("the mask has nothing left to paint: change --grow or --invert")
         return mask
 
@@ -114,12 +115,14 @@ def _numbers(words: str, count: int, example: str) -> tuple[int, ...]:
 
 def parse_box(words: str) -> Region:
     """ "x0,y0,x1,y1" -> a region. Raises UserError."""
-    return Region(box=_numbers(words, 4, "x0,y0,x1,y1"))
+    x0, y0, x1, y1 = _numbers(words, 4, "x0,y0,x1,y1")
+    return Region(box=(x0, y0, x1, y1))
 
 
 def parse_point(words: str) -> Point:
     """ "x,y" -> (x, y). Raises UserError."""
-    return _numbers(words, 2, "x,y")
+    x, y = _numbers(words, 2, "x,y")
+    return x, y
 
 
 def box_mask(size: tuple[int, int], box: Sequence[int]) -> Image.Image:
@@ -155,7 +158,7 @@ def polygon_mask(size: tuple[int, int], points: Sequence[Sequence[int]]) -> Imag
 def alpha_mask(image: Image.Image) -> Image.Image:
     """The mask of what is transparent in the photo. Raises UserError if nothing is."""
     alpha = upright_alpha(image)
-    if alpha is None or alpha.getextrema()[0] > 127:
+    if alpha is None or np.asarray(alpha).min() > 127:
         raise UserError("the photo has no transparent part: erase the region in it, or give a mask, a box or a polygon")
     return ImageOps.invert(alpha)
 

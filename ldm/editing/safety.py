@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ BLACK = -1.0
 class SafetyChecker:
     """Pictures (B,3,H,W), about [-1,1] -> the same pictures, those that the checker finds unsafe replaced by black."""
 
-    def __init__(self, network):
+    def __init__(self, network: Any):
         self.network = network.eval()
         self.size = network.config.vision_config.image_size
 
@@ -29,13 +30,14 @@ class SafetyChecker:
         Raises UserError: missing folder, a folder without a safety checker, no network."""
         from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 
-        folder = HUB_REPO if source == "hub" else Path(source)
-        if source != "hub" and not (folder / "config.json").is_file():
+        folder = HUB_REPO if source == "hub" else os.fspath(source)
+        if source != "hub" and not (Path(folder) / "config.json").is_file():
             raise UserError(f"safety checker {source} has no config.json: give the folder of {HUB_REPO}, or hub")
         try:
-            network, report = StableDiffusionSafetyChecker.from_pretrained(
+            loaded: Any = StableDiffusionSafetyChecker.from_pretrained(
                 folder, local_files_only=source != "hub", output_loading_info=True
             )
+            network, report = loaded
         except Exception as error:  # transformers and the hub raise many kinds
             reason = str(error).split("\n")[0]
             cure = "connect to the network once, or give a folder" if source == "hub" else f"download {HUB_REPO} again"

@@ -28,7 +28,9 @@ def window_around(mask: Image.Image, native: int, context: Context = None, aspec
     it, the window takes the photo's whole length, and its aspect differs."""
     if context == WHOLE_PHOTO:
         return (0, 0, *mask.size)
-    x0, y0, x1, y1 = mask.getbbox()
+    box = mask.getbbox()
+    assert box is not None  # masks have white in them
+    x0, y0, x1, y1 = box
     around = max(y1 - y0, (x1 - x0) / aspect)  # height of the smallest window of this aspect that holds the box
     if context is None:
         area = mask.histogram()[255]
@@ -37,7 +39,7 @@ def window_around(mask: Image.Image, native: int, context: Context = None, aspec
         if MARGIN * around <= largest:
             height = min(height, largest)
     else:
-        height = context * around
+        height = float(context) * around
     width, height = min(round(height * aspect), mask.width), min(round(height), mask.height)
     left = min(max(round((x0 + x1 - width) / 2), 0), mask.width - width)
     top = min(max(round((y0 + y1 - height) / 2), 0), mask.height - height)
