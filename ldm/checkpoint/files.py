@@ -178,7 +178,7 @@ def _read_legacy(path: Path) -> Any:
         for key in keys:
             file.seek(8, os.SEEK_CUR)  # skips the length, which is known
             data = torch.empty(0, dtype=torch.uint8).set_(storages[str(key)]).numpy()
-            if file.readinto(memoryview(data)) != data.nbytes:
+            if file.readinto(data.data) != data.nbytes:
                 raise ValueError("the file ends within a storage")
     return content
 

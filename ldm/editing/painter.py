@@ -6,7 +6,7 @@ import functools
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 from PIL import Image
@@ -25,6 +25,9 @@ from ldm.models.diffusion.conditioning import encode_to_latent, inpaint_channels
 from ldm.models.diffusion.denoiser import blended_eps, guided_eps
 from ldm.models.diffusion.sampling import Callback, Step, sample
 from ldm.util import UserError, group_into_batches
+
+if TYPE_CHECKING:
+    from ldm.models.diffusion.ddpm import LatentDiffusion
 
 Item = TypeVar("Item")
 OnFailure = Callable[[Item, Exception], None]
@@ -50,7 +53,7 @@ class Painter:
 
     def __init__(
         self,
-        model,
+        model: LatentDiffusion,
         precision: str | None = None,
         fast: bool = True,
         compiled: bool = False,
@@ -163,7 +166,7 @@ class Painter:
 
         denoiser = functools.partial(self.networks.denoiser, refresh=sampling.refresh)
         eps = guided_eps(denoiser, inpaint, context, uncond, sampling.scale, sampling.interval)
-        if sampling.blend_latents:
+        if source is not None and sampling.blend_latents:
             eps = blended_eps(eps, source, inpaint[:, -1:], self.model.schedule)
         with (
             tqdm(desc=sampling.sampler, total=sampling.steps, unit="step", disable=not progress) as bar,
