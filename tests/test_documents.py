@@ -337,6 +337,7 @@ def test_the_python_of_a_page_runs(page, tiny, tmp_path, monkeypatch):
         assert {edit.size for edit in edits} == {names["image"].size}
 
 
+@pytest.mark.integration
 def test_the_minimal_edit_is_the_pipelines(monkeypatch):
     """examples/minimal_edit.py gives to the bit what the pipeline gives with the plain networks."""
     monkeypatch.syspath_prepend(ROOT / "examples")

@@ -76,6 +76,7 @@ def test_every_command_has_a_module_with_a_parser(monkeypatch, name):
     assert module.__doc__ and callable(module.main)
 
 
+@pytest.mark.integration
 def test_help_is_quick():
     """No command imports torch to print its help, except for train: its flags are those of Lightning's Trainer."""
     code = "import contextlib, os, sys; from ldm.cli.main import main\n"
@@ -86,6 +87,7 @@ def test_help_is_quick():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
+@pytest.mark.integration
 def test_importing_the_pipeline_is_quick():
     heavy = ["torchvision", "pytorch_lightning", "transformers", "diffusers", "open_clip", "torch._dynamo"]
     code = f"import sys, ldm.pipeline; assert not set({heavy}) & set(sys.modules), set({heavy}) & set(sys.modules)"

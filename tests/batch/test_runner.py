@@ -124,6 +124,7 @@ def kill_and_run_again(folder, good, bad, more):
     return account
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs a real kill")
 def test_a_killed_run_continues(tmp_path):
     kill_and_run_again(tmp_path, 12, 3, ["--ddim_steps", "3", "--batch_size", "2"])

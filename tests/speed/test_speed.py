@@ -59,6 +59,7 @@ def test_a_step_in_two_processes(tmp_path):
     assert rows[0].ratio == 1 and rows[1].ratio == pytest.approx(rows[0].seconds / rows[1].seconds)
 
 
+@pytest.mark.integration
 def test_the_memory_of_a_training_step_is_counted_without_allocating_it():
     config = load_config(ROOT / "configs/tiny.yaml")
     estimates = {

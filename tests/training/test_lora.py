@@ -75,6 +75,7 @@ def test_the_fast_networks_refuse_a_model_with_peft_layers(injected):
     PaintByExample(injected, fast=False)
 
 
+@pytest.mark.integration
 def test_a_full_width_adapter_has_published_names_and_a_few_megabytes():
     """5 transformers of width 320, 5 of 640, 6 of 1280; a context of 768."""
     model = empty_model(ROOT / "configs/v1.yaml")
