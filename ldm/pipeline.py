@@ -9,6 +9,7 @@ result = edit(image, mask, reference, scale=5, steps=50, seed=321)
 
 from __future__ import annotations
 
+import numbers
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,6 +33,7 @@ from ldm.fast.networks import check_network_options, choose_precision
 from ldm.models.diffusion.sampling import Callback
 from ldm.util import UserError
 
+WRONG_TYPES = "image, mask and reference are PIL pictures, or lists of them, and seed a whole number or a list of them"
 OnPlan = Callable[[int, int, PlannedEdit], None]  # numbers of the photo and of the region, and the plan
 
 
@@ -96,7 +98,7 @@ class PaintByExample(Painter):
 
         seeds, starts: one for each photo, see `sample`; on_plan: called with every plan before it is sampled."""
         pictures = [marked.photo for marked in photos]
-        for number in range(max(len(marked.masks) for marked in photos)):
+        for number in range(max((len(marked.masks) for marked in photos), default=0)):
             plans: dict[int, PlannedEdit] = {}
             for i, marked in enumerate(photos):
                 if number >= len(marked.masks):
@@ -152,8 +154,8 @@ class PaintByExample(Painter):
         image, mask, reference: PIL pictures of any size and mode, or lists of them, one edit per entry; a single
             picture goes with every entry of the others. A mask is white (255) where to paint. A tuple of references is
             several pictures of one object
-        regions, references: instead of mask and reference, several regions of the image, painted one after the other,
-            and a reference for each, or one for all
+        regions, references: instead of mask and reference, a list of regions of the image, painted one after the other,
+            and a list of references, one for each region or one for all
         scale, sampler, steps, eta, strength, blend_latents: see ldm.editing.options.Sampling; steps 50 and sampler
             "plms" if not given; preset: "fast" or "draft", instead of sampler and steps
         seed: of the first sample of every edit, or a list, one per edit; further samples count up from it. A picture
@@ -172,18 +174,23 @@ class PaintByExample(Painter):
         blending = Blending(background, feather)
         sampling = Sampling.choose(preset, sampler, steps, scale, eta, strength, blend_latents)
         placement = Placement(context, height, width, grow, invert, reference_fit)
-        if regions is None and references is None:
-            columns = (image, mask, reference, seed)
-            rows = [(i, [Region(mask=m)], [r], first) for i, m, r, first in _rows(*columns)]
-        else:
-            if mask is not None or reference is not None or not regions or not references:
-                raise UserError("give mask and reference, or regions and references: one reference for each region")
+        columns: tuple[Any, ...] = (image, seed, mask, reference)
+        if regions is not None or references is not None:
+            if mask is not None or reference is not None:
+                raise UserError("mask and reference exclude regions and references: leave out one pair of them")
+            if not regions or not references:
+                raise UserError(
+                    "regions or references are missing: give both, one reference for each region or for all"
+                )
             columns = (image, seed)
-            rows = [(i, regions, references, first) for i, first in _rows(*columns)]
-        seeds = [first + i for *_, first in rows for i in range(n_samples)]
+        rows = _rows(*columns)
+        seeds = [int(row[1]) + i for row in rows for i in range(n_samples)]
         for each in seeds:
             check_seed(each)
-        marked = [MarkedPhoto.mark(i, where, what, placement) for i, where, what, _ in rows]
+        marked = [
+            MarkedPhoto.mark(photo, regions or [Region(mask=pair[0])], references or [pair[1]], placement)
+            for photo, _, *pair in rows
+        ]
         pictures = self.repaint(
             [each for each in marked for _ in range(n_samples)],
             seeds,
@@ -199,16 +206,29 @@ class PaintByExample(Painter):
         return pictures[0] if all(isinstance(column, ONE_FOR_ALL) for column in columns) else pictures
 
 
-ONE_FOR_ALL = (Image.Image, tuple, int)  # types of an argument that goes with every entry of the lists beside it
+ONE_FOR_ALL = (Image.Image, tuple, numbers.Integral)  # types of an argument that goes with all entries of the lists
 
 
 def _rows(*columns: Any) -> list[tuple[Any, ...]]:
-    """Columns of a call, each a list or one value for all rows -> the rows. Raises UserError, TypeError."""
-    if not all(isinstance(column, (*ONE_FOR_ALL, list, range)) for column in columns):
-        raise TypeError("image, mask and reference are PIL pictures, or lists of them, and seed a number or a list")
-    lengths = {len(column) for column in columns if not isinstance(column, ONE_FOR_ALL)}
+    """Image, seed and, if given, mask and reference, each a list or one value for all rows -> the rows.
+
+    Raises UserError for lists of several lengths, TypeError for anything else than pictures and numbers."""
+    lists = [column for column in columns if not isinstance(column, ONE_FOR_ALL)]
+    if any(not hasattr(column, "__len__") or len(column) == 0 for column in lists):
+        raise TypeError(WRONG_TYPES)
+    lengths = sorted({len(column) for column in lists})
     if len(lengths) > 1:
-        raise UserError(f"lists of {sorted(lengths)} pictures do not go together: give one mask and reference each")
-    count = lengths.pop() if lengths else 1
-    expanded = [[column] * count if isinstance(column, ONE_FOR_ALL) else column for column in columns]
-    return list(zip(*expanded, strict=True))
+        raise UserError(
+            f"lists of {' and '.join(map(str, lengths))} entries do not go together: give image, mask, reference and "
+            "seed each once, or as lists of one length"
+        )
+    count = lengths[0] if lengths else 1
+    rows = list(
+        zip(*([column] * count if isinstance(column, ONE_FOR_ALL) else column for column in columns), strict=True)
+    )
+    for photo, seed, *pair in rows:
+        if not (
+            isinstance(seed, numbers.Integral) and all(isinstance(each, Image.Image) for each in (photo, *pair[:1]))
+        ):
+            raise TypeError(WRONG_TYPES)
+    return rows

@@ -9,6 +9,7 @@ from ldm.conventions import resize_tensor, tensor_to_image
 from ldm.editing.checks import pick_device
 from ldm.editing.options import Sampling
 from ldm.editing.regions import Region, box_mask, grow
+from ldm.images import ORIENTATION
 from ldm.pipeline import PaintByExample
 from ldm.util import UserError
 from tests.conftest import ROOT
@@ -179,12 +180,13 @@ def test_several_regions_are_painted_one_after_the_other(edit, example):
     assert [len(row) for row in rows] == [2, 2]
     twice = edit(edit(photo, masks[0], one, **FAST), masks[1], one, **FAST)
     assert levels(rows[1][0], twice) <= 1
-    for wrong in (
-        {"regions": regions},
-        {"regions": regions, "references": [one], "mask": masks[0]},
-        {"mask": masks[0]},
+    for wrong, kind, words in (
+        ({"regions": regions}, UserError, "regions or references are missing"),
+        ({"regions": [], "references": [one]}, UserError, "regions or references are missing"),
+        ({"regions": regions, "references": [one], "mask": masks[0]}, UserError, "mask and reference exclude regions"),
+        ({"mask": masks[0]}, TypeError, "image, mask and reference are PIL pictures"),
     ):
-        with pytest.raises((UserError, TypeError), match="reference"):
+        with pytest.raises(kind, match=words):
             edit(photo, **wrong, **FAST)
 
 
@@ -293,9 +295,10 @@ def test_a_region_that_the_model_would_not_see(edit, example):
 
 
 def test_only_pictures_are_taken(edit, example):
-    for wrong in ("photo.jpg", np.zeros((64, 96, 3)), None):
-        with pytest.raises(TypeError):
-            edit(wrong, example["mask"], example["reference"], **FAST)
+    for name in ("image", "mask", "reference"):
+        for wrong in ("photo.jpg", ["photo.jpg"], np.zeros((64, 96, 3)), None):
+            with pytest.raises(TypeError, match="PIL pictures"):
+                edit(**{**example, name: wrong}, **FAST)
 
 
 def test_devices():
@@ -305,3 +308,34 @@ def test_devices():
         pick_device("cuda:77")
     with pytest.raises(UserError, match="cannot be used here"):
         pick_device("toaster")
+
+
+def test_seeds_may_be_numpys(edit, example):
+    (row,) = edit(**example, **FAST, seed=np.array([7]))
+    assert levels(row, edit(**example, **FAST, seed=np.int64(7))) == 0
+
+
+def test_empty_lists_and_lists_of_several_lengths_are_refused(edit, example):
+    with pytest.raises(TypeError, match="PIL pictures"):
+        edit([], [], [], **FAST)
+    with pytest.raises(UserError, match="lists of 2 and 3 entries do not go together: give image, mask, reference"):
+        edit(**example | {"image": [example["image"]] * 2}, **FAST, seed=[1, 2, 3])
+
+
+def test_a_photo_whose_file_says_last_how_it_is_turned(edit, example, tmp_path):
+    """A PNG with its EXIF after its pixels, opened and not loaded, as in a call from Python."""
+    path = tmp_path / "late.png"
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    stored = example["image"].transpose(Image.Transpose.ROTATE_90)
+    stored.save(path, exif=exif)
+    chunks, data = [], path.read_bytes()
+    at = 8
+    while at < len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        chunks.append(data[at:end])
+        at = end
+    chunks.sort(key=lambda chunk: (chunk[4:8] == b"IEND", chunk[4:8] == b"eXIf"))
+    path.write_bytes(data[:8] + b"".join(chunks))
+    late = edit(Image.open(path), example["mask"], example["reference"], **FAST)
+    assert late.size == (600, 400) and late.tobytes() == edit(**example, **FAST).tobytes()

@@ -22,7 +22,7 @@ from ldm.cli.flags import (
     add_model,
     add_sampling,
     blending_from,
-    check_count,
+    check_range,
     loading_from,
     placement_from,
     sampling_from,
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     opt = parser().parse_args(argv)
-    check_count(opt, "batch_size")
+    check_range(opt, "batch_size")
     memory.keep_memory()
 
     import torch

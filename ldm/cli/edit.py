@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from ldm.cli import edit_flags
 from ldm.cli.command import command
 from ldm.cli.edit_flags import PRESET_SETTINGS, SETTING_OF_FLAG, SETTINGS
-from ldm.cli.flags import blending_from, check_count, loading_from, placement_from
+from ldm.cli.flags import blending_from, check_range, loading_from, placement_from
 from ldm.fast import memory
 from ldm.files import staging
 from ldm.util import UserError
@@ -51,8 +51,8 @@ def parser() -> argparse.ArgumentParser:
 
 def check_numbers(opt: argparse.Namespace) -> None:
     """Raises UserError."""
-    check_count(opt, "n_samples")
-    check_count(opt, "n_iter")
+    check_range(opt, "n_samples")
+    check_range(opt, "n_iter")
     if opt.n_rows < 0:
         raise UserError(f"--n_rows {opt.n_rows} is out of range: use 1 or more")
     if opt.skip_save and opt.skip_grid:

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ldm.cli.command import command, command_parser
-from ldm.cli.flags import add_model, add_sampling, check_count, loading_from, sampling_from
+from ldm.cli.flags import add_model, add_sampling, check_range, loading_from, sampling_from
 from ldm.fast import memory
 from ldm.files import sha256_of, staging
 from ldm.util import UserError, load_config
@@ -41,8 +41,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     opt = parser().parse_args(argv)
     memory.keep_memory()
-    check_count(opt, "batch_size")
-    check_count(opt, "grid", least=0)
+    check_range(opt, "batch_size")
+    check_range(opt, "grid", low=0)
 
     from ldm.data.bench.cocoee import COCOImageDataset, raise_on_problems, result_path
 

@@ -127,7 +127,7 @@ def _values_of_picture(path: str, argv: Sequence[str] | None) -> dict[str, Any]:
     found = {flag: settings[name] for flag in SETTINGS if (name := SETTING_OF_FLAG.get(flag, flag)) in settings}
     try:
         found = {flag: _checked(value, flag, p) for flag, value in found.items()}
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"picture {path} has settings that make no sense ({error}): use another picture") from error
     return found | given
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm.cli.command import command, command_parser
-from ldm.cli.ranges import check_range
+from ldm.cli.flags import check_range
 from ldm.util import UserError
 
 if TYPE_CHECKING:

@@ -152,7 +152,8 @@ def loading_from(opt: argparse.Namespace) -> Loading:
     )
 
 
-def check_count(opt: argparse.Namespace, flag: str, least: int = 1, most: int = 1000) -> None:
-    """Raises UserError if the flag's value is not from `least` to `most`."""
-    if not least <= getattr(opt, flag) <= most:
-        raise UserError(f"--{flag} {getattr(opt, flag)} is out of range: use {least} to {most}")
+def check_range(opt: argparse.Namespace, flag: str, low: int = 1, high: int = 1000) -> None:
+    """Raises UserError unless low <= --flag <= high."""
+    value = getattr(opt, flag)
+    if not low <= value <= high:
+        raise UserError(f"--{flag} {value} is out of range: use {low} to {high}")

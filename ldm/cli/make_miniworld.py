@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ldm.cli.command import command, command_parser
-from ldm.cli.ranges import check_range
+from ldm.cli.flags import check_range
 
 SPLITS = ("train", "validation", "test", "pretraining")
 

@@ -37,7 +37,9 @@ class MarkedPhoto:
         Raises UserError: a region that is not in the image, a wrong number of references; TypeError: not pictures."""
         groups = [each if isinstance(each, tuple) else (each,) for each in references]
         if not all(groups) or not all(isinstance(each, Image.Image) for each in (image, *sum(groups, ()))):
-            raise TypeError("images and references are PIL pictures")
+            raise TypeError("image and references are PIL pictures")
+        if not all(isinstance(region, Region) for region in regions):
+            raise TypeError("regions are of the class ldm.editing.regions.Region")
         if len(groups) == 1:
             groups *= len(regions)
         if len(groups) != len(regions):

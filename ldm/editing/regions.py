@@ -5,8 +5,9 @@ Coordinates are pixels of the photo as it is seen, turned as its EXIF says. Mask
 from __future__ import annotations
 
 import math
+import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +47,7 @@ class Region:
         if self.box is not None:
             object.__setattr__(self, "box", _whole_numbers(self.box, 4, "box"))
         if self.polygon is not None:
-            if isinstance(self.polygon, str) or not isinstance(self.polygon, Sequence):
+            if isinstance(self.polygon, str) or not isinstance(self.polygon, Iterable):
                 raise UserError(f"polygon {self.polygon!r:.60} is not a list of corners: give three or more (x, y)")
             object.__setattr__(self, "polygon", tuple(_whole_numbers(each, 2, "corner") for each in self.polygon))
 
@@ -74,6 +75,7 @@ class Region:
         then grown, as the placement says.
 
         Raises UserError: a file that is not a mask of this photo, a region outside of it, nothing left to paint."""
+        image.load()  # a PNG may say only after its pixels how it is turned
         size = upright_size(image)
         if self.box is not None:
             mask = box_mask(size, self.box)
@@ -92,15 +94,20 @@ class Region:
         if placement.grow:
             mask = grow(mask, placement.grow)
         if np.asarray(mask).max() < 128:
-            raise UserError("the mask has nothing left to paint: change --grow or --invert")
+            cure = "change grow or invert" if placement.grow or placement.invert else "make its region wider"
+            raise UserError(f"the mask has nothing left to paint at {size[0]} x {size[1]} pixels: {cure}")
         return mask
 
 
 def _whole_numbers(values: Any, count: int, name: str) -> tuple[int, ...]:
     """Raises UserError: not `count` whole numbers."""
-    if not (isinstance(values, Sequence) and len(values) == count and all(type(number) is int for number in values)):
+    try:
+        numbers = tuple(operator.index(number) for number in values)  # numpy's whole numbers, too
+    except TypeError:
+        numbers = ()
+    if len(numbers) != count:
         raise UserError(f"{name} {values!s:.60} is not {count} whole numbers: give pixels of the photo")
-    return tuple(values)
+    return numbers
 
 
 def _numbers(words: str, count: int, example: str) -> tuple[int, ...]:

@@ -47,8 +47,7 @@ def open_upload(path: str | os.PathLike | None, name: str) -> Image.Image:
     try:
         picture = open_picture(path, "the " + name)
     except UserError as error:
-        message = str(error).replace(f"{path}: ", f"{file_name} ").replace(str(path), file_name)
-        raise UserError(message) from error
+        raise UserError(str(error).replace(str(path), file_name)) from error
     picture.filename = file_name  # later errors call it so
     return picture
 

@@ -78,8 +78,22 @@ def test_a_region_is_inverted_before_it_grows():
     box = Region(box=(10, 10, 30, 30))
     assert np.array_equal(white(box.mask_in(PHOTO, Placement(invert=True))), ~white(box_mask(SIZE, [10, 10, 30, 30])))
     assert (~white(box.mask_in(PHOTO, Placement(grow=2, invert=True)))).sum() == 16 * 16
-    with pytest.raises(UserError, match="nothing left to paint"):
+    with pytest.raises(UserError, match="nothing left to paint at 60 x 40 pixels: change grow or invert"):
         box.mask_in(PHOTO, Placement(grow=-11))
+
+
+def test_a_mask_too_thin_for_the_photo_is_an_error():
+    mask = Image.new("L", (6000, 4000))
+    mask.paste(255, (3000, 0, 3002, 4000))
+    with pytest.raises(UserError, match="nothing left to paint at 60 x 40 pixels: make its region wider"):
+        Region(mask=mask).mask_in(PHOTO)
+
+
+def test_boxes_and_corners_may_be_numpys():
+    assert Region(box=np.array([1, 2, 3, 4])) == Region(box=(1, 2, 3, 4))
+    corners = np.array([[0, 0], [9, 0], [0, 9]])
+    assert Region(polygon=corners).settings == {"polygon": [[0, 0], [9, 0], [0, 9]]}
+    json.dumps(Region(polygon=corners).settings)
 
 
 def test_a_mask_file_of_another_size(tmp_path):
@@ -148,6 +162,8 @@ def test_a_photo_is_marked_with_a_reference_for_each_region_or_one_for_all():
         MarkedPhoto.mark(PHOTO, boxes, [red, red, red])
     with pytest.raises(TypeError):
         MarkedPhoto.mark(PHOTO, boxes, ["red.png", red])
+    with pytest.raises(TypeError, match="Region"):
+        MarkedPhoto.mark(PHOTO, [(0, 0, 10, 10)], [red])
 
 
 def test_nothing_blends_into_what_was_erased():

@@ -25,7 +25,7 @@ def test_what_is_chosen():
     for words in ({"steps": 50}, {"sampler": "plms"}):
         with pytest.raises(UserError, match=r"preset fast and .* contradict each other"):
             resolve_preset("fast", **words)
-    with pytest.raises(UserError, match="preset 'slow' is unknown; use one of fast, draft"):
+    with pytest.raises(UserError, match="preset 'slow' is unknown: use one of fast, draft"):
         resolve_preset("slow")
 
 

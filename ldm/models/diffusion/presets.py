@@ -32,8 +32,8 @@ def resolve_preset(preset: str | None = None, sampler: str | None = None, steps:
     if preset is None:
         return Preset(DEFAULT.sampler if sampler is None else sampler, DEFAULT.steps if steps is None else steps)
     if preset not in PRESETS:
-        raise UserError(f"preset {preset!r} is unknown; use one of {', '.join(PRESETS)}")
+        raise UserError(f"preset {preset!r} is unknown: use one of {', '.join(PRESETS)}")
     if sampler is not None or steps is not None:
         beside = f"sampler {sampler}" if sampler is not None else f"{steps} steps"
-        raise UserError(f"preset {preset} and {beside} contradict each other; give one of them")
+        raise UserError(f"preset {preset} and {beside} contradict each other: give one of them")
     return PRESETS[preset]

@@ -51,7 +51,7 @@ def ddim_timesteps(steps: int, num_timesteps: int = 1000) -> NDArray[np.int64]:
     run past the last timestep: then S timesteps are spaced evenly over T instead.
     Raises UserError unless 1 <= S < T."""
     if not 1 <= steps < num_timesteps:
-        raise UserError(f"{steps} sampling steps are out of range; use 1 to {num_timesteps - 1}, for instance 50")
+        raise UserError(f"{steps} sampling steps are out of range: use 1 to {num_timesteps - 1}, for instance 50")
     timesteps = np.arange(0, num_timesteps, num_timesteps // steps) + 1
     if timesteps[-1] >= num_timesteps:
         timesteps = np.arange(steps) * num_timesteps // steps + 1
@@ -210,11 +210,11 @@ def check_sampler(name: str, steps: int, eta: float, num_timesteps: int) -> NDAr
 
     Raises UserError: unknown sampler, steps or eta out of range."""
     if name not in SAMPLERS:
-        raise UserError(f"sampler {name!r} is unknown; use one of {', '.join(SAMPLERS)}")
+        raise UserError(f"sampler {name!r} is unknown: use one of {', '.join(SAMPLERS)}")
     if name in DIFFUSERS_SAMPLERS and steps > num_timesteps // 2:
-        raise UserError(f"{steps} sampling steps are too many for {name}; use 1 to {num_timesteps // 2}")
+        raise UserError(f"{steps} sampling steps are too many for {name}: use 1 to {num_timesteps // 2}")
     if not 0.0 <= eta <= 1.0 or (eta > 0 and name != "ddim"):
-        raise UserError(f"eta {eta} does not go with {name}; use 0, or with the sampler ddim 0 to 1")
+        raise UserError(f"eta {eta} does not go with {name}: use 0 to 1 with ddim, and 0 with other samplers")
     return ddim_timesteps(steps, num_timesteps)
 
 
