@@ -104,7 +104,7 @@ def encoded(kind: str, **options) -> bytes:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("paper.pdf", b"%PDF-1.7\n1 0 obj\n", "paper.pdf is not a picture that can be read; use PNG or JPEG"),
+        ("paper.pdf", b"%PDF-1.7\n1 0 obj\n", "paper.pdf is not a picture that can be read: use PNG or JPEG"),
         ("nothing.png", b"", "nothing.png is not a picture that can be read"),
         ("half.jpg", encoded("JPEG")[:9000], "half.jpg cannot be read"),
         ("large.png", bomb(10_000, 8_000), "large.png has more than 50 megapixels"),
