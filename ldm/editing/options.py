@@ -32,7 +32,7 @@ class Sampling:
     scale: guidance, 0 to 100; 1 follows the reference alone, 5 is usual
     sampler, steps, eta: "plms", "ddim", "dpm++" or "unipc", 1 to 999 steps, and DDIM's noise, 0 to 1
     interval: first and last timestep with guidance (Kynkäänniemi et al. 2024); None: guidance at all timesteps
-    refresh: one of so many evaluations of the UNet computes the whole picture, the others a rectangle around the
+    refresh: with n, every n-th evaluation of the UNet computes the whole picture, the others a rectangle around the
         region (ldm/fast/region.py); 1: all compute the whole picture
     strength: 1 starts from noise; below, from the photo's own region with less noise (SDEdit, Meng et al. 2022)
     blend_latents: keep the photo around the mask in every step (Blended Latent Diffusion, Avrahami et al. 2023)

@@ -171,7 +171,7 @@ def alpha_mask(image: Image.Image) -> Image.Image:
 
 
 def grow(mask: Image.Image, pixels: float) -> Image.Image:
-    """The mask and everything within so many pixels of it; below 0: without what lies that close to its edge."""
+    """The mask and everything within this distance of it; with a negative distance, the mask without its edge."""
     white = np.asarray(mask) > 127
     near = distance_to_edge(~white) <= pixels if pixels > 0 else distance_to_edge(white) > -pixels
     return Image.fromarray(np.where(near, 255, 0).astype(np.uint8))
