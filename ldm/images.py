@@ -201,8 +201,8 @@ def upright_mask(mask: Image.Image, image: Image.Image) -> Image.Image:
     brightest = int(np.asarray(white).max())
     if brightest < 128:
         raise UserError(
-            f"{name_of(mask, 'mask')} has nothing to paint, its brightest value is {brightest}: make the region white"
-            " (255) on black"
+            f"{name_of(mask, 'mask')} has nothing to paint (its brightest value is {brightest}): make the region white,"
+            " 255, on black"
         )
     return white
 

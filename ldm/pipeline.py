@@ -33,6 +33,7 @@ from ldm.fast.networks import check_network_options, choose_precision
 from ldm.models.diffusion.sampling import Callback
 from ldm.util import UserError
 
+ONE_FOR_ALL = (Image.Image, tuple, numbers.Integral)  # types of an argument that goes with all entries of the lists
 WRONG_TYPES = "image, mask and reference are PIL pictures, or lists of them, and seed a whole number or a list of them"
 OnPlan = Callable[[int, int, PlannedEdit], None]  # numbers of the photo and of the region, and the plan
 
@@ -204,9 +205,6 @@ class PaintByExample(Painter):
         if n_samples > 1:
             pictures = [pictures[i : i + n_samples] for i in range(0, len(pictures), n_samples)]
         return pictures[0] if all(isinstance(column, ONE_FOR_ALL) for column in columns) else pictures
-
-
-ONE_FOR_ALL = (Image.Image, tuple, numbers.Integral)  # types of an argument that goes with all entries of the lists
 
 
 def _rows(*columns: Any) -> list[tuple[Any, ...]]:

@@ -62,7 +62,7 @@ def titled(picture: Image.Image, title: str = "") -> Image.Image:
     return tile
 
 
-def ways(edit: PaintByExample) -> Image.Image:
+def options_sheet(edit: PaintByExample) -> Image.Image:
     """Rows: the whole photo and the window; several regions; backgrounds."""
     cells = []
     for seed in (2, 5):
@@ -87,7 +87,7 @@ def ways(edit: PaintByExample) -> Image.Image:
     return grid(cells, rows=4)
 
 
-def strengths(edit: PaintByExample) -> Image.Image:
+def strengths_sheet(edit: PaintByExample) -> Image.Image:
     photo, (box,) = photo_of(5)
     mask, example = box_mask(SIZE, box), reference(8)
     cells = [titled(outlined(photo, [box]), "image, mask"), titled(example, "reference")]
@@ -97,7 +97,7 @@ def strengths(edit: PaintByExample) -> Image.Image:
     return grid(cells, rows=2)
 
 
-def table(folder: Path) -> Image.Image:
+def batch_sheet(folder: Path) -> Image.Image:
     """Three photos by three references, as a table of nine rows."""
     rows, photos = [], []
     for seed in (2, 5, 11):
@@ -128,9 +128,9 @@ def main() -> None:
     p.add_argument("--outdir", type=Path, default=Path("docs"), help="(%(default)s)")
     opt = p.parse_args()
     edit = PaintByExample.load(MINI_CONFIG, MINI_CKPT, "cpu")
-    sheets = {"editing": ways(edit), "editing_python": strengths(edit)}
+    sheets = {"editing": options_sheet(edit), "editing_python": strengths_sheet(edit)}
     with tempfile.TemporaryDirectory() as folder:
-        sheets["editing_batch"] = table(Path(folder))
+        sheets["editing_batch"] = batch_sheet(Path(folder))
     with staging(opt.outdir) as temporary:
         for name, sheet in sheets.items():
             sheet.save(temporary / f"{name}.jpg", quality=80)

@@ -79,7 +79,7 @@ def rotated(orientation):
     return image
 
 
-def test_exif_that_cannot_be_read_says_nothing(tmp_path):
+def test_unreadable_exif_is_ignored(tmp_path):
     for exif in (b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\0\x09"):
         opened = saved(Image.fromarray(RGB), tmp_path / "a.png", exif=exif)
         assert np.array_equal(np.asarray(upright_rgb(opened)), RGB)
@@ -119,7 +119,7 @@ def test_masks_of_every_mode(kind):
     assert np.array_equal(np.asarray(upright_mask(made, Image.fromarray(RGB))), np.asarray(mask))
 
 
-def test_files_that_are_no_pictures(tmp_path):
+def test_files_that_are_not_pictures_are_errors(tmp_path):
     (tmp_path / "text.png").write_text("hello")
     png = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(png, "PNG")

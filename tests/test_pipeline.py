@@ -190,7 +190,7 @@ def test_several_regions_are_painted_one_after_the_other(edit, example):
             edit(photo, **wrong, **FAST)
 
 
-def test_grown_and_inverted(edit, example):
+def test_regions_grow_and_are_inverted(edit, example):
     photo, box = example["image"], (200, 100, 300, 200)
     grown = edit(photo, box_mask(photo.size, box), example["reference"], grow=9, background="none", **FAST)
     asked = grow(box_mask(photo.size, box), 9)
@@ -231,7 +231,7 @@ def test_full_memory_is_one_sentence(edit, example, monkeypatch):
         edit(**example, **FAST)
 
 
-def test_a_result_that_is_not_finite_is_no_black_picture(edit, example, monkeypatch):
+def test_a_result_that_is_not_finite_is_an_error(edit, example, monkeypatch):
     for precision, cure in (("full", "may be damaged"), ("bf16", "use --precision full")):
         broken = PaintByExample(edit.model, precision)
         monkeypatch.setattr(broken.networks, "decode_first_stage", lambda z: torch.full((1, 3, 64, 96), torch.nan))
@@ -277,12 +277,12 @@ def test_batches_of_any_size_give_the_same_pictures(edit, example):
     ],
     ids=lambda x: str(x)[:30],
 )
-def test_what_can_be_wrong(edit, example, change, words):
+def test_values_that_cannot_be_used_are_errors(edit, example, change, words):
     with pytest.raises(UserError, match=words):
         edit(**{**example, **FAST, **change})
 
 
-def test_a_region_that_the_model_would_not_see(edit, example):
+def test_a_region_too_small_for_the_model_is_an_error(edit, example):
     mask = Image.new("L", (600, 400))
     mask.paste(255, (300, 200, 303, 203))
     with pytest.raises(UserError, match="too small for the model to see"):
@@ -294,7 +294,7 @@ def test_a_region_that_the_model_would_not_see(edit, example):
         edit(example["image"], mask, example["reference"], **FAST, context="photo")
 
 
-def test_only_pictures_are_taken(edit, example):
+def test_anything_else_than_pictures_is_a_type_error(edit, example):
     for name in ("image", "mask", "reference"):
         for wrong in ("photo.jpg", ["photo.jpg"], np.zeros((64, 96, 3)), None):
             with pytest.raises(TypeError, match="PIL pictures"):

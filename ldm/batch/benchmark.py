@@ -67,12 +67,11 @@ def benchmark_settings(
     precision: str,
     seed: int,
     sampling: Sampling,
-    **more: Any,
 ) -> dict[str, Any]:
     """What a benchmark's edits are made with, for require_same_settings. Raises UserError: a missing checkpoint."""
     model = OmegaConf.to_yaml(config["model"], resolve=True)
     names = ("scale", "sampler", "steps", "interval", "refresh", "eta")
-    settings = {name: getattr(sampling, name) for name in names} | more
+    settings = {name: getattr(sampling, name) for name in names}
     settings |= {"seed": seed, "precision": precision, "cases": bench.digest()}
     settings |= {"checkpoint": Path(ckpt).name, "sha256": sha256_of(ckpt)}
     return settings | {"config": hashlib.sha256(model.encode()).hexdigest()}

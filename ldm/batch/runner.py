@@ -90,7 +90,7 @@ def write(planned: PlannedJob, painted: Image.Image, options: BatchOptions) -> N
 def submit_ahead(
     pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], limit: int
 ) -> Iterator[tuple[Item, Future[Result]]]:
-    """(item, future of function(item)) in order, with at most `limit` submitted that were not asked for yet."""
+    """(item, future of function(item)) in order; at most `limit` of them are submitted before they are needed."""
     submitted: deque[tuple[Item, Future[Result]]] = deque()
     for item in items:
         submitted.append((item, pool.submit(function, item)))

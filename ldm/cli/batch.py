@@ -1,12 +1,12 @@
 """Edit many photos by example: each row of a table is an edit.
 
-    python scripts/edit_batch.py jobs.csv --scale 5
+    paint-by-example batch jobs.csv --scale 5
 
 jobs.csv has the columns image, mask or box (x0,y0,x1,y1, quoted), reference, out and, optionally, seed, scale, sampler
 and steps, which take precedence over the flags; its paths are relative to its folder. Rows of one size with the same
 settings are made together, --batch_size at once. Finished pictures are skipped, so that an interrupted run continues.
 A row that cannot be edited does not stop the others. jobs.results.csv, beside the table, says what became of each row:
-line, out, status, reason, seconds."""
+line, out, status, reason, seconds. scripts/edit_batch.py is the same command."""
 
 from __future__ import annotations
 

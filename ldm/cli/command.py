@@ -1,4 +1,4 @@
-"""How a command ends: an error that its user can correct is one sentence and exit code 2."""
+"""What all commands share: the program's name, a parser, and one sentence with exit code 2 for a user's mistake."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def program() -> str:
 
 
 def command_parser(description: str | None) -> argparse.ArgumentParser:
-    """An empty parser that is called what the program is, and prints the description with its own line breaks."""
+    """An empty parser with the program's name, which prints the description with its own line breaks."""
     return argparse.ArgumentParser(program(), None, description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 

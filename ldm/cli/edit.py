@@ -1,8 +1,8 @@
 """Edit a photo by example: repaint the mask's white region of a picture with the object of a reference picture.
 
-    python scripts/inference.py --image_path photo.jpg --mask_path mask.png --reference_path object.jpg --scale 5
-    python scripts/inference.py --image_path photo.jpg --box 100,80,300,260 --reference_path object.jpg
-    python scripts/inference.py --from results/results/photo_321.png --seed 322
+    paint-by-example edit --image_path photo.jpg --mask_path mask.png --reference_path object.jpg --scale 5
+    paint-by-example edit --image_path photo.jpg --box 100,80,300,260 --reference_path object.jpg
+    paint-by-example edit --from results/results/photo_321.png --seed 322
 
 Several regions, each with its reference, are painted one after the other: --mask_path a.png --reference_path a.jpg
 --box 100,80,300,260 --reference_path b.jpg front.jpg (b.jpg and front.jpg show the same object).
@@ -11,7 +11,9 @@ Writes to --outdir, where <name> is the photo's file name without its suffix:
     results/<name>_<seed>.png                         the whole photo, edited, one per seed, with its settings inside
     source/<name>_<seed>_{GT,mask,inpaint,ref}.png    what the model was given: the window of the photo, its mask, the
                                                       window without the region, the reference; _2_GT ... of region 2
-    grid/grid-<name>_<seed>.png                       photo, masked photo, references and edits side by side"""
+    grid/grid-<name>_<seed>.png                       photo, masked photo, references and edits side by side
+
+scripts/inference.py is the same command."""
 
 from __future__ import annotations
 
@@ -50,17 +52,17 @@ def parser() -> argparse.ArgumentParser:
 
 
 def check_numbers(opt: argparse.Namespace) -> None:
-    """Raises UserError."""
+    """Raises UserError for a number of pictures or rows that is out of range, or if nothing would be written."""
     check_range(opt, "n_samples")
     check_range(opt, "n_iter")
     if opt.n_rows < 0:
-        raise UserError(f"--n_rows {opt.n_rows} is out of range: use 1 or more")
+        raise UserError(f"--n_rows {opt.n_rows} is out of range: use 1 or more, or 0 for rows of four")
     if opt.skip_save and opt.skip_grid:
         raise UserError("--skip_save and --skip_grid together would write nothing: give one of them")
 
 
 def check_outdir(outdir: Path) -> None:
-    """Fail before the work, not after it, if nothing can be written there; leave no trace."""
+    """Raises UserError if the folder cannot be written to. Called before the work; leaves nothing behind."""
     try:
         existing = next(folder for folder in (outdir, *outdir.absolute().parents) if folder.exists())
         os.rmdir(tempfile.mkdtemp(prefix=".partial-", dir=existing))
@@ -203,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from ldm.editing.watermark import embed
 
     # Everything that can be checked cheaply is checked before the model is read.
-    sampling, placement, blending = edit_flags.sampling_asked(opt), placement_from(opt), blending_from(opt)
+    sampling, placement, blending = edit_flags.edit_sampling_from(opt), placement_from(opt), blending_from(opt)
     start = getattr(opt, "start", None)
     seeds = range(opt.seed, opt.seed + opt.n_iter * opt.n_samples)
     for seed in (*seeds, *([] if start is None else [start])):

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ldm.cli.command import command_parser
-from ldm.cli.flags import add_editing, add_model, add_sampling, context, sampling_from
+from ldm.cli.flags import add_editing, add_model, add_sampling, sampling_from
 from ldm.util import UserError
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help must not
@@ -32,6 +32,7 @@ SETTINGS = (  # flags whose values are written into pictures
 
 
 def parser(description: str | None = None) -> argparse.ArgumentParser:
+    """The flags of `edit`."""
     p = command_parser(description)
     p._negative_number_matcher = re.compile(r"-[\d.][\d.,-]*$")  # coordinates below 0 are not flags either
     files = p.add_argument_group("pictures")
@@ -40,12 +41,12 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
                        " object, or several of the same object; may be transparent around it")  # fmt: skip
     files.add_argument("--reference_mask_path", dest="reference_masks", action="append", nargs="+",
                        help="white where the object is, one per reference; the rest of it is ignored")  # fmt: skip
-    files.add_argument("--from", dest="repeat", help="a picture written earlier: repeats it, except for what is given"
-                       " beside it")  # fmt: skip
+    files.add_argument("--from", dest="repeat", help="a picture written earlier: make it again, except for the flags"
+                       " given beside it")  # fmt: skip
     files.add_argument("--outdir", default="results", help="folder for the results (default: results)")
     files.add_argument("--skip_grid", action="store_true", help="write no grid")
     files.add_argument("--skip_save", action="store_true", help="write no single pictures, only the grid")
-    files.add_argument("--n_rows", type=int, default=0, help="rows of the grid (default: as rows of four need)")
+    files.add_argument("--n_rows", type=int, default=0, help="rows of the grid (default: rows of four)")
 
     where = p.add_argument_group("regions, one of these for each")
     where.add_argument("--mask_path", type=_mask_region, dest="regions", action="append", help="white (255) where to"
@@ -149,8 +150,6 @@ def _checked(value: Any, flag: str, p: argparse.ArgumentParser) -> Any:
         return first, last
     if flag in ("start", "refresh"):
         return int(value)
-    if flag == "context":
-        return context(str(value))
     (action,) = (action for action in p._actions if action.dest == flag)
     if callable(action.type):
         return action.type(str(value))
@@ -159,8 +158,8 @@ def _checked(value: Any, flag: str, p: argparse.ArgumentParser) -> Any:
     return value
 
 
-def sampling_asked(opt: argparse.Namespace) -> Sampling:
-    """sampling_from, and what a picture of --from keeps of its preset. Raises UserError."""
+def edit_sampling_from(opt: argparse.Namespace) -> Sampling:
+    """As sampling_from; also the settings of the preset that the picture of --from was made with. Raises UserError."""
     sampling = sampling_from(opt)
     if opt.preset is None:
         kept = {name: getattr(opt, name) for name in PRESET_SETTINGS if getattr(opt, name, None)}

@@ -44,7 +44,7 @@ def add_editing(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         "--context",
         type=context,
         help="length of the window that the model sees, in lengths of the mask's box, or photo for the whole photo"
-        " (default: so much that the mask covers a fifth of the window)",
+        " (default: chosen so that the mask covers a fifth of the window)",
     )
     group.add_argument(
         "--background",
@@ -91,13 +91,13 @@ def add_model(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
                        " device (default: autocast on CUDA, else full)")  # fmt: skip
     group.add_argument("--compile", action="store_true", help="compile the networks, for NVIDIA GPUs: takes minutes the"
                        " first time, and is kept for later runs (no)")  # fmt: skip
-    group.add_argument("--offload", action="store_true", help="for small GPUs: a network is on it only while it works"
-                       " (no)")  # fmt: skip
+    group.add_argument("--offload", action="store_true", help="for small GPUs: each network is on the GPU only while"
+                       " it works (no)")  # fmt: skip
     group.add_argument("--decoder", metavar="FOLDER", help="an asymmetric autoencoder, whose decoder sees the photo"
                        " around the mask (the model's own)")  # fmt: skip
     group.add_argument("--safety_checker", metavar="FOLDER", default="off", help="Stable Diffusion's safety checker, or"
                        " hub to download it: what it flags becomes black (off)")  # fmt: skip
-    group.add_argument("--plain", action="store_true", help="without what makes the networks fast, to compare (no)")
+    group.add_argument("--plain", action="store_true", help="leave out what makes the networks fast, to compare (no)")
     return group
 
 

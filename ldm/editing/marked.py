@@ -47,6 +47,7 @@ class MarkedPhoto:
         masks = tuple(region.mask_in(image, placement) for region in regions)
         return cls(upright_rgb(image), masks, tuple(groups), any(region.alpha for region in regions))
 
-    def blending(self, asked: Blending) -> Blending:
-        """As asked, except that without a given width nothing blends into a photo whose region was erased."""
-        return replace(asked, feather=0.0) if self.has_alpha_region and asked.feather is None else asked
+    def blending(self, chosen: Blending) -> Blending:
+        """The chosen blending for this photo. If its region was erased, there is nothing to blend with: the band's
+        default width is then 0."""
+        return replace(chosen, feather=0.0) if self.has_alpha_region and chosen.feather is None else chosen

@@ -28,7 +28,7 @@ def check_format(path: str | os.PathLike) -> None:
 
 def save_with_settings(picture: Image.Image, path: str | os.PathLike, settings: Mapping[str, Any]) -> None:
     """Write the picture with its settings, atomically. Settings are values that JSON can hold; those that are None or
-    False are left out. PNG keeps every pixel, JPEG and WebP do not. Raises UserError as check_format does, OSError."""
+    False are left out. PNG keeps every pixel, JPEG and WebP do not. Raises UserError: another suffix; OSError."""
     check_format(path)
     kept = {name: value for name, value in settings.items() if value is not None and value is not False}
     path, text = Path(path), json.dumps(kept)

@@ -112,7 +112,7 @@ class Placement:
     """Where in the photo the model paints, and how pictures become what it sees.
 
     context: length of the window in lengths of the mask's box, 1 to 1000; "photo": the whole photo, as published;
-        None: so much that the mask covers a fifth of the window
+        None: chosen so that the mask covers a fifth of the window
     height, width: at which the model paints the window, pixels, multiples of 64 at full size; None: by its shape
     grow: pixels by which regions are made larger; below 0: smaller
     invert: paint everything except the regions

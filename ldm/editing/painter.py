@@ -1,4 +1,4 @@
-"""What the model sees of edits -> what it paints: the sampling of batches of windows, on tensors."""
+"""Sampling of edits in batches: what the model sees, as tensors -> what it paints."""
 
 from __future__ import annotations
 
@@ -215,8 +215,8 @@ class Painter:
     ) -> Iterator[SampledBatch[Item]]:
         """Sample the task of every item, up to batch_size of them at a time, as soon as a batch is full.
 
-        on_failure: with it, a batch that fails is sampled again one by one, and called with every item that fails
-        alone and its error; without it, the error is raised."""
+        on_failure: if given, a batch that fails is sampled again one item at a time, and on_failure is called with each
+        item that fails and its error; otherwise the error is raised."""
 
         def key(item: Item) -> Hashable:
             task = task_of(item)

@@ -52,10 +52,13 @@ def read_references(
 ) -> list[tuple[Image.Image, ...]]:
     """The references of each region, read from files and cut out where they have a mask.
 
-    regions: how many there are; references, masks: paths for each region, or once for all. Raises UserError."""
+    regions: their number; references, masks: a list of paths for each region, or one list for all regions.
+    Raises UserError: a wrong number of references or masks, a file that cannot be read."""
     groups = list(references) * regions if len(references) == 1 else references
     if len(groups) != regions:
-        raise UserError(f"there are {regions} regions and {len(groups)} references: give one --reference_path for each")
+        raise UserError(
+            f"there are {regions} regions and {len(groups)} references: give one --reference_path for each or for all"
+        )
     pictures = [tuple(open_picture(path, "reference") for path in group) for group in groups]
     if not masks:
         return pictures

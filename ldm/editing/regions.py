@@ -53,14 +53,14 @@ class Region:
 
     @classmethod
     def from_settings(cls, value: Any) -> Region:
-        """The inverse of `settings`, for what stands in a file. Raises UserError for anything else."""
+        """A region from its settings, as read from a file: the inverse of `settings`. Raises UserError."""
         if not (isinstance(value, dict) and len(value) == 1 and value.keys() <= {"mask", "box", "polygon", "alpha"}):
             raise UserError(f"region {value!s:.60} is unknown: use a mask, a box, a polygon or alpha")
         return cls(**value)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The region as it is written into pictures: {"box": [x0, y0, x1, y1]}, {"mask": path}, ..."""
+        """The region as JSON, for the settings inside a picture: {"box": [x0, y0, x1, y1]}, {"mask": path}, ..."""
         if self.box is not None:
             return {"box": list(self.box)}
         if self.polygon is not None:

@@ -49,7 +49,7 @@ class SafetyChecker:
     @torch.no_grad()
     def flagged(self, pictures: Tensor) -> list[bool]:
         """For each picture, whether the checker finds it unsafe."""
-        from torchvision.transforms.functional import resize  # it takes a second
+        from torchvision.transforms.functional import resize  # importing it takes a second
 
         pixels = resize((pictures.float().clamp(-1, 1) + 1) / 2, [self.size, self.size], antialias=True)
         device = next(self.network.parameters()).device

@@ -138,7 +138,7 @@ def test_a_killed_run_of_fifty_rows_continues(tmp_path, more):
 
 
 def test_a_batch_gives_what_single_edits_give(tmp_path, script):
-    """Rows of their own settings beside rows without; two processes; and the photo's size and background."""
+    """Rows with settings of their own, and rows without; --from repeats both."""
     rows = list(rows_of(6))
     rows[1] |= {"steps": "2", "scale": "2", "sampler": "ddim"}
     write_table(tmp_path / "jobs.csv", rows)
@@ -194,7 +194,7 @@ def test_the_error_of_a_process_that_cannot_load_the_model_is_reported(tmp_path,
     assert code == 2 and "neither a .ckpt nor a .safetensors" in err and "Traceback" not in err
 
 
-def test_rows_that_cannot_be_tried(tmp_path):
+def test_rows_with_mistakes_are_reported(tmp_path):
     (tmp_path / "jobs.csv").write_text(
         "image,mask,box,reference,out,seed\n"
         "a.jpg,,,r.jpg,1.png,\n"
@@ -234,7 +234,7 @@ def test_the_figures_of_the_documents(tmp_path, script):
         assert Image.open(ROOT / "docs" / name).size == Image.open(tmp_path / name).size
 
 
-def test_a_row_does_not_contradict_a_preset(tmp_path):
+def test_a_row_must_not_contradict_a_preset(tmp_path):
     (tmp_path / "jobs.csv").write_text('image,box,reference,out,steps\na.png,"0,0,9,9",b.png,c.png,9\n')
     sampling = Sampling.choose("draft")
     jobs, bad = read_jobs(tmp_path / "jobs.csv", 321, sampling, "draft")

@@ -121,7 +121,7 @@ def test_fixed_code_starts_every_batch_from_the_same_noise(run, tmp_path):
     again = {"ddim_steps": None, "seed": None, "outdir": tmp_path / "again"}
     assert run("--from", written, **again)[0] == 0
     assert np.abs(pixels(tmp_path / "again/results/example_2_324.png") - pixels(written)).max() <= 1
-    assert run("--from", written, **again | {"seed": 324})[0] == 0  # a seed that is given is that of all
+    assert run("--from", written, **again | {"seed": 324})[0] == 0  # a given seed is also the seed of x_T
     assert np.abs(pixels(tmp_path / "again/results/example_2_324.png") - pixels(written)).max() > 1
 
 
@@ -180,7 +180,7 @@ def test_a_preset(run, script, edit, example, tmp_path, monkeypatch):
     kept = json.loads(picture.text["paint-by-example"])
     assert (kept["sampler"], kept["steps"], kept["interval"], kept["refresh"]) == ("ddim", 4, [200, 700], 2)
     assert picture.tobytes() == edit(**example, preset="fast", height=64, width=96, progress=False).tobytes()
-    # and repeats it, the preset's name being forgotten
+    # --from repeats it by these numbers, without the preset's name
     again = ["--from", tmp_path / "out/results/example_2_321.png", "--outdir", tmp_path / "again", "--device", "cpu"]
     assert script("inference", *again)[0] == 0
     assert Image.open(tmp_path / "again/results/example_2_321.png").tobytes() == picture.tobytes()
@@ -196,13 +196,14 @@ def test_a_preset(run, script, edit, example, tmp_path, monkeypatch):
         {"references": [[7]]},
         {"interval": [1]},
         {"refresh": "often"},
+        {"refresh": float("inf")},
         {"sampler": 3},
         {"invert": "yes"},
         {"lora": {}},
     ],
     ids=str,
 )
-def test_a_strangers_settings_end_in_one_sentence(script, tmp_path, wrong):
+def test_bad_settings_in_a_picture_end_in_one_sentence(script, tmp_path, wrong):
     good = {"image": str(EXAMPLES / "image/example_2.jpg"), "regions": [{"box": [9, 9, 50, 50]}], "references": [["x"]]}
     save_with_settings(Image.new("RGB", (8, 8)), tmp_path / "a.png", good | wrong)
     code, out, err = script("inference", "--from", tmp_path / "a.png", "--outdir", tmp_path / "out")
@@ -211,8 +212,8 @@ def test_a_strangers_settings_end_in_one_sentence(script, tmp_path, wrong):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_given_beside_a_pictures_settings_wins(run, script, tmp_path):
-    """Regions and references as a whole, numbers each for itself."""
+def test_flags_beside_from_take_precedence(run, script, tmp_path):
+    """Regions and references are replaced all together, numbers one by one."""
     box = ["--box", "20,20,200,200", "--box", "300,100,500,300"]
     assert run(*box, mask_path=None, scale=2.0, n_samples=2)[0] == 0
     first = tmp_path / "out/results/example_2_322.png"

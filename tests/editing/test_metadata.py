@@ -13,7 +13,7 @@ SETTINGS = {"image": "ü photo.jpg", "scale": 5.0, "seed": 2**62, "regions": [{"
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.PNG", "a.jpg", "a.jpeg", "a.webp"])
-def test_what_is_written_is_read(tmp_path, name):
+def test_written_settings_are_read_back(tmp_path, name):
     save_with_settings(PICTURE, tmp_path / name, SETTINGS)
     assert read_settings(tmp_path / name) == {key: value for key, value in SETTINGS.items() if value is not None}
     assert [path.name for path in tmp_path.iterdir()] == [name]
@@ -31,7 +31,7 @@ def test_a_colour_profile_is_kept(tmp_path, name):
     assert Image.open(tmp_path / name).info["icc_profile"] == picture.info["icc_profile"]
 
 
-def test_pictures_without_settings_and_formats_without_room_for_them(tmp_path):
+def test_pictures_without_settings_and_other_formats_are_errors(tmp_path):
     for name in ("a.png", "a.jpg"):
         PICTURE.save(tmp_path / name)
         with pytest.raises(UserError, match="contains no settings"):

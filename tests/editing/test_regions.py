@@ -53,7 +53,7 @@ def test_boxes_count_in_the_photo_as_seen(tmp_path):
     assert Region(box=(50, 0, 60, 10)).mask_in(Image.open(tmp_path / "photo.jpg")).size == (60, 40)
 
 
-def test_what_is_transparent_is_painted():
+def test_the_transparent_part_is_painted():
     erased = PHOTO.copy()
     erased.putalpha(Image.fromarray(np.where(white(box_mask(SIZE, [5, 5, 25, 25])), 0, 255).astype(np.uint8)))
     assert np.array_equal(white(Region(alpha=True).mask_in(erased)), white(box_mask(SIZE, [5, 5, 25, 25])))
@@ -106,7 +106,7 @@ def test_references_lose_their_background():
     picture = Image.new("RGB", SIZE, "blue")
     picture.paste("red", (20, 10, 40, 30))
     mask = box_mask(SIZE, [20, 10, 40, 30])
-    mask.paste(0, (20, 10, 30, 20))  # a corner that is not of the object
+    mask.paste(0, (20, 10, 30, 20))  # a corner that does not belong to the object
     out = np.asarray(fit_reference(cut_out(picture, mask)))
     assert out.shape == (20, 20, 3)
     assert (out[:10, :10] == NEUTRAL).all() and (out[10:] == (255, 0, 0)).all()

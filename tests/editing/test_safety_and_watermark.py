@@ -57,7 +57,7 @@ def test_without_its_library_the_watermark_says_what_to_install(script, tiny, tm
     assert code == 2 and "pip install --no-deps invisible-watermark" in err and not (tmp_path / "out").exists()
 
 
-def test_a_photo_too_small_for_the_watermark_is_told_before_the_work(script, tmp_path):
+def test_a_photo_too_small_for_the_watermark_is_an_error_before_the_model_is_read(script, tmp_path):
     pytest.importorskip("imwatermark")
     Image.new("RGB", (300, 255)).save(tmp_path / "small.png")
     more = ["--image_path", tmp_path / "small.png", "--box", "0,0,50,50", "--ckpt", "none.ckpt", "--watermark"]
@@ -93,7 +93,7 @@ def with_thresholds(folder, new, value):
     return new
 
 
-def test_what_the_checker_flags_is_black_in_the_region_alone(checker_folder, tiny, edit, example, tmp_path):
+def test_a_flagged_window_becomes_black_in_the_region_only(checker_folder, tiny, edit, example, tmp_path):
     plain = edit(**example, **FAST)
     mask = np.asarray(example["mask"]) > 127
     for name, value, flagged in (("all", -2.0, True), ("none", 2.0, False)):
@@ -104,7 +104,7 @@ def test_what_the_checker_flags_is_black_in_the_region_alone(checker_folder, tin
         if flagged:
             pixels, photo = np.asarray(out), np.asarray(example["image"])
             assert np.array_equal(pixels[~mask], photo[~mask])
-            assert (pixels[mask] == 0).mean() > 0.8  # but for the band along its edge
+            assert (pixels[mask] == 0).mean() > 0.8  # except the band along its edge
 
 
 def test_the_checker_sees_each_picture_as_clip_does(checker_folder, example):
@@ -158,7 +158,7 @@ def decoder_folder(tmp_path_factory):
     return folder
 
 
-def test_the_asymmetric_decoder_has_diffusers_part(decoder_folder, tiny, edit, example):
+def test_the_asymmetric_decoder_agrees_with_diffusers(decoder_folder, tiny, edit, example):
     """The pipeline's picture is what diffusers' class makes of its latent, photo and mask."""
     steps = []
     with_it = PaintByExample.load(ROOT / "configs/tiny.yaml", tiny, "cpu", decoder=decoder_folder)
@@ -179,7 +179,7 @@ def test_the_asymmetric_decoder_works_where_the_latent_is_and_stays_at_home(deco
     assert {p.device.type for p in decoder.autoencoder.parameters()} == {"cpu"}
 
 
-def test_the_asymmetric_decoder_takes_tiles_of_all_that_it_sees(monkeypatch):
+def test_the_asymmetric_decoder_tiles_latent_photo_and_mask_together(monkeypatch):
     class Mixture:  # of a latent, a photo and a mask, pixel by pixel
         config = SimpleNamespace(up_block_out_channels=[1] * 4)
         eval = requires_grad_ = lambda self, *_: self
@@ -213,7 +213,7 @@ def test_decoders_that_do_not_fit(decoder_folder, tmp_path):
 # ------------------------------------------------------------------------------------------------ small machines
 
 
-def test_where_half_precision_overflows_float32_decodes(edit, example, monkeypatch):
+def test_what_overflows_in_half_precision_is_decoded_in_float32(edit, example, monkeypatch):
     half = PaintByExample(edit.model, "bf16")
     plain = half(**example, **FAST)
     monkeypatch.setattr(half.networks.first_stage, "decode", lambda z: torch.full((1, 3, 64, 96), torch.nan))
@@ -222,7 +222,7 @@ def test_where_half_precision_overflows_float32_decodes(edit, example, monkeypat
     assert np.abs(difference).max() < 16
 
 
-def test_offload_on_the_cpu_is_nothing(tiny, edit, example):
+def test_offload_on_the_cpu_changes_nothing(tiny, edit, example):
     offloaded = PaintByExample.load(ROOT / "configs/tiny.yaml", tiny, "cpu", offload=True)
     assert offloaded(**example, **FAST).tobytes() == edit(**example, **FAST).tobytes()
     with pytest.raises(UserError, match="--offload"):

@@ -44,13 +44,13 @@ def test_the_window_is_a_square_that_the_mask_fills_by_a_fifth():
     assert (left + right) / 2 == pytest.approx(2150, abs=1) and (top + bottom) / 2 == pytest.approx(1550, abs=1)
     # at the border it is shifted, not cut
     assert window_around(box_mask((4000, 3000), (3700, 0, 4000, 300)), 512) == (4000 - 671, 0, 4000, 671)
-    # a tiny mask still gets something to go by, a long one all of its length
+    # a tiny mask gets a window of the least size, a long one a window of more than its length
     assert window_around(box_mask((4000, 3000), (2000, 1500, 2002, 1502)), 512) == (1937, 1437, 2065, 1565)
     left, top, right, bottom = window_around(box_mask((4000, 3000), (1000, 1500, 2000, 1510)), 512)
     assert right - left == bottom - top == MARGIN * 1000
 
 
-def test_where_the_photo_is_too_short_the_window_is_no_square():
+def test_the_window_is_not_a_square_if_the_photo_is_too_short():
     assert window_around(box_mask((600, 400), (50, 150, 550, 250)), 128) == (0, 0, 600, 400)
     assert window_around(box_mask((2000, 400), (700, 0, 1200, 400)), 128)[1::2] == (0, 400)
     # as long as a square has room for the mask's box, it is one
@@ -108,7 +108,7 @@ def test_every_background_keeps_what_it_promises():
 
 def test_the_band_rises_linearly_on_its_side_of_the_edge():
     mask = np.zeros((40, 100), bool)
-    mask[:, 50:] = True  # up to the picture's border, which is no edge
+    mask[:, 50:] = True  # up to the picture's border, which is not an edge
     exact = opacity(mask, "exact", 4)
     np.testing.assert_allclose(exact[20, 48:56], [0, 0, 0.2, 0.4, 0.6, 0.8, 1, 1], atol=1e-6)
     assert (exact[:, -1] == 1).all() and (exact[0] == exact[20]).all()

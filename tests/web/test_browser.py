@@ -128,7 +128,7 @@ def test_stop_stops_and_leaves_the_page_usable(tab):
     paint(tab)
 
 
-def test_what_is_missing_is_said(tab, tmp_path):
+def test_missing_pictures_are_named(tab, tmp_path):
     tab.get_by_role("button", name="Paint", exact=True).click()
     tab.wait_for_selector("text=there is no photo: add one", timeout=20_000)
     tab.wait_for_selector("text=Nothing was painted.", timeout=20_000)

@@ -82,7 +82,7 @@ def test_numbers_out_of_range_get_a_sentence(ask, numbers, words):
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG of so many black pixels in a few hundred kB."""
+    """A PNG of width x height black pixels, in a few hundred kB."""
     raw = zlib.compressobj(9)
     data = b"".join(raw.compress(bytes(1 + width // 8)) for _ in range(height)) + raw.flush()
 

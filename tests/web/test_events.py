@@ -69,7 +69,7 @@ def test_an_example_becomes_results_to_choose_from(events):
     assert before.shape == after.shape and (before != after).any()
 
 
-def test_what_is_missing_is_an_error(events):
+def test_a_missing_picture_or_stroke_is_an_error(events):
     canvas = events.take_example(SimpleNamespace(index=0))[events.layout.photo.canvas]
     empty = {**canvas, "layers": []}
     photo, reference = str(FILES[0]), str(FILES[2])
