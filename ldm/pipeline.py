@@ -175,36 +175,45 @@ class PaintByExample(Painter):
         blending = Blending(background, feather)
         sampling = Sampling.choose(preset, sampler, steps, scale, eta, strength, blend_latents)
         placement = Placement(context, height, width, grow, invert, reference_fit)
-        columns: tuple[Any, ...] = (image, seed, mask, reference)
-        if regions is not None or references is not None:
-            if mask is not None or reference is not None:
-                raise UserError("mask and reference exclude regions and references: leave out one pair of them")
-            if not regions or not references:
-                raise UserError(
-                    "regions or references are missing: give both, one reference for each region or for all"
-                )
-            columns = (image, seed)
-        rows = _rows(*columns)
-        seeds = [int(row[1]) + i for row in rows for i in range(n_samples)]
-        for each in seeds:
-            check_seed(each)
-        marked = [
-            MarkedPhoto.mark(photo, regions or [Region(mask=pair[0])], references or [pair[1]], placement)
-            for photo, _, *pair in rows
-        ]
-        pictures = self.repaint(
-            [each for each in marked for _ in range(n_samples)],
-            seeds,
-            sampling,
-            placement,
-            blending,
-            batch_size=batch_size,
-            progress=progress,
-            callback=callback,
+        photos, seeds = _photos_and_seeds(
+            image, seed, mask, reference, regions, references, n_samples=n_samples, placement=placement
         )
+        how = (sampling, placement, blending)
+        pictures = self.repaint(photos, seeds, *how, batch_size=batch_size, progress=progress, callback=callback)
         if n_samples > 1:
             pictures = [pictures[i : i + n_samples] for i in range(0, len(pictures), n_samples)]
-        return pictures[0] if all(isinstance(column, ONE_FOR_ALL) for column in columns) else pictures
+        given = [each for each in (image, mask, reference, seed) if each is not None]
+        return pictures[0] if all(isinstance(each, ONE_FOR_ALL) for each in given) else pictures
+
+
+def _photos_and_seeds(
+    image: Any,
+    seed: Any,
+    mask: Any,
+    reference: Any,
+    regions: Sequence[Region] | None,
+    references: Sequence[References] | None,
+    *,
+    n_samples: int,
+    placement: Placement,
+) -> tuple[list[MarkedPhoto], list[int]]:
+    """The arguments of a call -> its photos, each n_samples times, and a seed for each. Raises UserError, TypeError."""
+    if regions is None and references is None:
+        rows = _rows(image, seed, mask, reference)
+    else:
+        if mask is not None or reference is not None:
+            raise UserError("mask and reference exclude regions and references: leave out one pair of them")
+        if not regions or not references:
+            raise UserError("regions or references are missing: give both, one reference for each region or for all")
+        rows = _rows(image, seed)
+    seeds = [int(row[1]) + i for row in rows for i in range(n_samples)]
+    for each in seeds:
+        check_seed(each)
+    photos = [
+        MarkedPhoto.mark(photo, regions or [Region(mask=pair[0])], references or [pair[1]], placement)
+        for photo, _, *pair in rows
+    ]
+    return [photo for photo in photos for _ in range(n_samples)], seeds
 
 
 def _rows(*columns: Any) -> list[tuple[Any, ...]]:
@@ -225,8 +234,7 @@ def _rows(*columns: Any) -> list[tuple[Any, ...]]:
         zip(*([column] * count if isinstance(column, ONE_FOR_ALL) else column for column in columns), strict=True)
     )
     for photo, seed, *pair in rows:
-        if not (
-            isinstance(seed, numbers.Integral) and all(isinstance(each, Image.Image) for each in (photo, *pair[:1]))
-        ):
+        pictures = (photo, *pair[:1])  # references are checked where the photo is marked
+        if not (isinstance(seed, numbers.Integral) and all(isinstance(each, Image.Image) for each in pictures)):
             raise TypeError(WRONG_TYPES)
     return rows

@@ -35,6 +35,8 @@ class MarkedPhoto:
         """image: as opened; references: one for each region, or one for all.
 
         Raises UserError: a region that is not in the image, a wrong number of references; TypeError: not pictures."""
+        if not all(isinstance(each, Sequence) for each in (regions, references)):
+            raise TypeError("regions and references are lists")
         groups = [each if isinstance(each, tuple) else (each,) for each in references]
         if not all(groups) or not all(isinstance(each, Image.Image) for each in (image, *sum(groups, ()))):
             raise TypeError("image and references are PIL pictures")

@@ -56,7 +56,9 @@ class Sampling:
                 f"strength {self.strength} is out of range: use 0 (nothing changes) to 1 (everything is new)"
             )
         check_sampler(self.sampler, self.steps, self.eta, NUM_TIMESTEPS)
-        if self.interval and not 0 <= self.interval[0] <= self.interval[1]:
+        if self.interval is not None:
+            object.__setattr__(self, "interval", tuple(self.interval))  # a list cannot be part of a batch's key
+        if self.interval is not None and not (len(self.interval) == 2 and 0 <= self.interval[0] <= self.interval[1]):
             raise UserError(
                 f"interval {self.interval} is not an interval of timesteps: give the first and the last, for instance"
                 " (200, 999)"

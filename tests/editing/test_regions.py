@@ -162,6 +162,8 @@ def test_a_photo_is_marked_with_a_reference_for_each_region_or_one_for_all():
         MarkedPhoto.mark(PHOTO, boxes, [red, red, red])
     with pytest.raises(TypeError):
         MarkedPhoto.mark(PHOTO, boxes, ["red.png", red])
+    with pytest.raises(TypeError, match="are lists"):
+        MarkedPhoto.mark(PHOTO, boxes, red)
     with pytest.raises(TypeError, match="Region"):
         MarkedPhoto.mark(PHOTO, [(0, 0, 10, 10)], [red])
 
