@@ -40,7 +40,7 @@ def test_every_config_builds(path):
 
 
 def test_v1_holds_the_published_values():
-    """DESIGN's table of the published recipe, and the hyphenated target of the published file."""
+    """The published file's values, and its target with a hyphen."""
     config = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/v1.yaml"))
     params = config["model"]["params"]
     assert config["model"]["base_learning_rate"] == 1e-5
