@@ -1,6 +1,6 @@
-"""Copies of published layers that compute the same from less work (docs/speed.md has the proofs).
+"""Copies of published layers that compute the same with less work (docs/speed.md has the proofs).
 
-They share the weights of the published layers where dtype and memory layout allow. Nothing here is trained."""
+They share the weights of the published layers where dtype and memory layout allow, and are for inference only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ldm.modules.diffusionmodules.util import Upsample
 
 
 class FastLinear(nn.Linear):
-    """nn.Linear with the weights of another, by the faster of two libraries; no gradients."""
+    """An nn.Linear that shares another one's weights and runs in the faster of two libraries; no gradients."""
 
     def __init__(self, layer: nn.Linear):
         super().__init__(layer.in_features, layer.out_features, device="meta")
@@ -108,7 +108,7 @@ class PhaseUpsample(nn.Module):
 def replace_upsampling(module: nn.Module, transposed: bool) -> None:
     """Replaces every Upsample inside the module by a PhaseUpsample, in place.
 
-    Do this in float32, before the module is converted to half precision: then the sums of weights are rounded once."""
+    To be called before the module is converted to half precision, so that the sums of weights are rounded only once."""
     for name, child in module.named_children():
         if isinstance(child, Upsample):
             setattr(module, name, PhaseUpsample(child.conv, transposed))

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ldm.fast.convert import convert, replace_upsampling
 from ldm.fast.offload import on_device
 from ldm.fast.onednn import cpu_multiplies_bf16
-from ldm.fast.region import WHOLE_PICTURE, Rectangle, RegionEps, WholePicture
+from ldm.fast.region import WHOLE_PICTURE, Area, Rectangle, RegionEps
 from ldm.fast.unet import FastUNet, prepare_edit, timestep_shifts
 from ldm.models.autoencoder import AutoencoderKL, decode_in_tiles, encode_in_tiles
 from ldm.models.diffusion.denoiser import make_denoiser
@@ -45,8 +45,8 @@ def choose_precision(device: torch.device, precision: str | None = None) -> str:
 
 
 def preferred_half_dtype(device: torch.device) -> torch.dtype:
-    """The half precision that is faster on a device; float32 for a CPU on which none is."""
-    if device.type == "cpu":  # one that cannot multiply in bf16 takes a hundred times as long for a convolution in it
+    """The faster half precision of a device; float32 for a CPU on which half precision is slower than float32."""
+    if device.type == "cpu":  # without instructions for bf16 a convolution in it takes a hundred times as long
         return torch.bfloat16 if cpu_multiplies_bf16() else torch.float32
     has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere and later
     return torch.bfloat16 if has_bf16 else torch.float16
@@ -61,20 +61,20 @@ def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
         "fp16": torch.float16,
     }
     if precision not in names:
-        raise UserError(f"precision {precision!r} is unknown; use one of {', '.join(names)}")
+        raise UserError(f"precision {precision!r} is unknown: use one of {', '.join(names)}")
     return names[precision]
 
 
 def check_network_options(device: torch.device, precision: str, fast: bool, compiled: bool) -> torch.dtype:
-    """The dtype of the precision, if Networks accepts these arguments. Raises UserError."""
+    """Checks the arguments of Networks -> the dtype of the precision. Raises UserError."""
     if compiled and not (fast and device.type == "cuda"):
-        raise UserError("--compile is for NVIDIA's GPUs, and not with --plain; leave it out")
+        raise UserError("--compile needs an NVIDIA GPU and does not go with --plain: leave it out")
     return resolve_dtype(precision, device)
 
 
 class Networks:
-    """A model's networks for edits. It stands in for the model in conditioning.py, with the same names; inputs and
-    outputs are float32.
+    """A model's networks, as an edit runs them. They take the model's place in conditioning.py (ConditioningModel).
+    Inputs and outputs are float32.
 
     fast: networks that compute the same, to rounding, from less work (unet.py, convert.py); half precision means
         weights in half precision. Otherwise the model's own modules run, half precision by autocast in UNet and CLIP.
@@ -105,7 +105,7 @@ class Networks:
 
     def _build_fast_networks(self) -> None:
         unet = self.model.model.diffusion_model
-        assert not hasattr(unet, "peft_config"), "layers of peft: merge them, or fast=False"
+        assert not hasattr(unet, "peft_config"), "the UNet has layers of peft: merge the adapter, or use fast=False"
         self.unet = FastUNet(unet, self.dtype, self.layout)
         self.shifts = timestep_shifts(unet, self.model.num_timesteps, self.dtype)
         exact = convert(self.model.first_stage_model)
@@ -120,7 +120,7 @@ class Networks:
         for network in (self.unet, self.first_stage.encoder, self.first_stage.decoder, self.cond_stage_model):
             network.compile(mode="reduce-overhead", dynamic=False)
 
-    # ------------------------------------------------------------------------------ in which setting networks run
+    # ------------------------------------------------------------------------------ settings and devices
 
     @contextlib.contextmanager
     def _fast_kernels(self) -> Iterator[None]:
@@ -142,11 +142,11 @@ class Networks:
         return contextlib.nullcontext() if stay else on_device(self.device, *networks)
 
     def unet_on_device(self) -> contextlib.AbstractContextManager[None]:
-        """All calls of a denoiser's eps belong inside."""
+        """A denoiser's eps may only be called inside this context."""
         fast = self.fast and self.cond_stage_model.tokens == 1
         return self._on_device(self.unet if fast else self.model.model)
 
-    # ------------------------------------------------------------------------------ what conditioning.py asks for
+    # ------------------------------------------------------------------------------ as LatentDiffusion has them
 
     @property
     def learnable_vector(self) -> Tensor:
@@ -186,16 +186,16 @@ class Networks:
             return self._copy_if_compiled(decode_in_tiles(first_stage, z).contiguous())
 
     def denoiser(self, inpaint: Tensor, contexts: Tensor, refresh: int = 1) -> Eps:
-        """A denoiser.Denoiser. Contexts of several tokens go through the model's own UNet. refresh: of RegionEps; 1:
-        every evaluation computes the whole picture."""
+        """eps(x, t), as denoiser.Denoiser describes it. Contexts of several tokens go through the model's own UNet.
+        refresh: of RegionEps; with 1 every evaluation computes the whole picture."""
         if not self.fast or contexts.shape[1] > 1:
             return make_denoiser(self._apply_model)(inpaint, contexts)
-        unet, home = self.model.model.diffusion_model, self.model.device  # offloaded, the published UNet stays at home
+        unet, home = self.model.model.diffusion_model, self.model.device  # with offload, the CPU
         prepared = prepare_edit(unet, inpaint.to(home), contexts.to(home), self.dtype)
         fixed, vectors = (tensor.to(self.device) for tensor in prepared)
         shifts = self.shifts.to(self.device)
 
-        def eps(x: Tensor, t: int, area: WholePicture = WHOLE_PICTURE) -> Tensor:
+        def eps(x: Tensor, t: int, area: Area = WHOLE_PICTURE) -> Tensor:
             with self._fast_kernels():
                 return self._copy_if_compiled(self.unet(x, shifts[t : t + 1], fixed, vectors, area))
 
@@ -203,10 +203,11 @@ class Networks:
         return RegionEps(eps, rectangle, refresh, self.model.schedule) if rectangle else eps
 
     def rectangle(self, keep: Tensor, refresh: int) -> Rectangle | None:
-        """keep (B,1,h,w): the mask at the latent's size, 1 = keep -> what is computed between evaluations of the whole
-        picture. None, every evaluation computes the whole: where refresh is 1, little would be saved, the UNet is not
-        fast, or it is on a GPU. There rectangles have not been measured, and each new size would have its kernels tried
-        anew."""
+        """The rectangle that RegionEps computes between evaluations of the whole picture, or None if every evaluation
+        computes the whole picture. keep (B,1,h,w): the mask at the latent's size, 1 = keep.
+
+        None if refresh is 1, if a rectangle would save little, if the plain UNet runs, or on a GPU, where rectangles
+        have not been measured and cuDNN would search kernels anew for each new size."""
         if refresh == 1 or not self.fast or self.device.type != "cpu" or self.cond_stage_model.tokens > 1:
             return None
         return Rectangle.around(keep != 1, self.model.size_multiple // self.model.first_stage_model.factor)

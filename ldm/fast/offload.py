@@ -11,15 +11,17 @@ from torch import nn
 
 @contextmanager
 def on_device(device: torch.device, *networks: nn.Module) -> Iterator[None]:
-    """Inside, the networks' weights and buffers are on the device. Afterwards they are the tensors they were before;
-    nothing is copied back."""
+    """Inside, the networks' weights and buffers are on the device. Afterwards they are the same tensors as before;
+    nothing is copied back, unlike with module.to()."""
     modules = [module for network in networks for module in network.modules()]
-    tables = [table for module in modules for table in (module._parameters, module._buffers)]
-    before = [dict(table) for table in tables]
+    parameters = [(module, name, p) for module in modules for name, p in module.named_parameters(recurse=False)]
+    buffers = [(module, name, buffer) for module in modules for name, buffer in module.named_buffers(recurse=False)]
     try:
-        for table in tables:
-            table.update({name: t.detach().to(device) for name, t in table.items() if t is not None})
+        for module, name, parameter in parameters:
+            setattr(module, name, nn.Parameter(parameter.detach().to(device), requires_grad=False))
+        for module, name, buffer in buffers:
+            setattr(module, name, buffer.to(device))
         yield
     finally:
-        for table, tensors in zip(tables, before, strict=True):
-            table.update(tensors)
+        for module, name, tensor in (*parameters, *buffers):
+            setattr(module, name, tensor)

@@ -1,9 +1,8 @@
 """Which part of a picture FastUNet computes: all of it, or a rectangle around the region of the edit.
 
-An edit paints a region; what lies around it changes little from one step to the next. So some evaluations compute
-only a rectangle around the region. In these, every layer sees outside the rectangle what it saw in the last evaluation
-of the whole picture. Sparse inference (Li et al. 2022, SIGE) keeps activations of an earlier edit; here they come from
-an earlier step."""
+Around the region that an edit paints, activations change little from one step to the next. So some evaluations compute
+only a rectangle around the region; outside it, every layer sees its input of the last evaluation of the whole picture.
+Sparse inference (Li et al. 2022, SIGE) reuses activations of an earlier edit; here they come from an earlier step."""
 
 from __future__ import annotations
 
@@ -34,8 +33,10 @@ class Rectangle(NamedTuple):
 
     @classmethod
     def around(cls, paint: Tensor, multiple: int) -> Rectangle | None:
-        """paint (B,1,h,w): true where any of the edits paints -> the rectangle around it, MARGIN included, its edges on
-        multiples of `multiple`, which divides h and w. None where that is more than MAX_SHARE of the picture."""
+        """The rectangle around all painted positions, with MARGIN around them and its edges on multiples of `multiple`,
+        or None if it covers more than MAX_SHARE of the picture.
+
+        paint (B,1,h,w): true where an edit paints; `multiple` divides h and w."""
         height, width = paint.shape[-2:]
         edges = []
         for dim, size in ((-1, height), (-2, width)):
@@ -49,7 +50,7 @@ class Rectangle(NamedTuple):
         return cls(top, bottom, left, right, width)
 
     def edges_in(self, x: Tensor) -> tuple[int, int, int, int]:
-        """top, bottom, left, right in x (B,C,h,w), the same picture at another resolution."""
+        """top, bottom, left, right in x (B,C,h,w), the same picture at any resolution."""
         top, bottom, left, right = (edge * x.shape[-1] // self.width for edge in self[:4])
         return top, bottom, left, right
 
@@ -59,11 +60,11 @@ class Rectangle(NamedTuple):
         return x[:, :, top:bottom, left:right]
 
 
-class WholePicture:
-    """The area of an evaluation: here all of the picture."""
+class Area:
+    """The part of the picture that an evaluation computes: the whole picture, unless a subclass says otherwise."""
 
     def with_surroundings(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """x, a layer's input in the area -> its input in the whole picture. `layer` names what is kept."""
+        """x, the layer's input in the area -> its input in the whole picture."""
         return x
 
     def crop(self, x: Tensor) -> Tensor:
@@ -75,11 +76,11 @@ class WholePicture:
         return layer(x)
 
 
-WHOLE_PICTURE = WholePicture()
+WHOLE_PICTURE = Area()
 
 
-class RecordedPicture(WholePicture):
-    """All of the picture, and `inputs`, what each layer was given, is kept for a PartialPicture."""
+class RecordedPicture(Area):
+    """The whole picture. Keeps each layer's input in `inputs`, for a PartialPicture."""
 
     def __init__(self) -> None:
         self.inputs: dict[nn.Module, Tensor] = {}
@@ -89,9 +90,9 @@ class RecordedPicture(WholePicture):
         return x
 
 
-class PartialPicture(WholePicture):
-    """A rectangle, whose edges are even at every resolution but the lowest. Around it the layers see the recorded
-    inputs; the rectangle's own inputs are written into these."""
+class PartialPicture(Area):
+    """A rectangle, whose edges are even at every resolution except the lowest. Around it the layers see the recorded
+    inputs, which it overwrites inside the rectangle."""
 
     def __init__(self, rectangle: Rectangle, recorded: RecordedPicture):
         self.rectangle, self.inputs = rectangle, recorded.inputs
@@ -114,40 +115,41 @@ class PartialPicture(WholePicture):
             return conv(x, padding=0)
         if isinstance(conv, nn.Conv2d):
             return F.conv2d(x, conv.weight, conv.bias, conv.stride)
-        return layer(x)[:, :, 2:-2, 2:-2]  # PhaseUpsample: one pixel on each side has become two
+        return layer(x)[:, :, 2:-2, 2:-2]  # PhaseUpsample: the pixel on each side has become two
 
 
 class RegionEps:
-    """eps(x, t) of one edit, of which every `refresh`-th evaluation, beginning with the first, computes the whole
-    picture and the others a rectangle around the region. Outside the rectangle the predicted x_0 stays what it was.
+    """eps(x, t) of one edit. Every `refresh`-th evaluation, beginning with the first, computes the whole picture; the
+    others compute a rectangle around the region, and outside it keep the x_0 that was predicted last.
 
     eps_in_area: (x (b,4,h,w), t, area) -> eps (B,4,h',w') in the area; B is b, or 2 b with guidance."""
 
     def __init__(
         self,
-        eps_in_area: Callable[[Tensor, int, WholePicture], Tensor],
+        eps_in_area: Callable[[Tensor, int, Area], Tensor],
         rectangle: Rectangle,
         refresh: int,
         schedule: NoiseSchedule,
     ):
         self.eps_in_area, self.rectangle, self.refresh, self.schedule = eps_in_area, rectangle, refresh, schedule
         self.evaluations = 0
-        self.recorded = RecordedPicture()  # what the layers saw in the last evaluation of the whole picture,
-        self.pred_x0: Tensor | None = None  # and the x_0 (B,4,h,w) that it predicted
+        # of the last evaluation of the whole picture: its layers' inputs, and the predicted x_0 (B,4,h,w)
+        self.recorded = RecordedPicture()
+        self.pred_x0: Tensor | None = None
 
     def __call__(self, x: Tensor, t: int) -> Tensor:
         """x (b,4,h,w), t -> eps (B,4,h,w)."""
-        whole_is_due = self.evaluations % self.refresh == 0
+        compute_whole = self.evaluations % self.refresh == 0
         self.evaluations += 1
-        return self._whole(x, t) if whole_is_due else self._rectangle(x, t)
+        return self._evaluate_whole(x, t) if compute_whole else self._evaluate_rectangle(x, t)
 
-    def _whole(self, x: Tensor, t: int) -> Tensor:
+    def _evaluate_whole(self, x: Tensor, t: int) -> Tensor:
         self.recorded = RecordedPicture()
         eps = self.eps_in_area(x, t, self.recorded)
         self.pred_x0 = x0_from_eps(tile_batch(x, eps.shape[0]), eps, float(self.schedule.alphas_cumprod[t]))
         return eps
 
-    def _rectangle(self, x: Tensor, t: int) -> Tensor:
+    def _evaluate_rectangle(self, x: Tensor, t: int) -> Tensor:
         inside = self.eps_in_area(x, t, PartialPicture(self.rectangle, self.recorded))
         assert self.pred_x0 is not None  # the first evaluation is of the whole picture
         eps = eps_from_x0(tile_batch(x, inside.shape[0]), self.pred_x0, float(self.schedule.alphas_cumprod[t]))

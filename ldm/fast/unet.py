@@ -1,7 +1,7 @@
-"""The UNet as an edit runs it: the same numbers from less work (docs/speed.md has the proofs).
+"""The UNet as an edit runs it: the same result with less work (docs/speed.md has the proofs).
 
-What does not change in every step is computed beforehand: `timestep_shifts` once per model, `prepare_edit` once per
-edit. `FastUNet` is what remains for each step."""
+`timestep_shifts` computes once per model, and `prepare_edit` once per edit, what is the same in every step. `FastUNet`
+computes the rest in each step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ldm.conventions import INPAINT, NOISY_LATENT
 from ldm.fast.convert import PhaseUpsample, convert
 from ldm.fast.onednn import linear
-from ldm.fast.region import WHOLE_PICTURE, WholePicture
+from ldm.fast.region import WHOLE_PICTURE, Area
 from ldm.fast.winograd import WinogradConv2d
 from ldm.modules.attention import BasicTransformerBlock, CrossAttention, SpatialTransformer
 from ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
@@ -43,7 +43,7 @@ def timestep_shifts(unet: UNetModel, num_timesteps: int, dtype: torch.dtype = to
 def prepare_edit(
     unet: UNetModel, inpaint: Tensor, contexts: Tensor, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """inpaint (b,5,h,w), contexts (B,1,D) -> what is the same in every step of an edit:
+    """inpaint (b,5,h,w), contexts (B,1,D) -> what is the same in every step of the edit:
 
     fixed (b,C,h,w), the first convolution of the 5 inpainting channels, in the UNet's own dtype;
     vectors (B, sum of the transformer blocks' widths) in `dtype`, what each block's cross-attention adds."""
@@ -74,7 +74,7 @@ class FastResBlock(nn.Module):
         self.norm2, self.conv2 = (convert(block.out_layers[i], dtype, layout) for i in (0, 3))
         self.skip = convert(block.skip_connection, dtype, layout)
 
-    def forward(self, x: Tensor, shift: Tensor, area: WholePicture) -> Tensor:
+    def forward(self, x: Tensor, shift: Tensor, area: Area) -> Tensor:
         """x (B,C,h,w), shift (1,C') -> (B,C',h,w)."""
         h = area.convolve(self.conv1, F.silu(self.norm1(area.with_surroundings(self.norm1, x))))
         # around a rectangle, too, the shift is that of the current timestep
@@ -92,7 +92,7 @@ class FastSelfAttention(nn.Module):
         self.qkv = nn.Parameter(torch.cat(qkv).to(dtype), requires_grad=False)
         self.to_out = convert(attention.to_out, dtype)
 
-    def forward(self, x: Tensor, width: int, area: WholePicture) -> Tensor:
+    def forward(self, x: Tensor, width: int, area: Area) -> Tensor:
         """x (B,N,C), N positions in rows of `width` -> (B,N,C)."""
         q, kv = linear(x, self.qkv).split([x.shape[2], 2 * x.shape[2]], dim=2)
         kv = area.with_surroundings(self, rearrange(kv, "b (y x) c -> b c y x", x=width))
@@ -109,7 +109,7 @@ class FastTransformerBlock(nn.Module):
         self.attn1 = FastSelfAttention(block.attn1, dtype)
         self.norm1, self.norm3, self.ff = (convert(m, dtype) for m in (block.norm1, block.norm3, block.ff))
 
-    def forward(self, x: Tensor, vector: Tensor, width: int, area: WholePicture) -> Tensor:
+    def forward(self, x: Tensor, vector: Tensor, width: int, area: Area) -> Tensor:
         """x (b,N,C), N positions in rows of `width`, vector (B,C) of CrossAttention.one_token -> (B,N,C)."""
         x = self.attn1(self.norm1(x), width, area) + x
         x = tile_batch(x, vector.shape[0]) + vector[:, None]
@@ -132,7 +132,7 @@ class FastTransformer(nn.Module):
         layer.weight, layer.bias = nn.Parameter(conv.weight.detach().flatten(1)), nn.Parameter(conv.bias.detach())
         return convert(layer, dtype)
 
-    def forward(self, x: Tensor, vectors: list[Tensor], area: WholePicture) -> Tensor:
+    def forward(self, x: Tensor, vectors: list[Tensor], area: Area) -> Tensor:
         """x (b,C,h,w), a vector (B,C) for each block -> (B,C,h,w)."""
         height, width = x.shape[-2:]
         h = area.crop(self.norm(area.with_surroundings(self.norm, x)))
@@ -180,9 +180,7 @@ class FastUNet(nn.Module):
             if isinstance(layer, WinogradConv2d):
                 layer.keep_transformed = True
 
-    def forward(
-        self, x: Tensor, shifts: Tensor, fixed: Tensor, vectors: Tensor, area: WholePicture = WHOLE_PICTURE
-    ) -> Tensor:
+    def forward(self, x: Tensor, shifts: Tensor, fixed: Tensor, vectors: Tensor, area: Area = WHOLE_PICTURE) -> Tensor:
         """eps (B,4,h,w) float32, of the area that is computed.
 
         x (b,4,h,w) float32: the noisy latent; shifts (1,...): the timestep's row of timestep_shifts; fixed, vectors: of
@@ -201,7 +199,7 @@ class FastUNet(nn.Module):
         return area.convolve(self.out_conv, x.to(self.first.dtype))
 
     @staticmethod
-    def _run(layers: nn.ModuleList, x: Tensor, shift: ColumnReader, vector: ColumnReader, area: WholePicture) -> Tensor:
+    def _run(layers: nn.ModuleList, x: Tensor, shift: ColumnReader, vector: ColumnReader, area: Area) -> Tensor:
         for layer in layers:
             if isinstance(layer, FastResBlock):
                 x = layer(x, shift.take(layer.conv1.out_channels), area)

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# n -> the points beside infinity. Those of n = 6 round half as much as the usual 0, 1, -1, 2, -2.
+# n -> its points, to which infinity is added. Those of n = 6 round half as much as the usual 0, 1, -1, 2, -2.
 POINTS = {
     4: (0, 1, -1),
     5: (0.5, -0.5, 1.25, -1.25),
@@ -87,11 +87,11 @@ def winograd_conv2d(x: Tensor, weight: Tensor, m: int, r: int, padding: int = 0)
 
 
 class WinogradConv2d(nn.Conv2d):
-    """nn.Conv2d with the weights of another, which `supports` accepts, from fewer products where that is faster; no
-    gradients.
+    """An nn.Conv2d that shares another one's weights and takes fewer products where that is faster; no gradients. conv:
+    one that `supports` accepts.
 
     keep_transformed: keep the transformed weight, which takes n^2 / r^2 times the weight's memory. For a layer that
-    runs in every step; its weight must not change any more."""
+    runs in every step; its weight must not change afterwards."""
 
     transformed_weight: Tensor | None
 
@@ -113,7 +113,7 @@ class WinogradConv2d(nn.Conv2d):
 
     @property
     def tile_size(self) -> int | None:
-        """m; None where tiles would not be faster for this many channels."""
+        """m, or None if tiles are not faster for this many channels."""
         if min(self.in_channels, self.out_channels) < MIN_CHANNELS:
             return None
         if self.in_channels * self.out_channels <= MAX_PAIRS_OF_LARGE_TILES:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ldm.evaluation.benchmark import mean_interval
-from ldm.fast.region import PartialPicture, Rectangle, RegionEps, WholePicture
+from ldm.fast.region import Area, PartialPicture, Rectangle, RegionEps
 from ldm.miniworld.table import COLUMNS, Estimate, Row, Scored, decimals_of, interval_around
 from ldm.models.diffusion.denoiser import guided_eps
 from ldm.models.diffusion.presets import PRESETS, Preset
@@ -42,7 +42,7 @@ def evaluations(preset: Preset, scale: float, schedule: NoiseSchedule) -> tuple[
     whole, partial = 0, 0
 
     def denoiser(inpaint: Tensor, contexts: Tensor) -> Eps:
-        def eps_of(x: Tensor, t: int, area: WholePicture) -> Tensor:
+        def eps_of(x: Tensor, t: int, area: Area) -> Tensor:
             nonlocal whole, partial
             if isinstance(area, PartialPicture):
                 partial += len(contexts)
