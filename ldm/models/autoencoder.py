@@ -24,7 +24,7 @@ class AutoencoderKL(nn.Module):
         ddconfig: in_channels, out_ch, ch (channels of the first level), ch_mult (one factor per level), num_res_blocks,
             z_channels. double_z must be true, attn_resolutions empty, dropout 0; resolution is not used.
         embed_dim: channels of the latent
-        lossconfig, monitor: accepted, since published configs have them; first_stage.py trains an autoencoder"""
+        lossconfig, monitor: of published configs; accepted and not used, since first_stage.py trains autoencoders"""
 
     def __init__(self, ddconfig: Mapping[str, Any], embed_dim: int, lossconfig: Any = None, monitor: str | None = None):
         super().__init__()
@@ -32,7 +32,7 @@ class AutoencoderKL(nn.Module):
         dd.pop("resolution", None)
         for name, only in (("double_z", True), ("attn_resolutions", []), ("dropout", 0.0)):
             if (value := dd.pop(name, only)) != only:
-                raise UserError(f"config: AutoencoderKL supports {name} = {only} only, not {value}")
+                raise UserError(f"config: AutoencoderKL's {name} is {value}: use {only}, the only supported value")
         in_channels, out_ch = dd.pop("in_channels"), dd.pop("out_ch")
         self.encoder = Encoder(in_channels=in_channels, **dd)
         self.decoder = Decoder(out_ch=out_ch, **dd)
@@ -60,10 +60,9 @@ class AutoencoderKL(nn.Module):
 
 def apply_in_tiles(function: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int, scale: float) -> Tensor:
     """Applies a function to tiles of x (B,C,h,w), one at a time to save memory, and blends the results linearly where
-    tiles overlap -> (B,C',scale*h,scale*w).
+    tiles overlap -> (B,C',scale*h,scale*w). An x that is no larger than a tile is not split.
 
-    function: (B,C,h',w') -> (B,C',scale*h',scale*w'); tile, overlap: side and overlap of tiles, pixels of x. An x no
-    larger than a tile is one call."""
+    function: (B,C,h',w') -> (B,C',scale*h',scale*w'); tile, overlap: side and overlap of tiles, in pixels of x."""
     sides = x.shape[-2:]
     if max(sides) <= tile:
         return function(x)

@@ -1,4 +1,4 @@
-"""What every model that main.py trains has in common: a Lightning module with its optimizer, schedule and seeds."""
+"""The base class of every model that main.py trains: a Lightning module with its optimizer, schedule and seeds."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ldm.util import UserError, instantiate_from_config
 
 
 class TrainableModel(pl.LightningModule):
-    """AdamW over all parameters that require a gradient, with the learning rate's schedule of `scheduler_config`.
+    """Trains by AdamW all parameters that require a gradient, with the learning rate's schedule of `scheduler_config`.
 
     Before training, set `learning_rate` and `seed`. monitor: the logged value by which checkpoints are compared.
-    Subclasses write training_step and evaluation_step."""
+    Subclasses implement training_step and evaluation_step."""
 
     learning_rate: float
     seed: int = 0
@@ -28,14 +28,14 @@ class TrainableModel(pl.LightningModule):
     use_ema: bool = False
 
     def configure_optimizers(self) -> dict[str, Any] | torch.optim.Optimizer:
-        # Lightning refuses to clip gradients for a fused optimizer, since that may unscale them itself
+        # Lightning does not clip gradients for a fused optimizer, which may unscale them itself
         fused = self.device.type == "cuda" and not (self._trainer and self.trainer.gradient_clip_val)
         trainable = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trainable, lr=self.learning_rate, fused=fused or None)
         if self.scheduler_config is None:
             return optimizer
         factor = instantiate_from_config(self.scheduler_config, LambdaLinearScheduler)
-        # LambdaLR stores no settings of a plain function in checkpoints, so a resumed run follows its config
+        # a lambda, whose state LambdaLR does not store in checkpoints, so that a resumed run follows its config
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -48,12 +48,12 @@ class TrainableModel(pl.LightningModule):
                 group["lr"] = self.learning_rate * factor(scheduler.last_epoch)
 
     def compile_networks(self) -> None:
-        """Compiles the networks that a training step runs by torch.compile; shapes must then stay the same."""
-        raise UserError("--compile: there is nothing to compile in this config's model; leave it out")
+        """Compiles, by torch.compile, the networks that a training step runs; shapes must then stay the same."""
+        raise UserError("--compile has no effect on this config's model: leave it out")
 
     def export(self, folder: Path) -> None:
-        """Called at the end of training: writes to `folder` what other programs read of the model beside its
-        checkpoint."""
+        """Called at the end of training. Writes the files besides the checkpoint that other programs read to `folder`;
+        by default none."""
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         self.evaluation_step(batch, batch_idx, "val")
@@ -80,7 +80,7 @@ class TrainableModel(pl.LightningModule):
 
 
 class LossModel(TrainableModel):
-    """A model that is trained and validated by the losses of a batch alone. Subclasses write `losses`."""
+    """A model whose training and validation need only the losses of a batch. Subclasses implement `losses`."""
 
     def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`loss`, which training minimises, and other values that validation logs, each a number."""

@@ -27,7 +27,7 @@ class FirstStage(TrainableModel):
     divergence from the standard normal (Rombach et al. 2022, appendix G, without the adversarial and perceptual loss).
 
     first_stage_config: target and params of AutoencoderKL. Its weights are first_stage_model.*, as in LatentDiffusion.
-    kl_weight: weight of the divergence, both losses being summed over a picture"""
+    kl_weight: weight of the divergence if both losses are summed over a picture"""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class FirstStage(TrainableModel):
         self.first_stage_model = instantiate_from_config(first_stage_config, nn.Module)
 
     def batch_loss(self, batch: Mapping[str, Tensor], seeds: Sequence[Sequence[int]] | None) -> ReconstructionLoss:
-        """seeds: one for the noise of each sample; None: the posterior's mean is decoded."""
+        """seeds: one for the noise of each sample; without seeds the posterior's mean is decoded."""
         image = batch["GT"]
         posterior = self.first_stage_model.encode(image)
         if seeds is None:

@@ -331,7 +331,7 @@ def test_a_config_with_a_mistake_is_named(run, tmp_path):
         ("scale_factor: 0.18215", "scale_faktor: 0.18215", "scale_faktor"),
         ("ldm.models.autoencoder.AutoencoderKL", "ldm.models.autoencoder.Other", "'ldm.models.autoencoder.Other'"),
         ("  params:\n    linear_start: 0.00085", "  params: [\n", "is not valid YAML"),
-        ("double_z: true", "double_z: false", "double_z = True only"),
+        ("double_z: true", "double_z: false", "double_z is False: use True"),
         ("          in_channels: 3\n", "", "KeyError('in_channels')"),
         ("ch_mult: [1, 1, 2, 2]", "ch_mult: 4", "AutoencoderKL cannot be built"),
         ("model_channels: 32", "model_channels: 33", "cannot split 33 channels into 4 heads"),
@@ -339,9 +339,9 @@ def test_a_config_with_a_mistake_is_named(run, tmp_path):
         ("num_attention_heads: 4", "num_attention_heads: 5", "FrozenCLIPImageEmbedder cannot be built"),
         ("timesteps: 1000", "timesteps: 0", "LatentDiffusion cannot be built"),
         ("scale_factor: 0.18215", "scale_factor: 0", "scale_factor is 0"),
-        ("channels: 4", "channels: 3", "not the autoencoder's embed_dim"),
+        ("channels: 4", "channels: 3", "channels are 3 but the autoencoder's embed_dim is 4: use the same number"),
         ("image_size: 16", "image_size: x", "image_size is x"),
-        ("linear_end: 0.0120", "linear_end: 5", "no schedule of 1000 betas"),
+        ("linear_end: 0.0120", "linear_end: 5", "linear_end is 5: use 0 < linear_start <= linear_end < 1"),
     ):
         assert old in config
         (tmp_path / "c.yaml").write_text(config.replace(old, new))

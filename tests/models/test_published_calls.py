@@ -63,10 +63,13 @@ def test_wrong_arguments_are_named(model, call):
     sampler = DDIMSampler(model)
     for change, words in (
         ({"temperature": 0.5}, "temperature=0.5 is not supported"),
-        ({"unheard_of": 1}, "unheard_of=1 is not supported"),
+        ({"unheard_of": 1}, "unheard_of=1 is not supported: leave it out"),
         ({"test_model_kwargs": None}, "give inpaint_image and inpaint_mask"),
-        ({"conditioning": torch.randn(2, 1, 48)}, "pass it through model.proj_out first"),
-        ({"shape": [4, 16, 16]}, "inpaint_image: is"),
+        (
+            {"conditioning": torch.randn(2, 1, 48)},
+            "conditioning is 48 wide, not 40: pass it through model.proj_out first",
+        ),
+        ({"shape": [4, 16, 16]}, r"inpaint_image is \(2, 4, 8, 8\), which does not fit shape \(4, 16, 16\)"),
     ):
         with pytest.raises(AssertionError, match=words):
             sampler.sample(**{**call, **change})

@@ -82,7 +82,7 @@ def test_the_average_of_weights():
 
 
 def test_compiling_changes_no_name_of_a_weight(golden_config):
-    """What is compiled is the networks that a step runs; what has none says so."""
+    """The networks that a step runs are compiled; a model without such networks refuses."""
     from ldm.checkpoint.load import empty_model
     from ldm.models.base import TrainableModel
 
@@ -92,5 +92,5 @@ def test_compiling_changes_no_name_of_a_weight(golden_config):
     compiled = [name for name, module in model.named_modules() if module._compiled_call_impl is not None]
     assert compiled == ["model.diffusion_model", "first_stage_model.encoder", "cond_stage_model.transformer"]
     assert list(model.state_dict()) == names
-    with pytest.raises(UserError, match="--compile: there is nothing to compile"):
+    with pytest.raises(UserError, match="--compile has no effect on this config's model: leave it out"):
         TrainableModel().compile_networks()

@@ -1,4 +1,4 @@
-"""What an edit holds fixed: the reference as one token, the photo and its mask as 5 latent channels.
+"""What stays fixed during an edit: the reference as one token, the photo and its mask as 5 latent channels.
 
 M is the number of tokens, model.cond_stage_model.tokens: 1 with the bottleneck, all of CLIP's tokens without it."""
 
@@ -14,7 +14,7 @@ from ldm.modules.distributions import DiagonalGaussianDistribution
 
 
 class ConditioningModel(Protocol):
-    """What conditioning needs of a model: LatentDiffusion and fast.networks.Networks have it."""
+    """What conditioning needs of a model. LatentDiffusion has all of it."""
 
     @property
     def cond_stage_model(self) -> Any: ...  # `tokens` is M

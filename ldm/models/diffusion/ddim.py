@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,7 +12,10 @@ from tqdm import tqdm
 from ldm.models.diffusion.denoiser import guided_eps, make_denoiser
 from ldm.models.diffusion.sampling import Step, sample
 
-NEUTRAL = {  # arguments of the published call that have to stay at these values, where they have no effect
+if TYPE_CHECKING:  # it imports Lightning, which takes two seconds
+    from ldm.models.diffusion.ddpm import LatentDiffusion
+
+NEUTRAL = {  # arguments of the published call that are accepted only with these values, which have no effect
     "mask": None,
     "x0": None,
     "temperature": 1.0,
@@ -28,8 +32,8 @@ class DDIMSampler:
 
     name = "ddim"
 
-    def __init__(self, model, schedule: str = "linear"):
-        assert schedule == "linear", f"schedule {schedule!r} is not supported"
+    def __init__(self, model: LatentDiffusion, schedule: str = "linear"):
+        assert schedule == "linear", f"schedule {schedule!r} is not supported: use linear"
         self.model = model
 
     @torch.no_grad()
@@ -54,17 +58,21 @@ class DDIMSampler:
     ) -> tuple[Tensor, dict[str, list[Tensor]]]:
         """-> (x_0 (batch_size, *shape), {"x_inter": [x_T, ...], "pred_x0": [x_T, ...]}).
 
-        S: steps
+        S: number of steps
         shape: (4,h,w)
-        conditioning (B,M,context_dim), unconditional_conditioning (1 or B,M,context_dim)
+        conditioning: c (B,M,context_dim)
+        unconditional_conditioning: v (1 or B,M,context_dim)
         test_model_kwargs: inpaint_image, the latent of the masked image (B,4,h,w), and inpaint_mask (B,1,h,w), 1 = keep
-        callback(i), img_callback(pred_x0, i): called after every step
-        log_every_t: the first step, the last, and every such step counted from the last are in the returned lists
-        x_T (B,4,h,w), noise (a function that gives as much): standard normals, drawn from `generator` if absent
+        callback(i), img_callback(pred_x0, i): called after step i, counted from 0
+        log_every_t: the returned lists hold the first step and, counted back from the last, every log_every_t-th
+        x_T (B,4,h,w): standard normal noise to start from, drawn from `generator` if absent
+        noise: a function that returns the noise (B,4,h,w) of a step if eta > 0, drawn from `generator` if absent
         verbose: show a progress bar
         published: the arguments of NEUTRAL"""
         for name, value in published.items():
-            assert name in NEUTRAL and value == NEUTRAL[name], f"{self.name}: {name}={value!r} is not supported"
+            assert name in NEUTRAL and value == NEUTRAL[name], (
+                f"{self.name}: {name}={value!r} is not supported: leave it out"
+            )
         device = conditioning.device
 
         def randn() -> Tensor:
@@ -72,11 +80,15 @@ class DDIMSampler:
             return torch.randn(batch_size, *shape, generator=generator, device=source).to(device)
 
         x = randn() if x_T is None else x_T
-        assert test_model_kwargs, "test_model_kwargs: give inpaint_image and inpaint_mask"
+        assert test_model_kwargs, "test_model_kwargs are missing: give inpaint_image and inpaint_mask"
         width = self.model.model.diffusion_model.context_dim
-        assert conditioning.shape[-1] == width, "conditioning: pass it through model.proj_out first"
+        assert conditioning.shape[-1] == width, (
+            f"conditioning is {conditioning.shape[-1]} wide, not {width}: pass it through model.proj_out first"
+        )
         for name, latent in test_model_kwargs.items():
-            assert latent.shape[-2:] == tuple(shape[-2:]), f"{name}: is {tuple(latent.shape)}, not of size {shape}"
+            assert latent.shape[-2:] == tuple(shape[-2:]), (
+                f"{name} is {tuple(latent.shape)}, which does not fit shape {tuple(shape)}: use one size"
+            )
         inpaint = torch.cat([test_model_kwargs["inpaint_image"], test_model_kwargs["inpaint_mask"]], dim=1)
         denoiser = make_denoiser(self.model.apply_model)
         eps = guided_eps(denoiser, inpaint, conditioning, unconditional_conditioning, unconditional_guidance_scale)

@@ -1,6 +1,6 @@
 """LatentDiffusion, the model of Paint by Example (Yang et al. 2022): its networks, its condition, its loss.
 
-How Lightning trains it stands in training.py; how an edit samples from it, in denoiser.py and sampling.py."""
+training.py has what Lightning needs to train it, denoiser.py and sampling.py what an edit needs to sample from it."""
 
 from __future__ import annotations
 
@@ -41,12 +41,13 @@ class LatentDiffusion(DiffusionTraining):
         image_size, channels: of the latent, in latent pixels; a picture's native size is image_size * factor pixels
         first_stage_key, cond_stage_key: "inpaint" and "image", as published
         u_cond_percent: share (0 to 1) of training conditions that the learned vector replaces
-        u_cond_drop: "sample", each condition by itself, or "batch", as published: all of a batch or none
+        u_cond_drop: what is replaced together: "sample", each condition by itself, or "batch", all of a batch or none,
+            as published
         cond_stage_trainable: also train the reference's mapper and last norm; CLIP itself is never trained
         scheduler_config: of the learning rate
         use_ema, ema_decay: keep an average of the UNet's weights
         monitor: the logged value by which checkpoints are compared
-        conditioning_key, num_timesteps_cond, log_every_t: accepted, since published configs have them"""
+        conditioning_key, num_timesteps_cond, log_every_t: of published configs; accepted and not used"""
 
     sqrt_alphas_cumprod: Tensor  # (T,) float32, as all of schedule.BUFFERS
     sqrt_one_minus_alphas_cumprod: Tensor
@@ -86,7 +87,7 @@ class LatentDiffusion(DiffusionTraining):
             ("num_timesteps_cond", num_timesteps_cond, 1),
         ):
             if value != only:
-                raise UserError(f"config: LatentDiffusion supports {name} = {only} only, not {value}")
+                raise UserError(f"config: LatentDiffusion's {name} is {value}: use {only}, the only supported value")
         check_settings(scale_factor, image_size, u_cond_percent, u_cond_drop)
         self.scale_factor = scale_factor
         self.image_size = image_size
@@ -95,7 +96,6 @@ class LatentDiffusion(DiffusionTraining):
         self.use_ema, self.ema_decay = use_ema, ema_decay
         self.cond_stage_trainable = cond_stage_trainable
         self.scheduler_config = scheduler_config
-        self.log_every_t = log_every_t
         self.monitor = monitor
 
         self.schedule = NoiseSchedule.linear(timesteps, linear_start, linear_end)
@@ -109,7 +109,10 @@ class LatentDiffusion(DiffusionTraining):
         self.cond_stage_model = instantiate_from_config(cond_stage_config, nn.Module)
         self.cond_stage_model.transformer.eval().requires_grad_(False)
         if channels != self.first_stage_model.embed_dim:
-            raise UserError(f"config: LatentDiffusion's channels are {channels}, not the autoencoder's embed_dim")
+            raise UserError(
+                f"config: LatentDiffusion's channels are {channels} but the autoencoder's embed_dim is "
+                f"{self.first_stage_model.embed_dim}: use the same number"
+            )
         context_dim = self.model.diffusion_model.context_dim
         self.proj_out = nn.Linear(self.cond_stage_model.width, context_dim)
         self.learnable_vector = nn.Parameter(torch.randn(1, 1, context_dim))
@@ -189,8 +192,8 @@ class LatentDiffusion(DiffusionTraining):
         | cond     | c, (B,M,context_dim)                               |
         | noise    | eps, (B,4,h,w), drawn if absent                    |
 
-        x_start (B,9,h,w): of get_input; t (B,) -> the mean loss, and values to log. Of these, loss_vlb weights each
-        sample's error as the variational bound does; it is not trained on."""
+        x_start (B,9,h,w): of get_input; t (B,) -> the mean loss, and values to log. Among these, loss_vlb weights each
+        sample's error as the variational bound does."""
         z = x_start[:, NOISY_LATENT]
         noise = torch.randn_like(z) if noise is None else noise
         x = torch.cat([self.q_sample(z, t, noise), x_start[:, INPAINT]], dim=1)
@@ -210,8 +213,8 @@ class LatentDiffusion(DiffusionTraining):
     def batch_loss(
         self, batch: Mapping[str, Tensor], draws: Draws, u_cond_percent: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """p_losses of a data set's batch, with the learned vector v in place of the condition of a sample whose
-        draws.uniform is below u_cond_percent (Yang et al. 2022, section 3.4).
+        """p_losses of a data set's batch. The learned vector v replaces the condition of samples whose draws.uniform is
+        below u_cond_percent (Yang et al. 2022, section 3.4).
 
         v and the condition are computed for all samples, so that every parameter has a gradient in every step."""
         x_start = self.get_input(batch, noise=draws.noise_gt, noise_inpaint=draws.noise_inpaint)
@@ -225,10 +228,10 @@ class LatentDiffusion(DiffusionTraining):
 def check_settings(scale_factor: float, image_size: int, u_cond_percent: float, u_cond_drop: str) -> None:
     """Raises UserError for settings of LatentDiffusion that are out of range."""
     if not 0 < scale_factor < math.inf:
-        raise UserError(f"config: LatentDiffusion's scale_factor is {scale_factor}; use a number above 0")
+        raise UserError(f"config: LatentDiffusion's scale_factor is {scale_factor}: use a number above 0")
     if not (isinstance(image_size, int) and 0 < image_size < 10**4):
-        raise UserError(f"config: LatentDiffusion's image_size is {image_size}; use latent pixels, for instance 64")
+        raise UserError(f"config: LatentDiffusion's image_size is {image_size}: use latent pixels, for instance 64")
     if u_cond_drop not in ("sample", "batch"):
-        raise UserError(f"config: LatentDiffusion's u_cond_drop is {u_cond_drop}; use sample or batch")
+        raise UserError(f"config: LatentDiffusion's u_cond_drop is {u_cond_drop}: use sample or batch")
     if not 0 <= u_cond_percent <= 1:
-        raise UserError(f"config: LatentDiffusion's u_cond_percent is {u_cond_percent}; use a number from 0 to 1")
+        raise UserError(f"config: LatentDiffusion's u_cond_percent is {u_cond_percent}: use a number from 0 to 1")

@@ -52,8 +52,8 @@ def guided_eps(
     inpaint (B,5,h,w): of inpaint_channels; context: c (B,M,D); uncond: v (1 or B,M,D); scale: s, where 1 means no
     guidance. interval: first and last timestep with guidance (Kynkäänniemi et al. 2024); None: all timesteps.
 
-    Without guidance, or without v, only the branch of c is evaluated. With it, both branches are one batch, v first.
-    The UNet gets x with batch B and contexts with batch 2B, and computes once what both share."""
+    Without guidance, or without v, only the branch of c is evaluated. Otherwise both branches are one batch, v first:
+    the UNet gets x with batch B and contexts with batch 2B, and runs the layers that both share only once."""
     eps_cond = denoiser(inpaint, context)
     if uncond is None or scale == 1.0:
         return eps_cond
@@ -71,9 +71,9 @@ def guided_eps(
 def blended_eps(eps: Eps, source: Tensor, keep: Tensor, schedule: NoiseSchedule) -> Eps:
     """Blended Latent Diffusion (Avrahami et al. 2023): in every step the noised source replaces what the mask keeps.
 
-    source (B,4,h,w): x_0 of the photo; keep (B,1,h,w): positions of 1 are kept, all others painted. It is not x that is
-    replaced but eps, by the noise between x and the source. So the kept part of x stays sqrt(abar) x_0 + sqrt(1 - abar)
-    noise with the same noise in every step, for every sampler."""
+    source (B,4,h,w): x_0 of the photo; keep (B,1,h,w): positions of 1 are kept, all others painted. Instead of x, its
+    eps is replaced by the noise between x and the source. So with every sampler the kept part of x stays sqrt(abar) x_0
+    + sqrt(1 - abar) noise, with the same noise in every step."""
     kept = keep == 1
 
     def blended(x: Tensor, t: int) -> Tensor:

@@ -14,12 +14,12 @@ from ldm.models.diffusion.denoiser import apply_guidance
 
 
 class Distillation(LatentDiffusion):
-    """A LatentDiffusion whose UNet, the student, learns to predict with c alone what the UNet it starts from, the
-    teacher, predicts with guidance: E || eps_student(x, c, t) - guided eps_teacher(x, t) ||^2.
+    """A LatentDiffusion whose UNet, the student, starts as a copy of the teacher and learns to predict without guidance
+    what the teacher predicts with it: E || eps_student(x, c, t) - guided eps_teacher(x, t) ||^2.
 
     guidance_scale: s of the teacher. The student has guidance built in and is sampled at scale 1. params: those of
     LatentDiffusion. Only the student's UNet is trained; c and v stay the teacher's. Checkpoints of a run hold teacher
-    and student, so that it can be resumed; loaded as models, they are the student."""
+    and student, so that the run can be resumed; read_checkpoint leaves the teacher out."""
 
     def __init__(self, guidance_scale: float = 5.0, **params: Any):
         super().__init__(**params)

@@ -1,6 +1,6 @@
 """The random numbers of training, drawn for each sample from a seed of its own.
 
-So a loss depends on seed, step and sample, and not on batch size, number of processes or earlier computations."""
+So a loss depends on the seed, the step and the sample, but not on batch size, number of processes or earlier draws."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TRAINING, VALIDATION = 0, 1  # part of a seed, so that training and validation draw differently
+TRAINING, VALIDATION = 0, 1  # part of a seed, so that training and validation draw different numbers
 
 
 @dataclass(frozen=True)

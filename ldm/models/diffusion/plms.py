@@ -1,4 +1,4 @@
-"""The published PLMS call: DDIMSampler's, with another sampler behind it."""
+"""The published PLMS call: as DDIMSampler, with sampling.sample_plms behind it."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""The prior that Paint by Example starts from, for when Stable Diffusion is not used."""
+"""Training a prior for Paint by Example to start from, in place of Stable Diffusion."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +17,10 @@ class Prior(LatentDiffusion):
     Its condition is always the learned vector. scripts/modify_checkpoints.py adds the other 5 channels."""
 
     @torch.no_grad()
-    def get_input(self, batch: Mapping[str, Tensor], *, noise: Tensor | None = None, **_: Any) -> Tensor:
-        """-> (B,4,h,w), the latent of GT."""
+    def get_input(
+        self, batch: Mapping[str, Tensor], *, noise: Tensor | None = None, noise_inpaint: Tensor | None = None
+    ) -> Tensor:
+        """-> (B,4,h,w), the latent of GT; noise: of its posterior sample. noise_inpaint is not used."""
         return conditioning.encode_to_latent(self, batch["GT"], noise)
 
     def batch_loss(

@@ -1,8 +1,8 @@
 """Samplers: functions that lead from x_T to x_0, given eps(x, t) and a NoiseSchedule.
 
-`eps(x, t)` returns the predicted noise (B,4,h,w) of x (B,4,h,w) at timestep t. t is a number, not a tensor: decisions
-that depend on it need not wait for a GPU. After every step `callback` gets a Step; an exception that it raises ends the
-sampling.
+`eps(x, t)` returns the predicted noise (B,4,h,w) of x (B,4,h,w) at timestep t. t is a number, not a tensor, so that
+decisions which depend on it need not wait for a GPU. `callback` is called with a Step after every step; an exception
+that it raises ends the sampling.
 
 To add a sampler, write a function like sample_ddim, name it in SAMPLERS and call it in `sample`."""
 
@@ -28,10 +28,10 @@ Eps = Callable[[Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class Step:
-    """What a callback gets after a step.
+    """A finished step, for callbacks.
 
-    index: of the step, from 0 to total - 1; t: its timestep; x (B,4,h,w): the latent after it; pred_x0 (B,4,h,w): the
-    clean latent that it predicted"""
+    index: from 0 to total - 1; t: its timestep; x (B,4,h,w): the latent after it; pred_x0 (B,4,h,w): the clean latent
+    that it predicted"""
 
     index: int
     total: int
@@ -46,9 +46,9 @@ Callback = Callable[[Step], None]
 def ddim_timesteps(steps: int, num_timesteps: int = 1000) -> NDArray[np.int64]:
     """Timesteps of S sampling steps, (S,) int64, ascending; samplers use them from last to first.
 
-    As published: every floor(T/S)-th timestep from 1 on. Where S does not divide T these are more than S timesteps,
-    ceil(T / floor(T/S)), as in the published code (7 -> 8, 60 -> 63, 334 -> 500). For some S (3, 9, 27, ...) they would
-    run past the last timestep: then S timesteps are spaced evenly over T instead.
+    As published: every floor(T/S)-th timestep from 1 on. If S does not divide T, these are more than S timesteps:
+    ceil(T / floor(T/S)), for instance 63 for S = 60 and 500 for S = 334. For some S (3, 9, 27, ...) they would run past
+    the last timestep; then S timesteps are spaced evenly over T instead.
     Raises UserError unless 1 <= S < T."""
     if not 1 <= steps < num_timesteps:
         raise UserError(f"{steps} sampling steps are out of range: use 1 to {num_timesteps - 1}, for instance 50")
@@ -144,8 +144,8 @@ def sample_plms(
     | old      | e of the previous steps, newest first, at most three      |
     | e_prime  | e'_t, their Adams-Bashforth combination                   |
 
-    The first step has no previous e: it evaluates the next timestep, too, averages both (Heun's method), and starts
-    again from x_T."""
+    The first step has no previous e. It also evaluates eps at the next timestep, averages both (Heun's method), and
+    starts again from x_T."""
     alphas, alphas_prev, _ = ddim_parameters(schedule, timesteps)
     total = len(timesteps)
     old: list[Tensor] = []
@@ -172,8 +172,8 @@ def sample_plms(
 def diffusers_scheduler(name: str, schedule: NoiseSchedule, steps: int) -> Any:
     """diffusers' scheduler for "dpm++" (DPM-Solver++(2M), Lu et al. 2022) or "unipc" (Zhao et al. 2023), set to steps.
 
-    10 or more steps are spaced evenly in sigma^(1/7), sigma = sqrt(1 / alpha-bar - 1) (Karras et al. 2022, equation 5),
-    fewer evenly in t ("trailing"). For each number of steps this comes closer to the result of many steps."""
+    10 or more steps are spaced evenly in sigma^(1/7), sigma = sqrt(1 / alpha-bar - 1) (Karras et al. 2022, equation 5);
+    fewer are spaced evenly in t ("trailing"). Of the two, each comes closer to the result of many steps there."""
     from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
     classes: dict[str, Any] = {"dpm++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
@@ -192,9 +192,9 @@ def diffusers_scheduler(name: str, schedule: NoiseSchedule, steps: int) -> Any:
 def sample_diffusers(
     eps: Eps, x: Tensor, scheduler: Any, timesteps: Sequence[int], callback: Callback | None = None
 ) -> Tensor:
-    """One of diffusers_scheduler's from x = x_T (B,4,h,w) -> x_0.
+    """The sampler of a diffusers_scheduler, from x = x_T (B,4,h,w) -> x_0.
 
-    timesteps: the scheduler's own, or only the last of them, descending."""
+    timesteps: all of the scheduler's, or only the last ones, descending."""
     total = len(timesteps)
     scheduler.set_begin_index(len(scheduler.timesteps) - total)
     for i, t in enumerate(timesteps):
@@ -206,9 +206,8 @@ def sample_diffusers(
 
 
 def check_sampler(name: str, steps: int, eta: float, num_timesteps: int) -> NDArray[np.int64]:
-    """The ddim_timesteps for these steps. DIFFUSERS_SAMPLERS do not use them: they take exactly `steps`.
-
-    Raises UserError: unknown sampler, steps or eta out of range."""
+    """Checks the arguments of `sample` -> ddim_timesteps for these steps. DIFFUSERS_SAMPLERS do not use them, and take
+    exactly `steps`. Raises UserError: unknown sampler, steps or eta out of range."""
     if name not in SAMPLERS:
         raise UserError(f"sampler {name!r} is unknown: use one of {', '.join(SAMPLERS)}")
     if name in DIFFUSERS_SAMPLERS and steps > num_timesteps // 2:
@@ -232,8 +231,8 @@ def sample(
 ) -> Tensor:
     """x_T (B,4,h,w) -> x_0 by one of SAMPLERS. Raises UserError as check_sampler does.
 
-    strength: below 1, SDEdit (Meng et al. 2022): only the steps at timesteps below strength * T are taken, from the
-    source's x_0 (B,4,h,w) with x as its noise. At 0 the source comes back unchanged."""
+    strength: below 1, SDEdit (Meng et al. 2022): sampling starts from the source, an x_0 (B,4,h,w), with x as its
+    noise, and takes only the steps at timesteps below strength * T. At 0 the source is returned unchanged."""
     timesteps: list[int] = check_sampler(name, steps, eta, schedule.num_timesteps).tolist()
     alphas_cumprod = schedule.alphas_cumprod[timesteps]
     scheduler = None
@@ -242,7 +241,7 @@ def sample(
         timesteps = scheduler.timesteps.flip(0).tolist()
         alphas_cumprod = (1 / (1 + scheduler.sigmas[:-1].flip(0).double() ** 2)).numpy()
     if strength < 1:
-        assert source is not None, "strength below 1: the source is missing"
+        assert source is not None, f"strength is {strength} but there is no source: give one"
         timesteps = [t for t in timesteps if t < strength * schedule.num_timesteps]
         if not timesteps:
             return source

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Entries of a checkpoint that follow from the schedule and are not weights.
+# Tensors of a checkpoint that are not weights but follow from the schedule.
 BUFFERS = (
     "betas",
     "alphas_cumprod",
@@ -37,8 +37,8 @@ class NoiseSchedule:
     | abar, alphas_cumprod | alpha-bar_t = prod_{s<=t} (1 - beta_s)                        |
     | abar_prev            | alpha-bar_{t-1}, with alpha-bar_{-1} = 1                      |
     | posterior_variance   | beta-tilde_t, equation 7                                      |
-    | posterior_mean_coef1 | of x_0 in mu-tilde_t, equation 7                              |
-    | posterior_mean_coef2 | of x_t in mu-tilde_t, equation 7                              |
+    | posterior_mean_coef1 | coefficient of x_0 in mu-tilde_t, equation 7                  |
+    | posterior_mean_coef2 | coefficient of x_t in mu-tilde_t, equation 7                  |
     """
 
     betas: NDArray[np.float64]
@@ -47,7 +47,10 @@ class NoiseSchedule:
     def linear(cls, timesteps: int = 1000, linear_start: float = 0.00085, linear_end: float = 0.0120) -> NoiseSchedule:
         """The schedule that configs call "linear", which is linear in sqrt(beta). Raises ValueError: out of range."""
         if not (0 < linear_start <= linear_end < 1 and 1 < timesteps < 10**6):
-            raise ValueError(f"no schedule of {timesteps} betas from {linear_start} to {linear_end}")
+            raise ValueError(
+                f"timesteps is {timesteps}, linear_start is {linear_start}, linear_end is {linear_end}: "
+                "use 0 < linear_start <= linear_end < 1 and 1 < timesteps < 1000000"
+            )
         return cls(np.linspace(linear_start**0.5, linear_end**0.5, timesteps, dtype=np.float64) ** 2)
 
     @property

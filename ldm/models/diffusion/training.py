@@ -19,7 +19,7 @@ UNUSED_WITH_ONE_TOKEN = re.compile(r"transformer_blocks\.\d+\.(attn2\.to_[qk]|no
 
 
 class DiffusionTraining(TrainableModel):
-    """LatentDiffusion's training. The networks, the settings and `batch_loss` are LatentDiffusion's."""
+    """The base class of LatentDiffusion, which adds the networks, the settings and `batch_loss`."""
 
     model: nn.Module
     first_stage_model: nn.Module
@@ -53,7 +53,7 @@ class DiffusionTraining(TrainableModel):
         return loss
 
     def evaluation_step(self, batch: Mapping[str, Tensor], batch_idx: int, stage: str) -> None:
-        """Logs loss_simple, and loss_simple_ema with the averaged weights, which is the same if no average is kept.
+        """Logs loss_simple, and loss_simple_ema of the averaged weights; both are equal if no average is kept.
 
         Timesteps and noise are the same in every validation and no condition is dropped, so checkpoints can be
         compared."""
@@ -80,7 +80,7 @@ class DiffusionTraining(TrainableModel):
             return
         if self.use_ema and not hasattr(self, "model_ema"):
             self.model_ema = LitEma(self.model, self.ema_decay)
-            # they are the same in every process, but DDP would broadcast them in every step
+            # they are the same in every process, but DDP would broadcast them in every step (it has no public name)
             averages = [f"model_ema.{name}" for name, _ in self.model_ema.named_buffers()]
             self._ddp_params_and_buffers_to_ignore = averages
         if self.cond_stage_model.tokens == 1:
@@ -106,9 +106,8 @@ class DiffusionTraining(TrainableModel):
 
     @contextmanager
     def ema_scope(self, context: str | None = None) -> Iterator[None]:
-        """Inside, during training with use_ema, the UNet has the averaged weights. Otherwise nothing changes: whether a
-        loaded model has the averaged weights is decided when its checkpoint is read. context: of the published call;
-        not used."""
+        """Inside, the UNet of a model that is trained with use_ema has the averaged weights; a loaded model has those
+        that were chosen when its checkpoint was read. context: of the published call; not used."""
         if hasattr(self, "model_ema"):
             with self.model_ema.applied_to(self.model):
                 yield
