@@ -34,8 +34,8 @@ class FeedForward(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, equation 1) with q from x and k, v from the context, or from x
-    itself without a context. query_dim, context_dim: widths of x and of the context; d = query_dim / heads."""
+    """softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, equation 1) with q from x, and k and v from the context, or from
+    x if there is no context. query_dim, context_dim: widths of x and of the context; d = query_dim / heads."""
 
     def __init__(self, query_dim: int, context_dim: int | None = None, heads: int = 8):
         super().__init__()

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import pytest
 import torch
@@ -112,5 +113,7 @@ def test_toy_names_are_the_published_ones(model):
     ids=lambda change: next(iter(change)),
 )
 def test_configs_of_other_networks_are_rejected(change):
-    with pytest.raises(UserError, match="config: UNetModel"):
+    """By a message that names the option and what to use instead."""
+    with pytest.raises(UserError, match=rf"config: UNetModel.*{next(iter(change))}") as error:
         UNetModel(**UNET | change)
+    assert re.search(r": (use|remove) ", str(error.value))

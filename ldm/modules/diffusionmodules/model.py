@@ -105,7 +105,7 @@ class Level(nn.Module):
 
 
 class ConvOut(nn.Module):
-    """The last layers of encoder and decoder, which may have a higher precision than the others."""
+    """The last layers of encoder and decoder, which may have a higher precision than the layers before them."""
 
     norm_out: nn.GroupNorm
     conv_out: nn.Conv2d

@@ -12,7 +12,7 @@ from ldm.modules.attention import SpatialTransformer
 from ldm.modules.diffusionmodules.util import Upsample, checkpoint, tile_batch, timestep_embedding, zero_module
 from ldm.util import UserError
 
-# Keys of published configs that this UNet does not use -> the only value that describes this UNet; None: any value.
+# Keys of published configs that this UNet does not use -> the only value that it accepts; None: any value.
 FIXED_OPTIONS = {
     "image_size": None,
     "legacy": False,
@@ -30,7 +30,7 @@ FIXED_OPTIONS = {
 
 
 class TimestepEmbedSequential(nn.Sequential):
-    """Layers of one block; each is given the time embedding, the context, or neither, whichever it takes."""
+    """The layers of one block. Residual blocks get the time embedding, transformers the context."""
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         for layer in self:
@@ -44,7 +44,7 @@ class TimestepEmbedSequential(nn.Sequential):
 
 
 class Downsample(nn.Module):
-    """Half the size, by a 3x3 convolution of stride 2."""
+    """Halves height and width by a 3x3 convolution of stride 2."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -84,7 +84,7 @@ class ResBlock(nn.Module):
 
 
 class Level(NamedTuple):
-    """One resolution of the UNet; the first level has the input's."""
+    """One resolution of the UNet; the first level has the resolution of the input."""
 
     channels: int
     attends: bool
@@ -137,15 +137,19 @@ def build_decoder(
 
 
 def check_options(fixed: Mapping[str, object], widths: Sequence[int], num_heads: int) -> None:
-    """Raises UserError for options of a config that mean another network than UNetModel, or one that is impossible."""
+    """Raises UserError for options of a config that describe another network than UNetModel, or an impossible one."""
     for name, value in fixed.items():
         if name not in FIXED_OPTIONS:
-            raise UserError(f"config: UNetModel does not know {name!r}; remove it")
+            raise UserError(f"config: UNetModel does not know {name!r}: remove it")
         if FIXED_OPTIONS[name] is not None and value != FIXED_OPTIONS[name]:
-            raise UserError(f"config: UNetModel supports {name} = {FIXED_OPTIONS[name]} only, not {value}")
+            raise UserError(
+                f"config: UNetModel's {name} is {value}: use {FIXED_OPTIONS[name]}, the only supported value"
+            )
     for width in widths:
         if width % num_heads:
-            raise UserError(f"config: UNetModel cannot split {width} channels into {num_heads} heads")
+            raise UserError(
+                f"config: UNetModel cannot split {width} channels into {num_heads} heads: use a divisor as num_heads"
+            )
 
 
 class UNetModel(nn.Module):
@@ -216,8 +220,8 @@ class UNetModel(nn.Module):
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         """x (b,9,h,w), timesteps (b,), context (B,M,D) -> eps (B,4,h,w).
 
-        B may be a multiple of b: then x meets each of B/b groups of contexts, and the layers before the first
-        cross-attention run once for all groups (see tile_batch)."""
+        B may be a multiple of b: then all of x is evaluated with each of the B/b groups of contexts, and the layers
+        before the first cross-attention run once for all groups (see tile_batch)."""
         emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(x.dtype))
         skips = []
         for block in self.input_blocks:

@@ -41,8 +41,9 @@ def zero_module(module: nn.Module) -> nn.Module:
 def tile_batch(x: Tensor, batch: int) -> Tensor:
     """x (b,...) -> (batch,...): all b rows, repeated batch/b times.
 
-    The branches of classifier-free guidance differ only in their context. So x enters the UNet once, and is repeated
-    where it first meets contexts, or activations that have met them, of several times its batch."""
+    The two branches of classifier-free guidance differ only in their contexts. So activations enter the UNet once for
+    both, and are repeated where the first cross-attention, or a skip from before it, brings them together with 2 b
+    contexts."""
     b = x.shape[0]
     if b == batch:
         return x

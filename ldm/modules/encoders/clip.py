@@ -16,22 +16,22 @@ from ldm.util import UserError
 
 
 def build_clip(config: str | Path) -> nn.Module:
-    """open_clip's CLIP with random weights from a config in open_clip's format, a JSON file. Raises UserError."""
+    """open_clip's CLIP with random weights. config: a JSON file in open_clip's format. Raises UserError."""
     import open_clip
 
     try:
         return open_clip.CLIP(**json.loads(Path(config).read_text()))
     except Exception as error:  # JSON, open_clip and torch each raise their own for a wrong config
         raise UserError(
-            f"CLIP config {config}: cannot be built ({error!r:.200}); give one in open_clip's format"
+            f"CLIP config {config} cannot be built ({error!r:.200}): give one in open_clip's format"
         ) from error
 
 
 class ResNetTower(nn.Module):
     """CLIP's residual network (Radford et al. 2021, section 2.4) as a reference encoder.
 
-    (B,3,S,S) -> pooler_output (B,D), the picture's features, and last_hidden_state (B,1+N,D), these followed by the
-    features of N positions: their values in the attention that pools them (Zhou et al. 2022, MaskCLIP).
+    (B,3,S,S) -> pooler_output (B,D), the picture's features, and last_hidden_state (B,1+N,D), the same followed by the
+    features of N positions, which are their values in the pooling attention (Zhou et al. 2022, MaskCLIP).
 
     embed_dim, vision_cfg: of open_clip's config. S is 224, the size of references; the network resizes them to its own.
     """

@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 from ldm.modules.encoders.clip import ResNetTower
 from ldm.modules.encoders.xf import Transformer
 
-# The published model's tower, known here so that building it needs no download; its weights are in the checkpoint.
+# The published model's tower, so that building it needs no download; its weights are in the checkpoint.
 CLIP_VERSION = "openai/clip-vit-large-patch14"
 VISION_CONFIGS = {
     CLIP_VERSION: {
@@ -55,12 +55,12 @@ class FrozenCLIPImageEmbedder(nn.Module):
     Yang et al. 2022, section 3.2), or without the bottleneck (B,M,width): class and patch tokens -> LayerNorm.
 
     Parameters:
-        version: name of the CLIP model, whose widths are known or requested from the hub. Together with vision_config
-            or resnet, which need no download: where training loads CLIP's weights from, a folder or a file of open_clip
+        version: name of the CLIP model; its widths come from VISION_CONFIGS or from the hub. If vision_config or resnet
+            gives the widths: the folder, or the file of open_clip, from which training loads CLIP's weights
         vision_config: a mapping for transformers' CLIPVisionConfig
         resnet: embed_dim and vision_cfg of open_clip's config, for a CLIP whose image tower is a residual network
         mapper_layers, mapper_heads: blocks of the mapper, attention heads in each
-        bottleneck: false for all of CLIP's tokens without a mapper, as in the paper's ablation (257 at full size)"""
+        bottleneck: false: all of CLIP's tokens, 257 at full size, without a mapper, as in the paper's ablation"""
 
     def __init__(
         self,
