@@ -5,8 +5,8 @@ files.py      one file -> its tensors
 names.py      published names <-> diffusers' names, as tables
 diffusers.py  diffusers' folders, both ways
 surgery.py    4 -> 9 input channels, A + (B - C), half precision
-locate.py     which model is used if none is named
-lora.py       adapters: their files, and merging them into a model
+locate.py     the default model, and where to find it
+lora.py       LoRA adapters: their files, and merging them into a model
 """
 
 from ldm.checkpoint.load import load_model, read_checkpoint

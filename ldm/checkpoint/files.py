@@ -223,7 +223,7 @@ def read_file(path: Path) -> StateDict:
 
 
 def _describe_other_file(start: bytes) -> str:
-    """What a file of no known format is, from its first bytes, and the cure."""
+    """A file of no known format, described by its first bytes, and the cure."""
     if not start:
         return "is empty: download it again"
     if start.lstrip()[:1] == b"<":

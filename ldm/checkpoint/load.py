@@ -9,8 +9,8 @@ of Stable Diffusion's sd-v1-4.ckpt. Formats are recognised by a file's content, 
 | .safetensors     | published names                                      | published names (the default)   |
 | diffusers folder | Paint by Example and Stable Diffusion v1             | the same                        |
 
-Tensors are memory-mapped, so tensors that are not used are not read from the disk. Reading a checkpoint never runs code
-from it (files.py)."""
+Tensors are memory-mapped: those that are not used are not read from the disk. Reading a checkpoint never runs code from
+it (files.py)."""
 
 from __future__ import annotations
 
@@ -180,8 +180,8 @@ def write_checkpoint(tensors: StateDict, path: str | os.PathLike, config: Config
 
 
 def _require_fit_of_folder(model: LatentDiffusion, tensors: StateDict) -> None:
-    """A folder may also hold Stable Diffusion, of which only the UNet and the autoencoder have to fit the config, and a
-    UNet of any number of input channels."""
+    """Raises UserError if the tensors of a diffusers folder do not fit the model. The UNet may have any number of input
+    channels; of Stable Diffusion, which has no mapper, only the UNet and the autoencoder are compared."""
     expected = _weight_shapes(model)
     given = {name: t for name, t in tensors.items() if name not in DERIVED}
     if not any(name.startswith(MAPPER) for name in given):

@@ -1,4 +1,4 @@
-"""Which checkpoint and config an edit uses if none is named, and where to find them."""
+"""The checkpoint and the config that an edit uses by default, and where to find them."""
 
 from __future__ import annotations
 
@@ -37,10 +37,12 @@ def choose_model(config: Any = None, ckpt: str | os.PathLike | None = None, adap
 
 
 def find_checkpoint(name: str | os.PathLike | None = None) -> Path:
-    """Finds a checkpoint. name: a path, of the user's or of a file that comes with the project; "hub": downloads the
-    released model, or takes it from the hub's cache; None: the released model in DEFAULT_CKPT if it exists, else "hub".
+    """Finds a checkpoint.
 
-    Raises UserError, which says where to get the file and where to put it, if the hub cannot be reached."""
+    name: the path of the user's file or of one that comes with the project; "hub": the released model, from the hub's
+    cache or downloaded; None: the released model in DEFAULT_CKPT if it exists, else as "hub".
+
+    Raises UserError if the hub cannot be reached, with the places to get the file from and to put it."""
     if name not in (None, "hub"):
         return own_or_shipped(name)
     if name is None and DEFAULT_CKPT.exists():

@@ -86,7 +86,6 @@ def test_writing_where_it_is_not_possible(tensors, golden_config, tmp_path):
 
 
 @pytest.mark.integration
-@pytest.mark.integration
 @pytest.mark.parametrize("name", ["m.safetensors", "m.ckpt"])
 def test_a_full_disk_leaves_the_old_file(tensors, tmp_path, name):
     """A real failure of a real process: files may not grow beyond 1 MB."""

@@ -51,7 +51,6 @@ main()"""
 
 
 @pytest.mark.integration
-@pytest.mark.integration
 def test_the_released_model_comes_from_the_hub(tensors, tmp_path):
     Hub.content = pickled({"state_dict": tensors}, tmp_path)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
@@ -65,7 +64,6 @@ def test_the_released_model_comes_from_the_hub(tensors, tmp_path):
     assert done.stdout.strip() == str(len(tensors)), done.stderr
 
 
-@pytest.mark.integration
 @pytest.mark.integration
 def test_a_download_that_breaks_off_gets_one_sentence(tmp_path):
     class BreaksOff(Hub):
@@ -89,10 +87,9 @@ def test_a_download_that_breaks_off_gets_one_sentence(tmp_path):
 @pytest.mark.parametrize(
     "env",
     [
-        pytest.param({"HF_HUB_OFFLINE": "1"}, id="off", marks=pytest.mark.integration),
-        pytest.param(
-            {"HF_ENDPOINT": "http://127.0.0.1:9"}, id="none", marks=pytest.mark.slow
-        ),  # the client tries again
+        pytest.param({"HF_HUB_OFFLINE": "1"}, id="offline"),
+        # slow, since the client tries again and again
+        pytest.param({"HF_ENDPOINT": "http://127.0.0.1:9"}, id="unreachable", marks=pytest.mark.slow),
     ],
 )
 def test_offline_it_says_where_to_get_the_model_and_where_to_put_it(tmp_path, env):

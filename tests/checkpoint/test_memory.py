@@ -43,7 +43,6 @@ def memory_of(path, width):
     return own, peak
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("name", ["m.ckpt", "m.safetensors"])
 def test_a_loaded_model_uses_its_files_memory(tmp_path, name):
     """The full-size model's CLIP tower with a narrow UNet and autoencoder, 1.5 GB of zeros."""
