@@ -74,8 +74,8 @@ def measure_in_turn(
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Median seconds and the first result of each function. label: of the progress bar.
 
-    Calls all functions in each round, forwards and backwards in turn, so that each meets the caches that any other
-    leaves behind. Rounds to warm up come first, one on a CPU and three on a GPU."""
+    Each round calls all functions, in alternating order, so that none always profits from the caches of the same other
+    one. Before that come rounds that are not counted: one on a CPU, three on a GPU."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     results: dict[str, Any] = {}
     for _ in range(3 if device.type == "cuda" else 1):
@@ -96,7 +96,7 @@ def rows_with_ratios(part: str, seconds: Mapping[str, float]) -> list[Row]:
 
 
 def compare_parts(contestants: Sequence[Contestant], size: int, batch: int, rounds: int) -> list[Row]:
-    """A row for each part of an edit and each contestant. Differences are from the first one of Ours."""
+    """A row for each part of an edit and each contestant. Differences are from the first contestant that is Ours."""
     ours = next(c for c in contestants if isinstance(c, Ours))
     edit, device = ours.pipeline, ours.pipeline.device
     given = Pictures.random(size, batch)
@@ -120,7 +120,7 @@ def compare_parts(contestants: Sequence[Contestant], size: int, batch: int, roun
 
 
 def estimate_edits(rows: Sequence[Row]) -> list[Row]:
-    """Rows of compare_parts -> what an edit of 50 PLMS steps takes, as the sum of its parts."""
+    """Rows of compare_parts -> the time of an edit of STEPS PLMS steps, as the sum of its parts."""
     totals: dict[str, float] = {}
     for row in rows:
         totals[row.who] = totals.get(row.who, 0.0) + PARTS[row.part] * row.seconds
@@ -128,7 +128,7 @@ def estimate_edits(rows: Sequence[Row]) -> list[Row]:
 
 
 def compare_edits(calls: Mapping[str, Callable[[], Any]], batch: int, rounds: int, device: torch.device) -> list[Row]:
-    """Complete edits, pictures to pictures, `batch` in each call."""
+    """A row for each contestant's complete edits, from pictures to pictures, `batch` in each call."""
     times, _ = measure_in_turn(calls, rounds, device, f"edits, {batch} at once")
     rows = rows_with_ratios(f"edit, measured, {batch} at once", times)
     return [dataclasses.replace(row, edits_per_second=batch / row.seconds) for row in rows]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ldm.models.diffusion.ddpm import LatentDiffusion
 
-SCALE, STEPS, T = 5.0, 50, 501  # guidance, steps of an edit, and the time step that is measured
+SCALE, STEPS, T = 5.0, 50, 501  # guidance scale, steps of an edit, and the timestep that is measured
 EVALUATIONS = STEPS + 1  # PLMS evaluates its first step twice, as diffusers' PNDM does
 RECTANGLE = "guided step, rectangle"  # only around the region, as in every other step of --preset fast
 PARTS = {  # part -> how often an edit runs it
@@ -62,10 +62,12 @@ class Pictures:
 
 
 class Contestant(Protocol):
+    """An implementation that is measured."""
+
     name: str
 
     def parts(self, inputs: Inputs, x: Tensor, z: Tensor) -> Parts:
-        """A function for each of PARTS that the contestant has.
+        """A function for each of PARTS that the contestant can run.
 
         x, z (B,4,h,w): the noisy latent of the guided step, and the latent to decode."""
 
@@ -74,7 +76,7 @@ class Contestant(Protocol):
 
 
 class Ours:
-    """precision, fast, compiled: as PaintByExample takes them."""
+    """This implementation. precision, fast, compiled: of PaintByExample."""
 
     def __init__(self, model: LatentDiffusion, precision: str, fast: bool = True, compiled: bool = False):
         words = [precision, *(["compiled"] if compiled else []), *([] if fast else ["plain"])]

@@ -1,6 +1,6 @@
 """How fast training data is prepared and loaded, beside the published procedure (published_data.py).
 
-Each measure_ function writes what it needs into `folder` and returns one sentence."""
+Each measure_ function writes its files into `folder` and returns its result as text."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def draw_rectangle(box: Box, width: int, height: int) -> Tensor:
 
 
 def crop_to_square(image: Tensor, mask: Tensor, box: Box) -> tuple[Tensor, Tensor]:
-    """A random square of a picture wider than high, around the box; the whole picture if there is none."""
+    """A random square around the box, of a picture wider than high; the whole picture if no square holds the box."""
     left, top, right, bottom = box
     height, width = image.shape[-2:]
     first, last = max(0, right - height), min(left, width - height)

@@ -1,4 +1,4 @@
-"""What a training step costs: seconds of its parts, measured, and the memory that it needs, estimated."""
+"""The cost of a training step: measured seconds of its parts, and the estimated memory."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ from ldm.util import instantiate_from_config
 PRECISIONS = {"32": None, "bf16": torch.bfloat16}
 WARM_UP = 2  # steps that are not counted
 DROP = 0.2  # share of samples with the learned vector instead of the reference
+LOADER_BATCHES, UNTIMED_BATCHES = 12, 4  # of loader_rate; the workers start during the untimed ones
 PICTURES = 8
 
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """What is measured. precision: a key of PRECISIONS; workers: of the data loader, 0 to leave it out."""
+    """The settings of a measurement. precision: a key of PRECISIONS; workers: of the data loader, 0 to leave it out."""
 
     batch_size: int
     steps: int
@@ -195,7 +196,7 @@ def _time_steps(
 
 def loader_rate(dataset: OpenImageDataset, batch_size: int, workers: int, device: torch.device) -> float:
     """Samples per second that reach the device while nothing trains."""
-    count = 12 * batch_size
+    count = LOADER_BATCHES * batch_size
     sampler = [(0, i % len(dataset)) for i in range(count)]
     pinned = device.type == "cuda"
     loader = DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers, pin_memory=pinned)
@@ -204,7 +205,8 @@ def loader_rate(dataset: OpenImageDataset, batch_size: int, workers: int, device
         for tensor in batch.values():
             tensor.to(device, non_blocking=True)
         arrivals.append(time.perf_counter())
-    return batch_size * 8 / (arrivals[-1] - arrivals[3])
+    seconds = arrivals[-1] - arrivals[UNTIMED_BATCHES - 1]
+    return batch_size * (LOADER_BATCHES - UNTIMED_BATCHES) / seconds
 
 
 def peak_memory(device: torch.device) -> int:

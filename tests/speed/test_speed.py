@@ -15,9 +15,8 @@ from tests.conftest import ROOT
 
 
 def test_the_contestants_compute_the_same(script, tmp_path):
-    how = "--size 128 --rounds 1 --device cpu --precision full bf16"
-    common = ("--config", ROOT / "configs/tiny.yaml", *how.split())
-    code, _, err = script("benchmark", *common, "--json", tmp_path / "rows.json")
+    flags = f"--config {ROOT}/configs/tiny.yaml --size 128 --rounds 1 --device cpu --precision full bf16"
+    code, _, err = script("benchmark", *flags.split(), "--json", tmp_path / "rows.json")
     assert code == 0, err
     rows = json.loads((tmp_path / "rows.json").read_text())["measured"]
     by = {(row["part"], row["who"]): row for row in rows}
@@ -85,11 +84,13 @@ def test_the_profile_counts_operations_by_formula(edit, tmp_path):
     assert sum(row.flops for row in parts) == rows["step"].flops
     blocks = [m for m in edit.networks.unet.modules() if isinstance(m, FastResBlock)]
     seen = []
-    for block in blocks:
+    hooks = [
         block.register_forward_hook(lambda m, _, out: seen.append((m, out.shape[0] * out.shape[2] * out.shape[3])))
+        for block in blocks
+    ]
     profile_step(edit, 64, str(tmp_path / "trace.json.gz"))
-    for block in blocks:
-        block._forward_hooks.clear()
+    for hook in hooks:
+        hook.remove()
     expected = 0
     for block, places in seen[: len(blocks)]:
         convs = [m for m in block.modules() if isinstance(m, torch.nn.Conv2d)]
