@@ -35,8 +35,9 @@ class ConditioningModel(Protocol):
 
 
 def reference_token(model: ConditioningModel, reference: Tensor) -> Tensor:
-    """reference (B,3,S,S), CLIP-normalised -> context c (B,M,context_dim): the bottleneck, then the linear map (Yang et
-    al. 2022, section 3.2)."""
+    """c = W LayerNorm(Mapper(class token of CLIP(x_r))) + b (Yang et al. 2022, section 3.2).
+
+    reference: x_r (B,3,S,S), CLIP-normalised -> c (B,M,context_dim). proj_out is W and b."""
     return model.proj_out(model.get_learned_conditioning(reference))
 
 
@@ -53,7 +54,10 @@ def encode_to_latent(model: ConditioningModel, image: Tensor, noise: Tensor | No
 def inpaint_channels(
     model: ConditioningModel, inpaint_image: Tensor, mask: Tensor, noise: Tensor | None = None
 ) -> Tensor:
-    """inpaint_image = image * mask (B,3,H,W), mask (B,1,H,W), 1 = keep -> (B,5,h,w) = latent ++ resized mask."""
+    """The UNet's inputs besides the noisy latent (Yang et al. 2022, section 3.1).
+
+    inpaint_image: image * mask (B,3,H,W), the paper's (1 - m) * x_s; mask (B,1,H,W), 1 = keep; noise: see
+    encode_to_latent -> (B,5,h,w), the latent ++ the resized mask."""
     z = encode_to_latent(model, inpaint_image, noise)
     height, width = z.shape[-2:]
     return torch.cat([z, resize_tensor(mask, (height, width))], dim=1)

@@ -138,7 +138,7 @@ class LatentDiffusion(DiffusionTraining):
         return self.first_stage_model.encode(image)
 
     def get_first_stage_encoding(self, posterior: DiagonalGaussianDistribution, noise: Tensor | None = None) -> Tensor:
-        """Scaled sample of the posterior, (B,4,h,w); noise: standard normal of that shape, drawn if absent."""
+        """z = scale_factor * (mean + std * noise), (B,4,h,w); noise: standard normal of that shape, drawn if absent."""
         return self.scale_factor * posterior.sample(noise)
 
     def decode_first_stage(self, z: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def guided_eps(
     scale: float = 1.0,
     interval: tuple[int, int] | None = None,
 ) -> Eps:
-    """eps(x, t) with classifier-free guidance: apply_guidance of both branches.
+    """eps(x, t) with classifier-free guidance, which apply_guidance computes from both branches.
 
     inpaint (B,5,h,w): of inpaint_channels; context: c (B,M,D); uncond: v (1 or B,M,D); scale: s, where 1 means no
     guidance. interval: first and last timestep with guidance (Kynkäänniemi et al. 2024); None: all timesteps.
