@@ -2,8 +2,8 @@
 
     python examples/minimal_edit.py photo.png mask.png reference.png result.png
 
-The whole photo goes through the model, as in the published code. The picture is the one that
-PaintByExample.load(fast=False)(image, mask, reference, context="photo", background="none") gives."""
+The whole photo goes through the model, as in the published code. The result is the picture of
+PaintByExample.load(fast=False)(image, mask, reference, context="photo", background="none")."""
 
 import argparse
 
@@ -15,12 +15,19 @@ from ldm.checkpoint import load_model
 from ldm.checkpoint.locate import choose_model
 from ldm.conventions import image_to_tensor, mask_to_tensor, reference_to_tensor, resize_tensor, tensor_to_image
 from ldm.editing.inputs import size_for
+from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.sampling import ddim_timesteps, sample_plms
 
 
 @torch.no_grad()
 def edit(
-    model, image: Image.Image, mask: Image.Image, reference: Image.Image, scale: float, steps: int, seed: int
+    model: LatentDiffusion,
+    image: Image.Image,
+    mask: Image.Image,
+    reference: Image.Image,
+    scale: float,
+    steps: int,
+    seed: int,
 ) -> Image.Image:
     """image (RGB), mask (L, 255 = paint) and reference (RGB) of any size -> the image, repainted."""
     factor = model.first_stage_model.factor  # 8 pixels to a latent pixel
@@ -31,7 +38,7 @@ def edit(
     keep = mask_to_tensor(mask.resize((width, height), Image.Resampling.BILINEAR))[None]
     x_r = reference_to_tensor(reference, model.cond_stage_model.image_size)[None]
 
-    # All that is random: noise of the masked photo's posterior, and where sampling starts
+    # All random numbers: the noise of the masked photo's posterior, and the noise from which sampling starts
     generator = torch.Generator().manual_seed(seed)
     shape = (1, model.channels, height // factor, width // factor)
     posterior_noise, x_T = (torch.randn(shape, generator=generator) for _ in range(2))
