@@ -1,10 +1,15 @@
 """Distillation of guidance: compared with closed forms, and from main.py to an edit at scale 1."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 
 from ldm.checkpoint import load_model, read_checkpoint
+from ldm.checkpoint.load import write_checkpoint
 from ldm.conventions import INPAINT, NOISY_LATENT
 from ldm.models.diffusion.conditioning import reference_token, unconditional_token
 from ldm.models.diffusion.draws import Draws
@@ -79,7 +84,8 @@ def test_training_changes_only_the_student(model, tiny):
 
 
 def test_main_trains_a_student_for_scale_1(script, edit_example, tiny, training_folder, tmp_path, monkeypatch):
-    """A resumed run has the same teacher; its checkpoint loads as an ordinary model, for --scale 1."""
+    """A resumed run has the same teacher. Its checkpoint loads as an ordinary model, the student, which edits at
+    --scale 1: it repaints the region as the student's weights alone do."""
     monkeypatch.chdir(tmp_path)
     words = ["--pretrained_model", tiny, "--accelerator", "cpu", "--devices", 1, "--no-test", "--max_steps", 2]
     words += [f"data.params.dataset_dir={training_folder}", "data.params.batch_size=2", "data.params.num_workers=0"]
@@ -97,5 +103,11 @@ def test_main_trains_a_student_for_scale_1(script, edit_example, tiny, training_
     student = load_model(TINY, "run/checkpoints/last.ckpt").state_dict()
     assert all(torch.equal(tensor, last[name]) for name, tensor in student.items())
     monkeypatch.chdir(ROOT)
-    code, _, err = edit_example(tmp_path / "out", tmp_path / "run/checkpoints/last.ckpt", "--scale", 1)
-    assert code == 0 and edited_pixels(tmp_path / "out").std() > 0, err
+    write_checkpoint(student, tmp_path / "student.safetensors")
+    for name in ("run/checkpoints/last.ckpt", "student.safetensors"):
+        code, _, err = edit_example(tmp_path / Path(name).stem, tmp_path / name, "--scale", 1)
+        assert code == 0, err
+    painted, region = edited_pixels(tmp_path / "last"), Image.open(ROOT / "examples/mask/example_2.png").convert("L")
+    photo, inside = Image.open(ROOT / "examples/image/example_2.jpg").convert("RGB"), np.asarray(region) == 255
+    assert np.array_equal(painted, edited_pixels(tmp_path / "student"))
+    assert (painted != np.asarray(photo)).any(axis=2)[inside].mean() > 0.9

@@ -62,7 +62,7 @@ def test_the_unconditional_vector_is_repeated_over_the_batch(model, call):
 def test_wrong_arguments_are_named(model, call):
     sampler = DDIMSampler(model)
     for change, words in (
-        ({"temperature": 0.5}, "temperature=0.5 is not supported"),
+        ({"temperature": 0.5}, "temperature=0.5 is not supported: leave it out"),
         ({"unheard_of": 1}, "unheard_of=1 is not supported: leave it out"),
         ({"test_model_kwargs": None}, "give inpaint_image and inpaint_mask"),
         (
