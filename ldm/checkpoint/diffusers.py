@@ -150,6 +150,27 @@ def _read_schedule(path: Path) -> NoiseSchedule:
 
 # ------------------------------------------------------------------------------------------ writing
 
+COMPONENTS: Json = {  # of model_index.json: which library and class each folder needs
+    "vae": ["diffusers", "AutoencoderKL"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "scheduler": ["diffusers", "PNDMScheduler"],
+    "safety_checker": [None, None],
+    "feature_extractor": [None, None],
+}
+PAINT_BY_EXAMPLE: Json = {
+    "_class_name": "PaintByExamplePipeline",
+    "image_encoder": ["paint_by_example", "PaintByExampleImageEncoder"],
+    "feature_extractor": ["transformers", "CLIPImageProcessor"],
+    "requires_safety_checker": False,
+}
+STABLE_DIFFUSION: Json = {
+    "_class_name": "StableDiffusionPipeline",
+    "tokenizer": [None, None],
+    "text_encoder": [None, None],
+    "image_encoder": [None, None],
+    "requires_safety_checker": False,
+}
+
 
 def to_diffusers(tensors: StateDict, model: LatentDiffusion) -> DiffusersFiles:
     """Translates tensors under the published names, with or without the image encoder of Paint by Example.
@@ -184,28 +205,6 @@ def to_diffusers(tensors: StateDict, model: LatentDiffusion) -> DiffusersFiles:
             files.configs["text_encoder/config.json"] = text_config
             files.configs["model_index.json"]["text_encoder"] = ["transformers", "CLIPTextModel"]
     return files
-
-
-COMPONENTS: Json = {  # of model_index.json: which library and class each folder needs
-    "vae": ["diffusers", "AutoencoderKL"],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "scheduler": ["diffusers", "PNDMScheduler"],
-    "safety_checker": [None, None],
-    "feature_extractor": [None, None],
-}
-PAINT_BY_EXAMPLE: Json = {
-    "_class_name": "PaintByExamplePipeline",
-    "image_encoder": ["paint_by_example", "PaintByExampleImageEncoder"],
-    "feature_extractor": ["transformers", "CLIPImageProcessor"],
-    "requires_safety_checker": False,
-}
-STABLE_DIFFUSION: Json = {
-    "_class_name": "StableDiffusionPipeline",
-    "tokenizer": [None, None],
-    "text_encoder": [None, None],
-    "image_encoder": [None, None],
-    "requires_safety_checker": False,
-}
 
 
 def _part(tensors: StateDict, prefix: str) -> StateDict:

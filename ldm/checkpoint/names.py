@@ -87,7 +87,8 @@ def unet_table(levels: int, blocks: int, attention: Sequence[bool]) -> Table:
             table += _nested(f"{up}.0", f"up_blocks.{level}.resnets.{i}", UNET_RESNET)
             if attention[level]:
                 table.append((f"{up}.1", f"up_blocks.{level}.attentions.{i}"))
-        table.append((f"{up}.{1 + attention[level]}.conv", f"up_blocks.{level}.upsamplers.0.conv"))
+        last = f"output_blocks.{level * (blocks + 1) + blocks}"
+        table.append((f"{last}.{2 if attention[level] else 1}.conv", f"up_blocks.{level}.upsamplers.0.conv"))
     return table
 
 

@@ -32,8 +32,8 @@ POINTS = {
     6: (0, 0.75, -0.75, 1.5, -1.5),
 }
 # Measured on an AMD CPU with AVX2:
-MIN_CHANNELS = 256  # layers with fewer channels gain little or nothing
-MIN_POSITIONS = 100  # nor do pictures with fewer positions in the result
+MIN_CHANNELS = 256  # layers with fewer channels gain little or nothing,
+MIN_POSITIONS = 100  # and so do results with fewer positions
 MAX_PAIRS_OF_LARGE_TILES = 1920 * 640  # more pairs of channels gain little from m = 4, and need four times the memory
 BLOCK_SIZE = 160 * 1024  # channels times tiles in one matrix product, so that its inputs and outputs stay in the cache
 

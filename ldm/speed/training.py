@@ -256,7 +256,7 @@ def estimate_memory(
     size = image_size(config)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
-        weights = {id(p) for p in model.parameters()}
+        weights = {p.untyped_storage()._cdata for p in model.parameters()}
         static = sum(p.numel() * (16 if p.requires_grad else 4) for p in model.parameters())
         side = size // model.first_stage_model.factor
         x = torch.zeros(batch_size, model.channels + 5, side, side)
@@ -266,8 +266,8 @@ def estimate_memory(
         alive = []
 
         def save(tensor: Tensor) -> Tensor:
-            if id(tensor) not in weights and (tensor._base is None or id(tensor._base) not in weights):
-                storage = tensor.untyped_storage()
+            storage = tensor.untyped_storage()
+            if storage._cdata not in weights:
                 saved[storage._cdata] = storage.nbytes()
                 alive.append(tensor)
             return tensor
