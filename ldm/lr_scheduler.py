@@ -9,11 +9,11 @@ from ldm.util import UserError
 
 
 class LambdaLinearScheduler:
-    """`scheduler(step)` -> what the base learning rate is multiplied by.
+    """`scheduler(step)` -> the factor by which the base learning rate is multiplied.
 
-    Each cycle of cycle_lengths[i] steps rises linearly from f_start[i] to f_max[i] in warm_up_steps[i] steps, and falls
-    linearly towards f_min[i] at the cycle's end. After the last cycle it stays where that ended. verbosity_interval: of
-    published configs, without effect."""
+    In each cycle of cycle_lengths[i] steps it rises linearly from f_start[i] to f_max[i] in warm_up_steps[i] steps and
+    then falls linearly towards f_min[i] at the cycle's end. After the last cycle it keeps its last value.
+    verbosity_interval: of published configs, without effect."""
 
     def __init__(
         self,
@@ -26,7 +26,9 @@ class LambdaLinearScheduler:
     ):
         cycles = [list(values) for values in (warm_up_steps, cycle_lengths, f_start, f_max, f_min)]
         if not cycles[0] or len({len(values) for values in cycles}) != 1:
-            raise UserError("config: scheduler_config's lists differ in length; give each a value per cycle")
+            raise UserError(
+                "config: scheduler_config's lists are empty or differ in length: give each one value per cycle"
+            )
         self.cycles = list(zip(*cycles, strict=True))
         self.ends = list(accumulate(cycle_lengths))
 
