@@ -6,6 +6,7 @@ from PIL import Image
 
 from ldm.cli.edit_flags import parse
 from ldm.editing.metadata import read_settings, save_with_settings
+from ldm.editing.regions import Region
 from ldm.util import UserError
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
@@ -62,3 +63,16 @@ def test_a_sampler_beside_from_drops_the_other_settings_of_its_preset(tmp_path):
     assert (parse(repeat).interval, parse(repeat).refresh) == ((0, 850), 2)
     for given in (["--sampler", "unipc"], ["--plms"], ["--ddim_steps", "30"]):
         assert not vars(parse(repeat + given)).keys() & {"interval", "refresh"}
+
+
+@pytest.mark.parametrize("context", [2.5, "photo"])
+def test_settings_come_back_with_the_types_of_their_flags(tmp_path, context):
+    made = {"image": "p.png", "regions": [{"alpha": True}], "references": [["r.png"]]}
+    own = {"context": context, "grow": 3, "invert": True, "feather": 0.5, "height": 512, "seed": 7, "start": 5}
+    save_with_settings(PICTURE, tmp_path / "a.png", made | own)
+    opt = parse(["--from", str(tmp_path / "a.png")])
+    assert (opt.context, opt.grow, opt.invert, opt.feather, opt.H, opt.seed, opt.start) == tuple(own.values())
+    assert opt.regions == [Region(alpha=True)] and opt.references == [["r.png"]]
+    save_with_settings(PICTURE, tmp_path / "a.png", made | {"context": "all"})
+    with pytest.raises(UserError, match=r"a\.png has settings that make no sense"):
+        parse(["--from", str(tmp_path / "a.png")])
