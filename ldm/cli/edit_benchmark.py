@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from ldm.data.bench.cocoee import COCOImageDataset, raise_on_problems, result_path
 
     bench = COCOImageDataset(opt.bench)
-    raise_on_problems(bench.problems(), len(bench), "be edited", "mend them")
+    raise_on_problems(bench.problems(), len(bench), "be edited", "repair their files")
 
     import torch
 

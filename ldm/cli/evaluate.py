@@ -109,9 +109,9 @@ def groups() -> dict[str, str]:
 def require_results(results: Path) -> None:
     """Raises UserError where the folder is missing, or a parent of the results' folder."""
     if not results.is_dir():
-        raise UserError(f"--results {results}: there is no such folder; make it with scripts/inference_test_bench.py")
+        raise UserError(f"--results {results} does not exist: make it with scripts/inference_test_bench.py")
     if (inner := results / "results").is_dir():
-        raise UserError(f"--results {results}: the pictures are in a subfolder; name {inner}")
+        raise UserError(f"--results {results} has its pictures in a subfolder: name {inner}")
 
 
 def read_settings(results: Path, bench: COCOImageDataset) -> dict[str, Any] | None:

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     opt = parser().parse_args(argv)
     for name, (minimum, maximum) in RANGES.items():
         if not minimum <= getattr(opt, name) <= maximum:
-            raise UserError(f"--{name} {getattr(opt, name)} is out of range; use {minimum} to {maximum}")
+            raise UserError(f"--{name} {getattr(opt, name)} is out of range: use {minimum} to {maximum}")
     from ldm.data.bench.make import Instances, make_bench
 
     instances = Instances(opt.dataset_dir, opt.split)

@@ -44,7 +44,7 @@ def share(text: str) -> float:
             return number
     except ValueError:
         pass
-    raise argparse.ArgumentTypeError(f"{text}: use a number from 0 to 1, such as 0.2")
+    raise argparse.ArgumentTypeError(f"{text} is not a share: use a number from 0 to 1, such as 0.2")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -68,17 +68,17 @@ def parser() -> argparse.ArgumentParser:
 def check_flags(opt: argparse.Namespace) -> None:
     """Raises UserError for flags that are out of range, missing, or do not go together."""
     if opt.shards is not None and opt.shards < 1:
-        raise UserError(f"--shards {opt.shards} is out of range; use at least 1, for example 1000")
+        raise UserError(f"--shards {opt.shards} is out of range: use at least 1, for example 1000")
     if opt.min_area >= opt.max_area:
-        raise UserError(f"--min_area {opt.min_area:g} is not below --max_area {opt.max_area:g}; correct one of them")
+        raise UserError(f"--min_area {opt.min_area:g} is not below --max_area {opt.max_area:g}: correct one of them")
     if opt.format == "openimages":
         if opt.images or opt.annotations:
             others = ", ".join(name for name in FORMATS if name != "openimages")
-            raise UserError(f"--images and --annotations need a --format ({others}); add it")
+            raise UserError(f"--images and --annotations need a --format ({others}): add it")
     elif opt.images is None or opt.annotations is None:
-        raise UserError(f"--format {opt.format} needs --images and --annotations; add both")
+        raise UserError(f"--format {opt.format} needs --images and --annotations: add both")
     elif opt.dataset_dir is None:
-        raise UserError(f"--format {opt.format} needs --dataset_dir; name a folder for the index, such as dataset/mine")
+        raise UserError(f"--format {opt.format} needs --dataset_dir: name a folder for the index, such as dataset/mine")
 
 
 def read_open_images_layout(opt: argparse.Namespace, problems: Problems) -> Indices:
@@ -92,7 +92,7 @@ def read_open_images_layout(opt: argparse.Namespace, problems: Problems) -> Indi
     if not set(splits) <= set(found) or not splits:
         what = f"{opt.split} pictures" if opt.split else "pictures"
         raise UserError(
-            f"{opt.dataset_dir}/images: has no {what}; see dataset/README.md for the layout, or use --format"
+            f"{opt.dataset_dir}/images has no {what}: see dataset/README.md for the layout, or use --format"
         )
     indices = {}
     for split in splits:
@@ -154,7 +154,10 @@ def update_shards(indices: Indices, root: Path, pictures_per_shard: int | None) 
             shards = pack(root, split, pictures_per_shard)
             print(f"{shards[0]} ... {shards[-1].name}: {len(shards)} shards")
         elif is_stale(root, split):
-            print(f"warning: {root}/shards: those of {split} are of an earlier index; add --shards to make them again")
+            print(
+                f"warning: the {split} shards in {root}/shards were made from an earlier index: add --shards to make "
+                "them again"
+            )
 
 
 @command
@@ -175,8 +178,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     report_problems(problems, opt)
     if not any_left:
         raise UserError(
-            f"no box is left to train on, nothing is changed; {opt.format} means {FORMATS[opt.format]}; see "
-            f"{opt.dataset_dir}/bbox/problems.csv"
+            f"no box is left to train on, so the indices stay as they were: see {opt.dataset_dir}/bbox/problems.csv, "
+            f"and note that {opt.format} expects {FORMATS[opt.format]}"
         )
     if opt.shards or (opt.dataset_dir / "shards").exists():  # otherwise PyTorch need not be imported
         update_shards(indices, opt.dataset_dir, opt.shards)

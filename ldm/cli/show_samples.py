@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if opt.n < 1 or opt.seed < 0:
         raise UserError(f"--n {opt.n} --seed {opt.seed}: use at least 1 and 0")
     if opt.output.suffix.lower() not in Image.registered_extensions():
-        raise UserError(f"--output {opt.output}: not a picture's extension; name a file such as samples.png")
+        raise UserError(f"--output {opt.output} has no extension of a picture: name a file such as samples.png")
     dataset = OpenImageDataset(opt.split, opt.dataset_dir, opt.arbitrary_mask_percent, opt.image_size, seed=opt.seed)
     order = np.random.default_rng(opt.seed).permutation(len(dataset))
     keys = [(i // len(dataset), int(order[i % len(dataset)])) for i in range(opt.n)]

@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     opt = parser().parse_args(argv)
     if not 8 <= opt.size <= 4096:
-        raise UserError(f"--size {opt.size} is out of range; use 8 to 4096")
+        raise UserError(f"--size {opt.size} is out of range: use 8 to 4096")
     from ldm.data.bench.squares import square_folder
 
     count, problems = square_folder(opt.images, opt.outdir, opt.size)

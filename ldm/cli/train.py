@@ -90,14 +90,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     opt.overrides += [str(word) for word in opt.base if "=" in str(word)]  # --base takes all words that follow it
     opt.base = [path for path in opt.base if "=" not in str(path)]
     if not (opt.base or opt.resume):
-        raise UserError("name a config, --base configs/v1.yaml, or a run to resume, -r logs/...")
+        raise UserError("no config is named: add --base configs/v1.yaml, or -r logs/... to resume a run")
     for word in opt.overrides:
         if "=" not in word:
-            raise UserError(f"{word}: is neither a flag nor key=value; see python main.py --help")
+            raise UserError(f"{word} is neither a flag nor key=value: see python main.py --help")
         if word.split("=")[0].split(".")[0] not in SECTIONS:
-            raise UserError(
-                f"{word}: the key has to begin with one of {', '.join(SECTIONS)}; correct it, or use a flag"
-            )
+            raise UserError(f"{word} begins with none of {', '.join(SECTIONS)}: correct the key, or use a flag")
     return opt
 
 
@@ -112,12 +110,14 @@ def merge_configs(opt: argparse.Namespace, base: Sequence[Path]) -> DictConfig:
         parts = [OmegaConf.load(own_or_shipped(path)) for path in base]
         config = load_config(OmegaConf.merge({"lightning": DEFAULTS}, *parts, OmegaConf.from_dotlist(opt.overrides)))
         if "data" not in config:
-            raise UserError(f"config {base[0]}: has no 'data' to train on; see configs/v1.yaml")
+            raise UserError(f"config {base[0]} has no 'data' to train on: see configs/v1.yaml")
         apply_flags(opt, config["lightning"])
         OmegaConf.resolve(config)
         return config
     except (OSError, yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, TypeError, ValueError) as error:
-        raise UserError(f"config: {error}; correct the files of --base, or the key=value words") from error
+        raise UserError(
+            f"the config cannot be used ({error}): correct the files of --base, or the key=value words"
+        ) from error
 
 
 def apply_flags(opt: argparse.Namespace, section: DictConfig) -> None:
@@ -128,9 +128,7 @@ def apply_flags(opt: argparse.Namespace, section: DictConfig) -> None:
         flags["gpus"] = opt.gpus
     if "gpus" in flags:
         if flags.get("accelerator") == "cpu" or "devices" in flags:
-            raise UserError(
-                f"--gpus {opt.gpus}: does not go with --devices or --accelerator cpu; leave one of them out"
-            )
+            raise UserError(f"--gpus {opt.gpus} does not go with --devices or --accelerator cpu: leave one of them out")
         for name in ("devices", "accelerator"):
             trainer.pop(name, None)
     elif not {"devices", "accelerator"}.isdisjoint(flags):
@@ -151,7 +149,7 @@ def find_resumed_run(path: Path) -> tuple[Path, Path]:
     checkpoint = path / "checkpoints" / LAST if path.is_dir() else path
     for needed in (checkpoint, folder / "config.yaml"):
         if not needed.is_file():
-            raise UserError(f"--resume {path}: there is no {needed}; name the folder of a run that wrote a checkpoint")
+            raise UserError(f"{needed}, which --resume needs, is missing: name a run that wrote a checkpoint")
     return folder, checkpoint
 
 
@@ -163,7 +161,7 @@ def new_run_folder(opt: argparse.Namespace) -> Path:
     name = f"{now}_{opt.name or opt.base[0].stem}{opt.postfix}"
     folder = Path(os.environ.setdefault(RUN_VARIABLE, str(opt.project or opt.logdir / name)))
     if (folder / "checkpoints" / LAST).exists():
-        raise UserError(f"{folder}: contains a run already; resume it with -r {folder}, or name another folder")
+        raise UserError(f"{folder} contains a run already: resume it with -r {folder}, or name another folder")
     return folder
 
 

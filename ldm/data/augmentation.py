@@ -175,18 +175,18 @@ def load_pipeline(path: Path) -> Pipeline:
         described = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except OSError as error:
         raise UserError(
-            f"reference_augmentation {path}: cannot be read ({error.strerror}); give the path of an existing file"
+            f"reference_augmentation {path} cannot be read ({error.strerror}): give the path of an existing file"
         ) from error
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         kind = "JSON" if path.suffix == ".json" else "YAML"
-        raise UserError(f"reference_augmentation {path}: is not {kind} ({_one_line(error)}); {CURE}") from error
+        raise UserError(f"reference_augmentation {path} is not {kind} ({_one_line(error)}): {CURE}") from error
     if not isinstance(described, Mapping) or not isinstance(described.get("transform"), Mapping):
-        raise UserError(f"reference_augmentation {path}: describes no pipeline (no entry 'transform'); {CURE}")
+        raise UserError(f"reference_augmentation {path} has no entry 'transform': {CURE}")
     try:
         pipeline = _build(described)
         _try_out(pipeline)
     except Exception as error:  # albumentations and its transforms raise errors of many types
-        raise UserError(f"reference_augmentation {path}: cannot be used: {_one_line(error)}; correct it") from error
+        raise UserError(f"reference_augmentation {path} cannot be used ({_one_line(error)}): correct it") from error
     return pipeline
 
 

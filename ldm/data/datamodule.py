@@ -84,7 +84,7 @@ class DataModuleFromConfig(lightning.LightningDataModule):
     def dataset(self, name: str) -> Dataset:
         """The dataset of a split, built at the first call. Raises UserError: not in the config, not prepared."""
         if name not in self.configs:
-            raise UserError(f"config: data has no {name!r}; add one")
+            raise UserError(f"config: data has no {name!r}: add it")
         if name not in self.datasets:
             self.datasets[name] = instantiate_from_config(self.configs[name], Dataset)
         return self.datasets[name]
@@ -151,8 +151,8 @@ class DataModuleFromConfig(lightning.LightningDataModule):
         loader = DataLoader(dataset, sampler=sampler, drop_last=shuffle, **options)
         if not len(loader):
             raise UserError(
-                f"{name}: {len(dataset)} pictures are fewer than a batch of {self.batch_size} for each of {world} "
-                "processes; lower data.params.batch_size"
+                f"{len(dataset)} {name} pictures are fewer than a batch of {self.batch_size} for each of {world} "
+                "processes: lower data.params.batch_size"
             )
         return loader
 

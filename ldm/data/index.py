@@ -49,7 +49,7 @@ class BoxIndex:
         self.root, self.split = Path(dataset_dir), split
         self._load()
         if not len(self):
-            raise UserError(f"{self.root}: its {split} split has no pictures; prepare it with scripts/read_bbox.py")
+            raise UserError(f"the {split} split of {self.root} has no pictures: prepare it with scripts/read_bbox.py")
 
     def _load(self) -> None:
         parquet = index_path(self.root, self.split)
@@ -120,7 +120,7 @@ def _read_parquet(path: Path) -> dict[str, np.ndarray]:
         }
     except (pl.exceptions.PolarsError, OSError, ValueError, TypeError) as error:
         reason = str(error).split("\n")[0]
-        raise UserError(f"index {path}: cannot be read ({reason}); make it again with scripts/read_bbox.py") from error
+        raise UserError(f"index {path} cannot be read ({reason}): make it again with scripts/read_bbox.py") from error
 
 
 def split_folders(root: Path, split: str) -> list[Path]:
@@ -136,7 +136,7 @@ def read_txt(root: Path, split: str) -> dict[str, np.ndarray]:
     files = [file for folder in split_folders(root / "bbox", split) for file in sorted(folder.glob("*.txt"))]
     if not files:
         raise MissingSplit(
-            f"{root}: has no boxes for {split}; prepare them with scripts/read_bbox.py, or name another folder"
+            f"{root} has no boxes for {split}: prepare them with scripts/read_bbox.py, or name another folder"
         )
     paths, boxes, ends = [], [], []
     for file in tqdm(files, desc=f"{split} boxes", unit="file", disable=len(files) < 10_000):
@@ -148,7 +148,7 @@ def read_txt(root: Path, split: str) -> dict[str, np.ndarray]:
                 raise ValueError("a line without four numbers")
             found = np.array(found, dtype=np.int32)
         except (OSError, ValueError, OverflowError) as error:
-            raise UserError(f"{file}: cannot be read ({error}); write each line as x0 y0 x1 y1") from error
+            raise UserError(f"{file} cannot be read ({error}): write each line as x0 y0 x1 y1") from error
         if len(found):
             boxes.append(found)
             ends.append(len(found))

@@ -82,8 +82,8 @@ class OpenImageDataset(Dataset):
                 self._log_unusable(unusable)
                 return sample
         raise UserError(
-            f"{self.index.root}: of its {self.index.split} split, {len(unusable)} pictures in a row cannot be used, "
-            f"the last because: {unusable.popitem()[1]}; if they were moved, run scripts/read_bbox.py again"
+            f"{len(unusable)} {self.index.split} pictures of {self.index.root} in a row cannot be used (the last one: "
+            f"{unusable.popitem()[1]}): if they were moved, run scripts/read_bbox.py again"
         )
 
     def _make(self, i: int, rng: np.random.Generator) -> Sample:

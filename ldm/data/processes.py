@@ -27,7 +27,7 @@ def worker_pool(what: str, chunksize: int = 1) -> Iterator[Callable[..., Iterato
     try:
         yield partial(pool.map, chunksize=chunksize)
     except BrokenProcessPool as error:
-        raise UserError(f"{what}: a process was killed, perhaps for lack of memory; run it again") from error
+        raise UserError(f"{what}: a process was killed, perhaps for lack of memory: run the command again") from error
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -56,7 +56,9 @@ def load_augmentation(setting: bool | str) -> Augmentation | None:
 
     Raises UserError: a file that cannot be used, albumentations is not installed."""
     if not isinstance(setting, bool | str):
-        raise UserError(f"reference_augmentation = {setting}: has to be true, false or the path of a pipeline's file")
+        raise UserError(
+            f"reference_augmentation = {setting} has no meaning: use true, false or the path of a pipeline's file"
+        )
     if setting is False:
         return None
     from ldm.data import augmentation  # albumentations takes 0.4 s and 40 MB, and only training needs it

@@ -74,9 +74,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if not 0 <= self.arbitrary_mask_percent <= 1:
-            raise UserError(f"arbitrary_mask_percent = {self.arbitrary_mask_percent}: use a share from 0 to 1")
+            raise UserError(
+                f"arbitrary_mask_percent = {self.arbitrary_mask_percent} is out of range: use a share from 0 to 1"
+            )
         if self.image_size < 1:
-            raise UserError(f"image_size = {self.image_size}: use at least 1 pixel")
+            raise UserError(f"image_size = {self.image_size} is out of range: use at least 1 pixel")
         _ = self.augment  # loaded here, so that worker processes share it and an unusable file stops training at once
 
     @cached_property
@@ -87,7 +89,7 @@ class Recipe:
         """boxes (n,4) int: one of them is drawn. Raises UserError: no box, one outside the picture, or a damaged
         picture."""
         if not len(boxes):
-            raise UserError(f"image {picture.path}: has no box; add one, or remove the picture from the index")
+            raise UserError(f"image {picture.path} has no box: add one, or remove the picture from the index")
         try:
             plan = self.plan(tuple(boxes[rng.integers(len(boxes))].tolist()), picture.size, rng)
         except UserError as error:
@@ -99,7 +101,7 @@ class Recipe:
         (x0, y0, x1, y1), (width, height) = box, size
         box = (max(0, x0), max(0, y0), min(width, x1), min(height, y1))
         if box[0] >= box[2] or box[1] >= box[3]:
-            raise UserError(f"the box {x0} {y0} {x1} {y1} has no area in a picture of {width} x {height}; correct it")
+            raise UserError(f"the box {x0} {y0} {x1} {y1} has no area in a picture of {width} x {height}: correct it")
         if not self.mask_augmentation:
             return Plan(box, box, None, window(box, size, rng))
         grown = grow(box, size, rng)

@@ -109,9 +109,9 @@ def _description(folder: Path, split: str) -> dict[str, Any]:
         assert isinstance(found["index"], str) and found["counts"] == [int(count) for count in found["counts"]]
         return {"index": found["index"], "shards": int(found["shards"]), "counts": found["counts"]}
     except FileNotFoundError as error:
-        raise MissingSplit(f"{path}: no such file; make it with scripts/read_bbox.py --shards") from error
+        raise MissingSplit(f"{path} does not exist: make it with scripts/read_bbox.py --shards") from error
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        raise UserError(f"{path}: cannot be read ({error!r}); make it with scripts/read_bbox.py --shards") from error
+        raise UserError(f"{path} cannot be read ({error!r}): make it with scripts/read_bbox.py --shards") from error
 
 
 class ShardDataset(IterableDataset):
@@ -140,11 +140,12 @@ class ShardDataset(IterableDataset):
         self.shards = [number for number, count in enumerate(self.counts) if count]
         if len(self.counts) < description["shards"] or not self.shards:
             raise UserError(
-                f"{self.folder}: its {state} shards are not complete; run scripts/read_bbox.py --shards again"
+                f"the {state} shards in {self.folder} are incomplete: run scripts/read_bbox.py --shards again"
             )
         if is_stale(Path(dataset_dir), state):
             log.warning(
-                "%s: made from an earlier index; make them again with scripts/read_bbox.py --shards", self.folder
+                "the shards in %s were made from an earlier index: make them again with scripts/read_bbox.py --shards",
+                self.folder,
             )
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # worker processes see it change
         self.divide()
@@ -166,8 +167,8 @@ class ShardDataset(IterableDataset):
         self.samples_each = self.shards_each * smallest // batch_size * batch_size
         if not self.samples_each:
             raise UserError(
-                f"{self.folder}: {len(self.shards)} {self.state} shards of {smallest} pictures are too few for "
-                f"{world} x {workers} workers in batches of {batch_size}; use fewer workers or smaller shards"
+                f"{len(self.shards)} {self.state} shards of {smallest} pictures in {self.folder} are too few for "
+                f"{world} x {workers} workers in batches of {batch_size}: use fewer workers or smaller shards"
             )
 
     def __len__(self) -> int:
@@ -206,7 +207,7 @@ class ShardDataset(IterableDataset):
             missing = 0
         if last is None:
             raise UserError(
-                f"{self.folder}: no picture of {len(shards)} {self.state} shards can be used; make them again"
+                f"no picture of {len(shards)} {self.state} shards in {self.folder} can be used: make them again"
             )
 
     def _files(self, shards: list[int]) -> Iterator[dict]:
@@ -224,5 +225,5 @@ def _translate_errors(files: Iterator[dict], folder: Path) -> Iterator[dict]:
         yield from files
     except (OSError, tarfile.TarError, ValueError) as error:
         raise UserError(
-            f"{folder}: a shard cannot be read ({error}); make it again with read_bbox.py --shards"
+            f"a shard in {folder} cannot be read ({error}): make it again with scripts/read_bbox.py --shards"
         ) from error

@@ -135,7 +135,7 @@ def load_strictly(network: nn.Module, tensors: StateDict, kind: str, path: Path)
     ]
     if reasons:
         raise UserError(
-            f"{kind} weights {path} belong to another network: the file {'; '.join(reasons)}; name the right file"
+            f"{kind} weights {path} belong to another network, the file {'; '.join(reasons)}: name the right file"
         )
     network.load_state_dict(tensors)
 
@@ -171,7 +171,7 @@ def load_clip(file: str | Path | None = None, device: torch.device | str = "cpu"
 
     is_config = model.endswith(".json")
     if not is_config and model not in open_clip.list_models():
-        raise UserError(f"--clip_model {model}: open_clip has no model of that name; the paper's is {CLIP}")
+        raise UserError(f"--clip_model {model} is unknown to open_clip: check the name; the paper's is {CLIP}")
 
     def download() -> Path:
         if model != CLIP:
@@ -227,7 +227,7 @@ def load_dino(file: str | Path | None = None, device: torch.device | str = "cpu"
     timm = require("timm", "eval")
 
     if not timm.is_model(model):
-        raise UserError(f"--dino_model {model}: timm has no model of that name; the default is {DINO}")
+        raise UserError(f"--dino_model {model} is unknown to timm: check the name; the default is {DINO}")
     path = _find_weights("dino", file, lambda: _from_hub(f"timm/{model}", "model.safetensors", "pytorch_model.bin"))
     network = timm.create_model(model, pretrained=False, num_classes=0)
     load_strictly(network, read_file(path), "dino", path)

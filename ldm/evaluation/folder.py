@@ -66,8 +66,8 @@ def require_real_pictures(place: Path) -> None:
     """Raises UserError where neither the folder of real pictures nor any statistics of it exist."""
     if not place.is_dir() and not list(place.absolute().parent.glob(f"{place.name}-*.npz")):
         raise UserError(
-            f"real pictures {place}: there is no such folder; make it with scripts/create_square_gt_for_fid.py, name "
-            "another with --real, or skip the metrics that need it with --skip"
+            f"the folder of real pictures {place} does not exist: make it with scripts/create_square_gt_for_fid.py, "
+            "name another with --real, or skip the metrics that need it with --skip"
         )
 
 
@@ -82,12 +82,12 @@ def real_statistics(place: Path, extractor: Extractor, batch_size: int = 32) -> 
         if stored.exists():
             return Statistics.read(stored)
         raise UserError(
-            f"real pictures {place}: there is no such folder, nor {stored.name} with its statistics in "
-            f"{extractor.model}; name another with --real"
+            f"the folder of real pictures {place} does not exist, nor does {stored.name} with its statistics in "
+            f"{extractor.model}: name another with --real"
         )
     paths = pictures_below(place)
     if len(paths) < 2:
-        raise UserError(f"real pictures {place}: one picture is too few; use at least two, better thousands")
+        raise UserError(f"real pictures {place}: {len(paths)} is too few: use at least two, better thousands")
     content = hashlib.sha256()
     for path in paths:
         state = path.stat()

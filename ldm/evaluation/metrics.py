@@ -64,7 +64,7 @@ def select_metrics(metrics: Sequence[Metric], skip: Iterable[str], known: Collec
     skip = list(skip)
     for key in skip:
         if key not in known:
-            raise UserError(f"--skip {key}: there is no such metric; use one of {', '.join(known)}")
+            raise UserError(f"--skip {key} is no metric: use one of {', '.join(known)}")
     selected = [metric for metric in metrics if metric.key not in skip]
     if not selected:
         raise UserError("--skip leaves nothing to measure: skip fewer metrics")

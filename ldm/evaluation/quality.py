@@ -92,7 +92,7 @@ class Mixture:
                 return cls(*(file[name] for name in ("weights", "means", "precisions_cholesky")), str(file["features"]))
         except FileNotFoundError as error:
             raise UserError(
-                f"mixture {path}: there is no such file; make it with scripts/fit_quality_gmm.py --images "
+                f"mixture {path} does not exist: make it with scripts/fit_quality_gmm.py --images "
                 f"{path.parent}/test2017_square --output {path}, or name another with --gmm"
             ) from error
         except Exception as error:  # zip, numpy and missing names each raise their own

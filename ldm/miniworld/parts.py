@@ -43,8 +43,8 @@ def require_labels(bench: COCOImageDataset) -> dict[str, Labels]:
     labels = bench_labels(bench.root)
     if missing := [name for name in bench.ids if name not in labels]:
         raise UserError(
-            f"{bench.root}: {ATTRIBUTES} lacks {len(missing)} of its references; name the small world's benchmark, or "
-            "remove the folder to have it drawn"
+            f"{bench.root / ATTRIBUTES} lacks {len(missing)} of the references: name the small world's benchmark, or "
+            "remove {bench.root} to have it drawn"
         )
     return labels
 
@@ -53,7 +53,7 @@ def mask_box(bench: COCOImageDataset, i: int, mask: Image.Image) -> tuple[int, i
     """r0, r1, c0, c1 of a case's mask. Raises UserError: it is empty."""
     box = bounding_box(np.asarray(mask))
     if box is None:
-        raise UserError(f"{bench.root}: the mask of case {bench.ids[i]} is empty; paint its region white")
+        raise UserError(f"the mask of case {bench.ids[i]} in {bench.root} is empty: paint its region white")
     return box
 
 

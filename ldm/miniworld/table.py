@@ -186,7 +186,9 @@ def read_rows(path: Path) -> dict[str, Row]:
     try:
         return {name: _row_of_json(row, path.parent) for name, row in json.loads(path.read_text()).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} does not hold rows of the table ({error!r}): name a file of mini_table.py") from error
+        raise UserError(
+            f"{path} does not hold rows of the table ({error!r}): name a file that scripts/mini_table.py wrote"
+        ) from error
 
 
 def write_rows(path: Path, rows: Mapping[str, Row]) -> None:

@@ -71,8 +71,8 @@ class FiniteLoss(Callback):
             saved = self.last is not None and self.last.path.exists()
             checkpoint = f"the last checkpoint is {self.last.path}" if saved else "there is no checkpoint yet"
             raise UserError(
-                f"step {trainer.global_step}: the loss is not finite; {checkpoint}; the batch's files: {files}; lower "
-                "the learning rate, or continue with --nonfinite skip"
+                f"the loss of step {trainer.global_step} is not finite ({checkpoint}; the batch's files are {files}): "
+                "lower the learning rate, or continue with --nonfinite skip"
             )
         self.skip_step = True
 
@@ -80,7 +80,7 @@ class FiniteLoss(Callback):
         if self.skip_step:
             self.skip_step = False
             optimizer.zero_grad(set_to_none=True)
-            rank_zero_warn(f"step {trainer.global_step}: the loss is not finite; step skipped")
+            rank_zero_warn(f"the loss of step {trainer.global_step} is not finite: the step is skipped")
 
 
 class SampleGrid(Callback):
@@ -108,7 +108,7 @@ class SampleGrid(Callback):
             try:
                 self.draw(trainer, pl_module, step)
             except UserError as error:  # no reason to end the run
-                rank_zero_warn(f"no pictures of step {step}: {error}")
+                rank_zero_warn(f"step {step} has no pictures: {error}")
         trainer.strategy.barrier("pictures")
 
     def draw(self, trainer: lightning.Trainer, model: Any, step: int) -> None:

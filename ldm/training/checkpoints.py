@@ -43,7 +43,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             partial.unlink(missing_ok=True)
             reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
             previous = "; the previous one is untouched" if path.exists() else ""
-            raise UserError(f"checkpoint {path}: cannot be written ({reason}){previous}; free some space") from error
+            raise UserError(f"checkpoint {path} cannot be written ({reason}{previous}): free some space") from error
         if "lora" in checkpoint:
             write_adapter(Adapter(**checkpoint["lora"]), adapter_beside(path))
 
@@ -55,10 +55,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             return torch.load(path, map_location=map_location or "cpu", weights_only=True, mmap=True)
         except FileNotFoundError as error:
-            raise UserError(f"checkpoint {path}: no such file; check the path") from error
+            raise UserError(f"checkpoint {path} does not exist: check the path") from error
         except Exception as error:  # pickle, zip and torch each have their own
             reason = str(error).split("\n")[0]
-            raise UserError(f"checkpoint {path}: cannot be resumed from ({reason}); name a run's last.ckpt") from error
+            raise UserError(f"checkpoint {path} cannot be resumed from ({reason}): name a run's last.ckpt") from error
 
 
 class LastCheckpoint(Checkpoint):

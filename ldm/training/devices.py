@@ -36,12 +36,12 @@ def parse_gpus(gpus: str | int, num_nodes: int) -> list[int] | int:
         if len(set(numbers)) != len(numbers) or min(numbers) < 0:
             raise ValueError
     except (ValueError, IndexError) as error:
-        raise UserError(f"--gpus {gpus}: list each GPU once, as 0,1,2,3 or 0,1,...,63") from error
+        raise UserError(f"--gpus {gpus} is not a list of GPUs: name each once, as 0,1,2,3 or 0,1,...,63") from error
     if num_nodes == 1:
         return numbers
     if len(numbers) % num_nodes:
         raise UserError(
-            f"--gpus {gpus}: {len(numbers)} GPUs cannot be divided among {num_nodes} nodes; list all of them"
+            f"--gpus {gpus} lists {len(numbers)} GPUs, which {num_nodes} nodes cannot share equally: list all of them"
         )
     return len(numbers) // num_nodes
 
@@ -59,19 +59,19 @@ def trainer_options(config: DictConfig) -> dict[str, Any]:
         available = torch.cuda.device_count()
         if available and isinstance(options["devices"], list) and max(options["devices"]) >= available:
             raise UserError(
-                f"--gpus {gpus}: this machine has {available} GPUs; name those, or add --num_nodes if the GPUs are in "
-                "several machines"
+                f"--gpus {gpus} names a missing GPU, since this machine has {available} GPUs: name those, or add "
+                "--num_nodes if the GPUs are in several machines"
             )
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise UserError("there is no GPU that PyTorch can use; train on the CPU with --accelerator cpu --devices 1")
+        raise UserError("PyTorch finds no GPU that it can use: train on the CPU with --accelerator cpu --devices 1")
     half_on_cpu = str(options.get("precision")).startswith("bf16") and _on_cpu(accelerator)
     if half_on_cpu and preferred_half_dtype(torch.device("cpu")) == torch.float32:
         print("training in float32: this CPU has no bfloat16 arithmetic, and emulating it is a hundred times slower")
         options["precision"] = "32-true"
     if num_nodes > 1 and not any(name in os.environ for name in CLUSTER_VARIABLES):
         raise UserError(
-            "--num_nodes: when started by hand, each node needs the environment variables MASTER_ADDR and MASTER_PORT "
-            "(the same on all nodes) and NODE_RANK (0, 1, ...); set them, or start the run with torchrun or SLURM"
+            "--num_nodes lacks the environment variables by which nodes find each other: set MASTER_ADDR and "
+            "MASTER_PORT (the same on all nodes) and NODE_RANK (0, 1, ...), or start the run with torchrun or SLURM"
         )
     return options
 

@@ -39,7 +39,9 @@ def inject_adapter(model: nn.Module, config: Mapping[str, Any]) -> None:
     names = [name for name, _ in unet.named_modules()]
     for target in targets:
         if not any(f".{name}".endswith(f".{target}") for name in names):
-            raise UserError(f"config: model.lora: target_modules: the UNet has no {target!r}: correct its name")
+            raise UserError(
+                f"config: model.lora.target_modules names {target!r}, which the UNet lacks: correct its name"
+            )
     model.requires_grad_(False)
     device = next(unet.parameters()).device
     try:
@@ -47,7 +49,7 @@ def inject_adapter(model: nn.Module, config: Mapping[str, Any]) -> None:
             inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets), unet)
         current_adapter(model)
     except (ValueError, TypeError) as error:  # peft's, for layers and numbers that it does not support
-        raise UserError(f"config: model.lora: {str(error).splitlines()[0]}: correct the section") from error
+        raise UserError(f"config: model.lora cannot be used ({str(error).splitlines()[0]}): correct it") from error
 
 
 def current_adapter(model: nn.Module) -> Adapter:
@@ -82,7 +84,7 @@ class AdapterCheckpoints(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if not math.isclose(state["base"], self.base, rel_tol=1e-9):
             raise UserError(
-                "lora: the run started from another model than model.pretrained_model names now: give that model with "
+                "the run started from another model than model.pretrained_model names now: give that model with "
                 "--pretrained_model"
             )
 

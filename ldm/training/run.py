@@ -100,7 +100,7 @@ def build_model(config: DictConfig, pretrained: str | None, resumes: bool) -> Tr
     if lora:
         inject_adapter(model, lora)
     if model.monitor not in (None, *MONITORED):
-        raise UserError(f"config: model.params.monitor is {model.monitor}; use one of {', '.join(MONITORED)}")
+        raise UserError(f"config: model.params.monitor is {model.monitor}: use one of {', '.join(MONITORED)}")
     model.seed = config["lightning"]["seed"]
     if config["lightning"]["compile"]:
         model.compile_networks()
@@ -112,7 +112,9 @@ def check_strategy(config: DictConfig, model: TrainableModel, options: dict[str,
     if str(options.get("strategy")).startswith(("fsdp", "deepspeed")) and (
         model.use_ema or config["model"].get("lora")
     ):
-        raise UserError("--strategy: sharded weights work with neither use_ema nor LoRA; use ddp, or switch those off")
+        raise UserError(
+            "--strategy splits the weights, which use_ema and LoRA need whole: use ddp, or switch those off"
+        )
 
 
 def build_callbacks(
@@ -123,7 +125,7 @@ def build_callbacks(
     try:
         samples = SampleGrid(folder / "images", **settings["images"])
     except TypeError as error:
-        raise UserError(f"config: lightning.images: {error}; correct its keys") from error
+        raise UserError(f"config: lightning.images cannot be used ({error}): correct its keys") from error
     callbacks: list[Callback] = [Throughput(), FiniteLoss(settings["nonfinite"] == "skip", last), samples, last]
     if config["model"].get("lora"):
         callbacks.append(AdapterCheckpoints(model))
@@ -144,7 +146,7 @@ def build_trainer(options: dict[str, Any], folder: Path, callbacks: list[Callbac
             use_distributed_sampler=False,  # EpochSampler already divides the samples among processes
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
-        raise UserError(f"lightning.trainer: {error}; correct it in the config or the flags") from error
+        raise UserError(f"lightning.trainer cannot be used ({error}): correct it in the config or the flags") from error
 
 
 def build_loggers(folder: Path, wandb: bool) -> list[Logger]:
@@ -160,7 +162,7 @@ def build_loggers(folder: Path, wandb: bool) -> list[Logger]:
         try:
             loggers.append(WandbLogger(project="paint-by-example", name=folder.name, save_dir=folder))
         except ModuleNotFoundError as error:
-            raise UserError("--wandb: Weights & Biases is not installed; pip install wandb, or leave it out") from error
+            raise UserError("--wandb needs Weights & Biases: pip install wandb, or leave it out") from error
     return loggers
 
 
@@ -178,7 +180,9 @@ def fit(
         raise SystemExit(143) from None
     except (MisconfigurationException, ValueError) as error:
         if "val_check_interval" in str(error):  # Lightning checks it only when the data is loaded
-            raise UserError(f"lightning.trainer: {error}; lower it, or set check_val_every_n_epoch=null") from error
+            raise UserError(
+                f"lightning.trainer cannot be used ({error}): lower it, or set check_val_every_n_epoch=null"
+            ) from error
         raise
 
 

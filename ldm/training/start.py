@@ -30,7 +30,7 @@ def initial_model(config: DictConfig, pretrained: str | None = None) -> Trainabl
     path = pretrained or section.get("pretrained_model") or STABLE_DIFFUSION
     if path == STABLE_DIFFUSION and not STABLE_DIFFUSION.exists():
         raise UserError(
-            f"{STABLE_DIFFUSION}: no such file, and training starts from it; make it from sd-v1-4.ckpt with "
+            f"{STABLE_DIFFUSION}, from which training starts, does not exist: make it from sd-v1-4.ckpt with "
             "scripts/modify_checkpoints.py, or name another model with --pretrained_model (none: random weights)"
         )
     model = instantiate_from_config(section, TrainableModel)
@@ -73,7 +73,7 @@ def load_own_weights(model: TrainableModel, given: StateDict, path: str | Path) 
     unfit = [name for name in own if name not in given or given[name].shape != own[name].shape]
     if unfit:
         raise UserError(
-            f"checkpoint {path}: lacks this model's {listing(unfit)}; name another with --pretrained_model "
+            f"checkpoint {path} lacks this model's {listing(unfit)}: name another with --pretrained_model "
             "(none: random weights)"
         )
     model.load_state_dict({name: given[name] for name in own})
@@ -101,7 +101,9 @@ def clip_weights(section: DictConfig) -> StateDict:
     from transformers.utils import logging
 
     if version.count("/") != 1 and not Path(version).is_dir():
-        raise UserError(f"CLIP {version}: no such folder; train that CLIP first, or correct the config's `version`")
+        raise UserError(
+            f"the folder of CLIP {version} does not exist: train that CLIP first, or correct the config's `version`"
+        )
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # it lists the unused weights of the text tower
     try:
@@ -111,7 +113,7 @@ def clip_weights(section: DictConfig) -> StateDict:
     except Exception as error:  # the hub's client passes on the exceptions of its HTTP library
         reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise UserError(
-            f"CLIP {version}: cannot be loaded from there or from the hub ({reason}); connect to the hub, or start "
+            f"CLIP {version} cannot be loaded from there or from the hub ({reason}): connect to the hub, or start "
             "from a model that contains CLIP: --pretrained_model checkpoints/model.ckpt"
         ) from error
     finally:

@@ -121,7 +121,7 @@ def test_every_process_gets_its_own_share(world):
 
 
 def test_fewer_pictures_than_a_batch_are_an_error(photos):
-    with pytest.raises(UserError, match="46 pictures are fewer than a batch of 50"):
+    with pytest.raises(UserError, match="46 train pictures are fewer than a batch of 50"):
         module(photos, batch_size=50).train_dataloader()
 
 
@@ -303,9 +303,9 @@ def test_too_few_shards_are_an_error(shards):
     data.trainer = Trainer(0, 2)
     assert data.train_dataloader().num_workers == 3
     data.trainer = Trainer(0, 7)
-    with pytest.raises(UserError, match="6 train shards of 7 pictures are too few for 7 x 1 workers"):
+    with pytest.raises(UserError, match=r"6 train shards of 7 pictures in .* are too few for 7 x 1 workers"):
         data.train_dataloader()
-    with pytest.raises(UserError, match=r"validation.json: no such file; .* --shards"):
+    with pytest.raises(UserError, match=r"validation.json does not exist: .* --shards"):
         ShardDataset("validation", str(shards))
 
 
@@ -324,7 +324,7 @@ def test_packing_goes_on_after_a_kill(photos, tmp_path):
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == -9
     found = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("shards/*.tar")}
     assert len(found) == 3
-    with pytest.raises(UserError, match="not complete"):
+    with pytest.raises(UserError, match=r"train shards in .* are incomplete: run"):
         ShardDataset("train", str(tmp_path))
     pack(tmp_path, "train", 8)
     assert all((tmp_path / "shards" / name).stat().st_mtime_ns == time for name, time in found.items())
@@ -357,11 +357,11 @@ def test_a_broken_picture_in_a_shard_costs_one_sample(shards, where, caplog):
 def test_shards_of_broken_pictures_are_an_error(shards):
     for path in shards.glob("shards/train-*.tar"):
         replace_in_shard(path, lambda _: True)
-    with pytest.raises(UserError, match="no picture of 6 train shards can be used"):
+    with pytest.raises(UserError, match=r"no picture of 6 train shards in .* can be used: make them again"):
         list(ShardDataset("train", str(shards)))
     for path in shards.glob("shards/train-*.tar"):
         path.write_bytes(path.read_bytes()[:700])
-    with pytest.raises(UserError, match="a shard cannot be read"):
+    with pytest.raises(UserError, match=r"a shard in .* cannot be read .*: make it again"):
         list(ShardDataset("train", str(shards)))
 
 

@@ -176,7 +176,7 @@ def test_nothing_left(tmp_path, script):
     open_images(tmp_path, [("text", "/m/1", 0.1, 0.1, 0.6, 0.6), ("large", "/m/1", 0, 0, 1, 1)])
     code, _, err = script("read_bbox", "--dataset_dir", tmp_path)
     assert code == 2 and err.startswith(
-        "read_bbox.py: error: no box is left to train on, nothing is changed; openimages means"
+        "read_bbox.py: error: no box is left to train on, so the indices stay as they were: see"
     )
     assert not txt(tmp_path) and not list((tmp_path / "bbox").glob("*.parquet"))
 

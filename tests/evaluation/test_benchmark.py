@@ -160,15 +160,15 @@ def test_missing_damaged_and_wrong_results(here, script, tmp_path):
 
 
 @pytest.mark.parametrize(("words", "sentence"), [
-    (["--skip", "nothing"], "--skip nothing: there is no such metric"),
+    (["--skip", "nothing"], "--skip nothing is no metric: use one of"),
     (["--skip", *(metric.key for metric in METRICS)], "--skip leaves nothing to measure"),
-    (["--results", "absent"], "--results absent: there is no such folder"),
-    (["--bench", "absent"], "absent/GT_3500: has no"),
+    (["--results", "absent"], "--results absent does not exist: make it with"),
+    (["--bench", "absent"], "absent/GT_3500 has no <id>_GT.png: name"),
     (["--results", "results/test_bench"], "name results/test_bench/results"),
     (["--outdir", "results/test_bench/evaluation", "--skip", "psnr"], "has scores that would be lost (psnr)"),
     (["--batch_size", "0"], "--batch_size 0 is out of range"),
-    (["--gmm", "absent.npz"], "mixture absent.npz: there is no such file"),
-    (["--real", "absent"], "real pictures absent: there is no such folder"),
+    (["--gmm", "absent.npz"], "mixture absent.npz does not exist: make it with"),
+    (["--real", "absent"], "folder of real pictures absent does not exist: make it with"),
     (["--clip_model", "none"], "open_clip has no model of that name"),
     (["--dino_model", "none"], "timm has no model of that name"),
     (["--clip_weights", "configs/v1.yaml"], "is neither"),

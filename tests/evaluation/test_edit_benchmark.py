@@ -88,5 +88,5 @@ def test_ids_are_names_of_files(ids, tmp_path):
         (tmp_path / "id_list.npy").write_bytes(b"")
     else:
         np.save(tmp_path / "id_list.npy", ids)
-    with pytest.raises(UserError, match=r"id_list\.npy: cannot be read"):
+    with pytest.raises(UserError, match=r"id_list\.npy cannot be read"):
         COCOImageDataset(tmp_path)

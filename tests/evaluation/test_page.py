@@ -213,12 +213,12 @@ def test_the_table_of_metrics(tmp_path):
 def test_pictures_that_cannot_be_read_are_reported(tmp_path):
     def some(name):
         if name == "b":
-            raise UserError("result b.png: is <damaged>; make it again")
+            raise UserError("result b.png is <damaged>: make it again")
         return load(name)
 
     page = written(tmp_path, summary([{"id": name, "clip_score": 1.0} for name in "abc"], [score("clip_score")]), some)
     assert [len(row["images"]) for row in page.cases()] == [4, 0, 4]
-    assert page.cases()[1]["cells"] == ["b", "result b.png: is <damaged>; make it again", "1.00"]
+    assert page.cases()[1]["cells"] == ["b", "result b.png is <damaged>: make it again", "1.00"]
 
 
 def test_a_failure_leaves_no_file(tmp_path):

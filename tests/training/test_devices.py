@@ -31,7 +31,7 @@ def test_gpus_that_cannot_be(gpus, nodes):
 
 def test_the_published_config_asks_for_eight_gpus(monkeypatch):
     config = load_config(ROOT / "configs/v1.yaml")
-    with pytest.raises(UserError, match="no GPU that PyTorch can use"):
+    with pytest.raises(UserError, match="PyTorch finds no GPU"):
         trainer_options(config)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)

@@ -10,21 +10,21 @@ pytestmark = pytest.mark.integration
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "name a config, --base"),
+        ((), "no config is named: add --base"),
         (("--base", "nowhere.yaml"), "nowhere.yaml"),
         (("--no-test", "model.params.timesteps", "--base", "configs/tiny.yaml"), "is neither a flag nor key=value"),
         (
             ("--base", "configs/tiny.yaml", "data.params.train.params.dataset_dir=nowhere"),
-            "nowhere: has no boxes for train",
+            "nowhere has no boxes for train: prepare them",
         ),
-        (("--base", "configs/tiny.yaml", "--gpus", "0,1"), "no GPU that PyTorch can use"),
+        (("--base", "configs/tiny.yaml", "--gpus", "0,1"), "PyTorch finds no GPU that it can use"),
         (("--base", "configs/tiny.yaml", "--precision", "7"), "lightning.trainer"),
         (
             ("--base", "configs/tiny.yaml", "max_steps=3"),
-            "max_steps=3: the key has to begin with one of model, data, lightning",
+            "max_steps=3 begins with none of model, data, lightning: correct the key",
         ),
         (("--base", "configs/tiny.yaml", "--precision", "32", "lightning.images.colour=1"), "lightning.images"),
-        (("-r", "nowhere"), "there is no nowhere"),
+        (("-r", "nowhere"), "nowhere, which --resume needs, is missing: name"),
         (("--base", "configs/tiny.yaml", "--precision", "32", "model.params.monitor=val/nope"), "monitor is val/nope"),
         (("--base", "configs/tiny.yaml", "--gpus", "0", "--devices", "2"), "does not go with --devices"),
         (("--base", "configs/tiny.yaml", "--num_nodes", "2"), "MASTER_ADDR and MASTER_PORT"),

@@ -142,7 +142,7 @@ def test_a_merged_adapter_computes_what_the_injected_one_does(tiny, targets):
         ({"rank": 8}, "needs exactly rank, alpha and a list"),
         ({"rank": 8, "alpha": 8, "target_modules": "attn1.to_q"}, "needs exactly rank, alpha and a list"),
         ({"rank": 8, "alpha": 8, "target_modules": TARGETS, "dropout": 0.1}, "needs exactly rank, alpha and a list"),
-        ({"rank": 8, "alpha": 8, "target_modules": [*TARGETS, "attn3.to_q"]}, "the UNet has no 'attn3.to_q'"),
+        ({"rank": 8, "alpha": 8, "target_modules": [*TARGETS, "attn3.to_q"]}, "'attn3.to_q', which the UNet lacks"),
         ({"rank": 8, "alpha": 8, "target_modules": []}, "model.lora"),
         ({"rank": 0, "alpha": 8, "target_modules": TARGETS}, "model.lora"),
         ({"rank": 2.5, "alpha": 8, "target_modules": TARGETS}, "model.lora"),

@@ -65,15 +65,15 @@ def test_clip_is_taken_from_a_folder(tiny_config, tiny, tmp_path):
     weights = load_file(tmp_path / "clip/model.safetensors")
     weights.pop(next(name for name in weights if name.endswith("layers.3.mlp.fc1.weight")))
     save_file(weights, tmp_path / "clip/model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"clip: cannot be loaded.*1 weights of its config are missing"):
+    with pytest.raises(UserError, match=r"clip cannot be loaded.*1 weights of its config are missing"):
         initial_model(config, str(tmp_path / "sd.ckpt"))
     shutil.rmtree(tmp_path / "clip")
-    with pytest.raises(UserError, match=r"clip: no such folder"):
+    with pytest.raises(UserError, match=r"folder of CLIP .*clip does not exist: train that CLIP"):
         initial_model(config, str(tmp_path / "sd.ckpt"))
 
 
 def test_training_does_not_start_from_nothing_unasked(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     config = load_config(ROOT / "configs/v1.yaml")
-    with pytest.raises(UserError, match=r"sd-v1-4-modified-9channel\.ckpt: no such file.*modify_checkpoints\.py"):
+    with pytest.raises(UserError, match=r"9channel\.ckpt, from which .* does not exist: .*modify_checkpoints\.py"):
         initial_model(config)

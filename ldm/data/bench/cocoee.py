@@ -46,7 +46,7 @@ def raise_on_problems(problems: dict[str, str], count: int, what: str, cure: str
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         few = "; ".join(list(problems.values())[:3])
-        raise UserError(f"{len(problems)} of {count} cases cannot {what} ({few}{more}); {cure}")
+        raise UserError(f"{len(problems)} of {count} cases cannot {what} ({few}{more}): {cure}")
 
 
 class COCOImageDataset(Dataset):
@@ -63,7 +63,7 @@ class COCOImageDataset(Dataset):
         else:
             self.ids = sorted(path.name.removesuffix("_GT.png") for path in self.root.glob("GT_3500/*_GT.png"))
         if not self.ids:
-            raise UserError(f"{self.root}/GT_3500: has no <id>_GT.png; name the folder of the benchmark")
+            raise UserError(f"{self.root}/GT_3500 has no <id>_GT.png: name the folder of the benchmark")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -130,5 +130,5 @@ def _read_ids(path: Path) -> list[str]:
         if len(set(ids)) < len(ids):
             raise ValueError("an id occurs twice")
     except Exception as error:  # zip, numpy and Python each have their own
-        raise UserError(f"{path}: cannot be read ({error}); remove it to use all cases in the folders") from error
+        raise UserError(f"{path} cannot be read ({error}): remove it to use all cases in the folders") from error
     return ids

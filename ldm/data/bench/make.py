@@ -80,9 +80,7 @@ class Instance:
         read, or its size is not the one in the index."""
         picture = PictureFile(root / self.path)
         if picture.size != self.size:
-            raise UserError(
-                f"image {picture.path}: its size is not the one in the index; run scripts/read_bbox.py again"
-            )
+            raise UserError(f"image {picture.path} has another size than in the index: run scripts/read_bbox.py again")
         return picture.pixels()
 
 
@@ -106,7 +104,9 @@ class Instances:
         pl = require("polars", "train")
         path = index_path(dataset_dir, split)
         if not path.exists():
-            raise UserError(f"{path}: no such index; prepare it with scripts/read_bbox.py, or name its --split")
+            raise UserError(
+                f"index {path} does not exist: prepare it with scripts/read_bbox.py, or name another --split"
+            )
         try:
             frame = pl.read_parquet(path, columns=["path", "width", "height", "boxes", "label"], glob=False)
             frame = frame.unique("path", keep="first", maintain_order=True)
@@ -124,10 +124,10 @@ class Instances:
         except (pl.exceptions.PolarsError, OSError, ValueError, TypeError) as error:
             reason = str(error).split("\n")[0]
             raise UserError(
-                f"index {path}: cannot be read ({reason}); make it again with scripts/read_bbox.py"
+                f"index {path} cannot be read ({reason}): make it again with scripts/read_bbox.py"
             ) from error
         if not table.height:
-            raise UserError(f"index {path}: none of its boxes has a label; prepare it from annotations that have some")
+            raise UserError(f"index {path} has no labelled box: prepare it from annotations with labels")
         edges = edges.clip(0, np.tile(self.sizes, 2)[table["picture"].to_numpy()])
         inside = (edges[:, :2] < edges[:, 2:]).all(axis=1)
         self.paths, self.boxes, table = frame["path"], edges[inside], table.filter(inside)
@@ -187,7 +187,7 @@ def make_bench(instances: Instances, root: Path, outdir: Path, count: int, size:
     the disk is full."""
     outdir = outdir.absolute()
     if any((outdir / name).exists() for name in (*FILES, "id_list.npy")):
-        raise UserError(f"outdir {outdir}: has cases already; name another folder, or remove it")
+        raise UserError(f"outdir {outdir} contains cases already: name another folder, or remove it")
     pl = require("polars", "train")
     summary, rows, new = Summary(), [], not outdir.exists()
     with (
@@ -214,7 +214,7 @@ def make_bench(instances: Instances, root: Path, outdir: Path, count: int, size:
                 bar.update()
         if not summary.cases:
             reasons = ", ".join(f"{number:,} {reason}" for reason, number in summary.left_out.items())
-            raise UserError(f"{root}: no case can be made from it ({reasons}); prepare more pictures or other boxes")
+            raise UserError(f"no case can be made from {root} ({reasons}): prepare more pictures or other boxes")
         np.save(bench / "id_list.npy", np.arange(summary.cases, dtype=np.int64))
         pl.DataFrame(rows, schema=CASE_COLUMNS, orient="row").write_csv(bench / "cases.csv")
     return summary

@@ -62,7 +62,7 @@ def square_folder(images: Path, outdir: Path, size: int) -> tuple[int, list[str]
     picture in it, outdir is in images or cannot be written to."""
     paths = pictures_below(images)
     if outdir.resolve().is_relative_to(images.resolve()):
-        raise UserError(f"outdir {outdir}: is inside {images} and would be read as well; name a folder outside")
+        raise UserError(f"outdir {outdir} is inside {images} and would be read as well: name a folder outside")
     names = square_names(path.relative_to(images) for path in paths)
     tasks = [(images / path, outdir / name, size) for path, name in names.items()]
     try:
@@ -81,7 +81,9 @@ def square_folder(images: Path, outdir: Path, size: int) -> tuple[int, list[str]
             f"writing to {outdir} failed ({error.strerror}): free some space or name another folder"
         ) from error
     if len(problems) == len(tasks):
-        raise UserError(f"images {images}: none of {len(tasks)} pictures can be read (first: {problems[0]})")
+        raise UserError(
+            f"none of the {len(tasks)} pictures in {images} can be read ({problems[0]}): name another folder"
+        )
     return len(tasks) - len(problems), problems
 
 

@@ -206,7 +206,7 @@ def read_index(root: Path, split: str) -> pl.DataFrame:
     try:
         return pl.read_parquet(path, columns=["path"], glob=False)
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(f"index {path}: cannot be read ({error}); remove it") from error
+        raise UserError(f"index {path} cannot be read ({error}): remove it") from error
 
 
 def write_problems(problems: Problems, root: Path) -> None:

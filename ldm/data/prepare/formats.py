@@ -100,9 +100,9 @@ def _open_images_csv(path: Path, columns: dict[str, type[pl.DataType]]) -> pl.Da
     try:
         return pl.read_csv(path, columns=list(columns), schema_overrides=columns, ignore_errors=True, glob=False)
     except FileNotFoundError as error:
-        raise UserError(f"annotations {path}: no such file; see dataset/README.md for the layout") from error
+        raise UserError(f"annotations {path} do not exist: see dataset/README.md for the layout") from error
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"annotations {path}: cannot be read ({_brief(error)}); download it again") from error
+        raise UserError(f"annotations {path} cannot be read ({_brief(error)}): download them again") from error
 
 
 def read_coco(images: Path, annotations: Path) -> Boxes:
@@ -131,9 +131,11 @@ def read_coco(images: Path, annotations: Path) -> Boxes:
                 x, y, width, height = map(float, annotation["bbox"])
                 rows.append((path, x, y, x + width, y + height, str(labels.get(annotation.get("category_id"), ""))))
     except OSError as error:
-        raise UserError(f"annotations {annotations}: cannot be read ({error.strerror}); name a JSON file") from error
+        raise UserError(f"annotations {annotations} cannot be read ({error.strerror}): name a JSON file") from error
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise UserError(f"annotations {annotations}: not a COCO instances JSON ({_brief(error)}); name one") from error
+        raise UserError(
+            f"annotations {annotations} are not COCO's instances ({_brief(error)}): name a JSON file of instances"
+        ) from error
     _add_unannotated(images, set(pictures.values()), problems)
     return Boxes.from_rows(rows, False, problems, annotated)
 
@@ -197,7 +199,7 @@ def read_csv(images: Path, annotations: Path) -> Boxes:
             file.seek(0)
             lines = list(csv.reader(file, delimiter=";" if ";" in first and "," not in first else ","))
     except (OSError, csv.Error) as error:
-        raise UserError(f"annotations {annotations}: cannot be read ({_brief(error)}); name a CSV file") from error
+        raise UserError(f"annotations {annotations} cannot be read ({_brief(error)}): name a CSV file") from error
     columns = dict(zip(CSV_NAMES, range(6), strict=True))
     if lines and len(lines[0]) > 1 and not any(map(_is_number, lines[0])):
         columns = _csv_columns(lines.pop(0), annotations)
@@ -222,7 +224,7 @@ def _csv_columns(names: list[str], annotations: Path) -> dict[str, int]:
     columns = {key: positions[name] for key, known in CSV_NAMES.items() for name in known if name in positions}
     if missing := [key for key in ("path", *EDGES) if key not in columns]:
         raise UserError(
-            f"annotations {annotations}: its first row, {','.join(names):.80}, names no {missing[0]}; name the "
+            f"annotations {annotations}: its first row, {','.join(names):.80}, names no {missing[0]}: name the "
             "columns path,x0,y0,x1,y1"
         )
     return columns
@@ -231,7 +233,7 @@ def _csv_columns(names: list[str], annotations: Path) -> dict[str, int]:
 def _add_unannotated(images: Path, named: set[str], problems: Problems) -> None:
     """Add the pictures in the folder that the annotations do not name to `problems`. Raises UserError: no folder."""
     if not images.is_dir():
-        raise UserError(f"images {images}: not a folder; name the one that holds them")
+        raise UserError(f"images {images} is not a folder: name the one that contains them")
     found = (str(file) for file in sorted(images.rglob("*")) if file.suffix.lower() in EXTENSIONS)
     problems.add("pictures without an annotation", (file for file in found if file not in named))
 
@@ -309,7 +311,7 @@ def _pair_by_name(
     Raises UserError: a folder does not exist."""
     for folder, name in ((images, "images"), (annotations, "annotations")):
         if not folder.is_dir():
-            raise UserError(f"{name} {folder}: not a folder; name the one that holds them")
+            raise UserError(f"{name} {folder} is not a folder: name the one that contains them")
     pictures, files = _by_name(images, EXTENSIONS, problems), _by_name(annotations, set(extensions), problems)
     files.pop(Path("classes"), None)
     problems.add("pictures without an annotation", (str(pictures[key]) for key in pictures if key not in files))
