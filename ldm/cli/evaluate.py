@@ -42,7 +42,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--allow_missing", action="store_true", help="score the other results if some are missing or damaged"
     )
-    p.add_argument("--most", type=int, default=400, help="maximum of cases with pictures on the page (%(default)s)")
+    p.add_argument(
+        "--most", type=int, default=400, help="maximum number of cases with pictures on the page (%(default)s)"
+    )
     p.add_argument("--batch_size", type=int, default=16, help="pictures per batch (%(default)s)")
     p.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the fastest available)")
     w = p.add_argument_group("files of weights; downloaded where none is named")
@@ -107,7 +109,7 @@ def groups() -> dict[str, str]:
 
 
 def require_results(results: Path) -> None:
-    """Raises UserError where the folder is missing, or a parent of the results' folder."""
+    """Raises UserError: the folder is missing, or the results are in its subfolder "results"."""
     if not results.is_dir():
         raise UserError(f"--results {results} does not exist: make it with scripts/inference_test_bench.py")
     if (inner := results / "results").is_dir():
@@ -115,8 +117,8 @@ def require_results(results: Path) -> None:
 
 
 def read_settings(results: Path, bench: COCOImageDataset) -> dict[str, Any] | None:
-    """The settings of the edits, as scripts/inference_test_bench.py wrote them, if it did. Raises UserError: the
-    results are of another benchmark, a damaged file."""
+    """The settings that scripts/inference_test_bench.py wrote beside the results; None if there is no such file. Raises
+    UserError: the results belong to another benchmark, a damaged file."""
     path = results.parent / "settings.json"
     try:
         settings = dict(json.loads(path.read_text())) if path.exists() else None

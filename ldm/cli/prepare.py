@@ -85,7 +85,7 @@ def read_open_images_layout(opt: argparse.Namespace, problems: Problems) -> Indi
     """The indices of the published layout. Raises UserError: no pictures."""
     from ldm.data.index import SPLITS, split_folders
     from ldm.data.prepare.annotations import prepare
-    from ldm.data.prepare.formats import read_open_images
+    from ldm.data.prepare.open_images import read_open_images
 
     found = [split for split in SPLITS if split_folders(opt.dataset_dir / "images", split)]
     splits = [opt.split] if opt.split else found

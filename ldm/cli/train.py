@@ -25,7 +25,7 @@ from ldm.util import UserError, load_config, own_or_shipped
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-TRAINER_FLAGS = {  # flags of Lightning's Trainer that --help shows; all others are accepted, too
+TRAINER_FLAGS = {  # the flags of Lightning's Trainer that --help shows
     "accelerator": "cpu, gpu, mps, auto",
     "devices": "how many, or which, on each node",
     "num_nodes": "number of machines",
@@ -47,13 +47,15 @@ def parser() -> argparse.ArgumentParser:
     p = command_parser(__doc__)
     p.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configs")
     p.add_argument("-b", "--base", nargs="*", default=[], type=Path, metavar="YAML", help="configs, from left to right")
-    p.add_argument("-n", "--name", help="of the run (default: that of the first config)")
+    p.add_argument("-n", "--name", help="name of the run (default: that of the first config)")
     p.add_argument("-f", "--postfix", default="", help="appended to the name")
     p.add_argument("-l", "--logdir", type=Path, default=Path("logs"), help="folder for all runs (%(default)s)")
     p.add_argument("-r", "--resume", type=Path, help="resume this run, exactly: its folder, or a checkpoint in it")
     p.add_argument("-p", "--project", type=Path, help="folder for this run (default: <logdir>/<date>_<name>)")
     p.add_argument("-s", "--seed", type=int, help="of data order, augmentation and noise (23)")
-    p.add_argument("-t", "--train", nargs="?", const=True, help="of the published command, has no effect")
+    p.add_argument(
+        "-t", "--train", nargs="?", const=True, help="accepted because the published command has it; no effect"
+    )
     p.add_argument("--no-test", action="store_true", help="skip the loss over the test split at the end")
     p.add_argument("-d", "--debug", action="store_true", help="start the debugger where an error happens")
     p.add_argument("--pretrained_model", help="checkpoint to start from; none: random weights")
@@ -62,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--nonfinite", choices=["stop", "skip"], help="what to do when the loss is not finite (stop)")
     p.add_argument("--compile", action="store_true", help="compile the networks: slow to start, then faster")
     p.add_argument("--wandb", action="store_true", help="log to Weights & Biases, too")
-    group = p.add_argument_group("Lightning's Trainer (its other parameters are flags, too)")
+    group = p.add_argument_group("Lightning's Trainer (all its other parameters are flags, too)")
     for name, text in TRAINER_FLAGS.items():
         group.add_argument(f"--{name}", type=yaml.safe_load, default=argparse.SUPPRESS, help=text, metavar="X")
     return p

@@ -22,7 +22,7 @@ import yaml
 from ldm.data import reference
 from ldm.util import UserError, require
 
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else it asks the network for a newer version at import
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # otherwise, importing it looks for a newer version on the network
 require("albumentations", "train")
 
 import albumentations as A  # noqa: E402
@@ -70,8 +70,8 @@ class PublishedBlur(A.ImageOnlyTransform):
 
 
 class PublishedElastic(A.ImageOnlyTransform):
-    """What the published ElasticTransform computed: a random affine map that moves three anchor points by up to `shift`
-    pixels, in x and in y. A.ElasticTransform bends the picture instead."""
+    """The published ElasticTransform: in effect a random affine map, which moves three anchor points by up to `shift`
+    pixels in x and in y. A.ElasticTransform bends the picture instead."""
 
     class InitSchema(A.BasicTransform.InitSchema):
         shift: float = Field(ge=0)
@@ -91,8 +91,8 @@ class DrawThenApply(A.BaseCompose):
     """Transforms one after the other, like A.Compose, but all random numbers are drawn before any transform is applied:
     first which transforms to apply, then the parameters of every transform, applied or not.
 
-    So each draw has a fixed place in the sample's random stream. transforms: single ones, no compositions; parameters
-    that depend on the picture are those of the picture as it comes in."""
+    So each draw has a fixed place in the sample's random stream. transforms: single ones, no compositions. Parameters
+    that depend on the picture are computed from the input picture, before any transform."""
 
     def __init__(self, transforms: Sequence[A.BasicTransform], p: float = 1.0):
         if not all(isinstance(transform, A.BasicTransform) for transform in transforms):
@@ -116,7 +116,7 @@ class DrawThenApply(A.BaseCompose):
 class SharedRandom(random.Random):
     """Python's random numbers, drawn from a NumPy generator: albumentations uses both kinds, a sample has one stream.
 
-    A new one for each sample: gauss() keeps its second number."""
+    Make a new one for each sample, because gauss() keeps a number for its next call."""
 
     def __init__(self, generator: np.random.Generator):
         self.generator = generator
@@ -137,7 +137,7 @@ class SharedRandom(random.Random):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """`augmentation(picture, rng)`: (224,224,3) uint8 -> the same shape and type; all randomness is from rng."""
+    """`augmentation(picture, rng)`: (224,224,3) uint8 -> the same shape and type; rng gives all random numbers."""
 
     pipeline: Pipeline
 
@@ -146,8 +146,8 @@ class Augmentation:
         changed = self.pipeline(image=picture)["image"]
         if tuple(changed.shape) != picture.shape or changed.dtype != picture.dtype:
             raise ValueError(
-                f"it turns a picture of {picture.shape} {picture.dtype} into {tuple(changed.shape)} {changed.dtype}, "
-                "and has to keep both"
+                f"it turns {picture.shape} {picture.dtype} into {tuple(changed.shape)} {changed.dtype} and has to keep "
+                "both"
             )
         return changed
 
@@ -165,11 +165,11 @@ def published_pipeline() -> DrawThenApply:
 
 
 def load_pipeline(path: Path) -> Pipeline:
-    """A pipeline that albumentations.save wrote, as YAML or (*.json) JSON, tried out on a picture.
+    """A pipeline that albumentations.save wrote as YAML, or as JSON if the file ends in .json; tried out on a picture.
 
     Transforms are looked up by name among those that albumentations and this module define; no code of the file runs.
-    Raises UserError: no such file, not YAML or JSON, an unknown transform or parameter, a bad value, another size or
-    type of picture comes out."""
+    Raises UserError: a missing file, one that is not YAML or JSON, an unknown transform or parameter, a bad value, a
+    pipeline that changes the picture's size or type."""
     try:
         text = path.read_text(encoding="utf-8")
         described = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
@@ -193,7 +193,9 @@ def load_pipeline(path: Path) -> Pipeline:
 def _build(described: Mapping[str, Any]) -> Pipeline:
     _require_complete(described["transform"])
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"Argument\(s\)")  # unknown ones, which are an error below
+        warnings.filterwarnings(
+            "ignore", message=r"Argument\(s\)"
+        )  # about unknown parameters, which are an error below
         try:
             pipeline = A.from_dict(dict(described), nonserializable={})
         except KeyError as error:
@@ -205,7 +207,8 @@ def _build(described: Mapping[str, Any]) -> Pipeline:
 
 
 def _require_complete(described: Any) -> None:
-    """Raises ValueError: an entry without a name or a probability, which albumentations would take to be 0.5; code."""
+    """Raises ValueError for an entry without a name, one without a probability (albumentations would assume 0.5), and
+    one that holds code."""
     if not isinstance(described, Mapping) or "__class_fullname__" not in described:
         raise ValueError("an entry names no transform (__class_fullname__)")
     name = str(described["__class_fullname__"])
@@ -218,13 +221,12 @@ def _require_complete(described: Any) -> None:
 
 
 def _require_known_parameters(transform: Pipeline, described: Mapping[str, Any]) -> None:
-    """albumentations ignores a parameter that it does not know, a misspelt one too.
-
-    Its own files hold parameters of a transform's base classes, even those that the transform does not take."""
+    """Raises ValueError for a parameter that the transform does not have; albumentations would ignore it."""
     if isinstance(transform, A.BaseCompose):
         for child, description in zip(transform.transforms, described["transforms"], strict=True):
             _require_known_parameters(child, description)
         return
+    # these names include the parameters of base classes, which albumentations.save writes too
     unknown = set(described) - {"__class_fullname__", "p", *transform.get_transform_init_args_names()}
     if unknown:
         raise ValueError(f"{type(transform).__name__} has no parameter {', '.join(sorted(unknown))}")

@@ -18,12 +18,12 @@ from ldm.data.shards import ShardDataset
 from ldm.util import UserError, cores, instantiate_from_config
 
 
-class EpochSampler(DistributedSampler):  # Lightning does not divide the samples of such a sampler again
+class EpochSampler(DistributedSampler):  # a DistributedSampler, since Lightning leaves such a sampler alone
     """The keys (epoch, i) of one process's samples in one epoch; every process gets the same number.
 
-    Training (shuffle): a permutation drawn from (seed, epoch); the remainder of a division by `world` is left out of
-    that epoch. Otherwise: all samples in order, always with epoch 0, so that every validation sees the same ones; if
-    they do not divide evenly, the first ones are repeated at the end."""
+    shuffle, for training: a permutation drawn from (seed, epoch); the samples that remain when their number is divided
+    by `world` are left out of that epoch. Otherwise: all samples in order, always with epoch 0, so that every
+    validation sees the same ones; if they do not divide evenly, the first ones are repeated at the end."""
 
     def __init__(self, count: int, shuffle: bool, seed: int = 0, rank: int = 0, world: int = 1):
         super().__init__(range(count), world, rank, shuffle, seed, drop_last=shuffle)
@@ -47,9 +47,9 @@ class EpochSampler(DistributedSampler):  # Lightning does not divide the samples
 
 
 class DataModuleFromConfig(lightning.LightningDataModule):
-    """train, validation, test: configs of datasets; dataset_dir: replaces that of all three. batch_size: samples per
+    """train, validation, test: configs of datasets; dataset_dir: overrides that of all three. batch_size: samples per
     process and step. num_workers: loading processes per training process (default: its share of the cores, at most 8).
-    seed: of the order of training samples. wrap: of published configs, has no effect."""
+    seed: of the order of training samples. wrap: accepted because published configs have it, without effect."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class DataModuleFromConfig(lightning.LightningDataModule):
         return self.datasets[name]
 
     def train_dataloader(self) -> DataLoader:
-        """Begins at the trainer's position, which is inside an epoch where a run is resumed that stopped there."""
+        """Begins at the trainer's position, which lies inside an epoch when the resumed run stopped there."""
         loader = self._loader("train", shuffle=True)
         epoch, batches = divmod(self._batches_seen(), self._epoch_length(loader))
         if isinstance(loader.sampler, EpochSampler):

@@ -1,4 +1,4 @@
-"""The index of a split: its pictures and the boxes on each. scripts/read_bbox.py writes it, training reads it.
+"""The index of a split: its pictures and the boxes on each. scripts/read_bbox.py writes it; training reads it.
 
 `<dataset_dir>/bbox/<split>.parquet` holds one row per picture:
 
@@ -30,7 +30,7 @@ ARRAYS = ("boxes", "ends", "letters", "path_ends")
 
 
 class MissingSplit(UserError):
-    """The data of a split was never prepared."""
+    """A split whose data was never prepared."""
 
 
 def index_path(root: Path, split: str) -> Path:

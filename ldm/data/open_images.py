@@ -24,9 +24,9 @@ class OpenImageDataset(Dataset):
     """`dataset[i]` or `dataset[epoch, i]` -> the batch entry of ldm/data/sample.py, made from the i-th picture and
     one of its boxes.
 
-    The entry is a function of (seed, epoch, i) and does not depend on the number of workers. An unusable picture
-    (missing, damaged, no box in it) is replaced by another one, drawn from the same random numbers, and logged once;
-    `unusable_count` counts such pictures over all worker processes.
+    The entry is a function of (seed, epoch, i) and does not depend on the number of workers. An unusable picture (a
+    missing or damaged file, no box inside the picture) is replaced by another one, drawn from the same random numbers,
+    and logged once; `unusable_count` counts such pictures over all worker processes.
 
     state: train, validation or test. dataset_dir: the folder in which scripts/read_bbox.py wrote bbox/. The other
     parameters are those of Recipe.
@@ -64,7 +64,7 @@ class OpenImageDataset(Dataset):
         return int(self._unusable.sum())
 
     def sample(self, key: int | tuple[int, int]) -> Sample:
-        """Like indexing, and with it the geometry that the entry was made with."""
+        """The entry of `dataset[key]` with its picture and geometry."""
         epoch, i = key if isinstance(key, tuple) else (0, key)
         if not 0 <= i < len(self):
             raise IndexError(i)

@@ -18,16 +18,16 @@ MAX_PROCESSES = 61  # more are impossible on Windows
 
 
 @contextmanager
-def worker_pool(what: str, chunksize: int = 1) -> Iterator[Callable[..., Iterator]]:
+def worker_pool(kind: str, chunksize: int = 1) -> Iterator[Callable[..., Iterator]]:
     """A `map` that calls its function in one process per core and yields the results in order.
 
-    what: the kind of item, for messages; chunksize: items that a process takes at a time.
+    kind: of the items, in the plural, for messages; chunksize: items that a process takes at a time.
     Raises UserError: a process was killed."""
     pool = ProcessPoolExecutor(min(cores(), MAX_PROCESSES), initializer=init_worker)
     try:
         yield partial(pool.map, chunksize=chunksize)
     except BrokenProcessPool as error:
-        raise UserError(f"{what}: a process was killed, perhaps for lack of memory: run the command again") from error
+        raise UserError(f"{kind}: a process was killed, perhaps for lack of memory: run the command again") from error
     finally:
         pool.shutdown(cancel_futures=True)
 

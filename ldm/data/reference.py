@@ -1,10 +1,10 @@
-"""The reference: what is around the box, cut from the very picture it will be painted into, and changed enough that the
-model cannot paste it back (Yang et al. 2022, section 3.3).
+"""The reference of a training sample: the box and its surroundings, cut from the picture that it is painted into, and
+changed so that the model cannot paste it back (Yang et al. 2022, section 3.3).
 
-The published recipe used albumentations 0.4.3, whose names mean something else in later versions. The functions here
-compute what they meant: the elastic transform moved three anchor points by up to 50 px and bent the picture by less
-than OpenCV's interpolation can resolve, so it is a random affine map. `augmentation.py` makes albumentations transforms
-of them."""
+The published recipe used albumentations 0.4.3. Later versions compute something else under the same names; the
+functions here compute what 0.4.3 did. Its elastic transform moved three anchor points by up to 50 px and bent the
+picture by less than OpenCV's interpolation can resolve, so it is a random affine map. `augmentation.py` makes
+albumentations transforms of these functions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ANCHOR_SHIFT = 50.0  # px, at most, in x and in y
 
 
 def _warp(picture: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """matrix (2,3): where a point goes. Beyond the picture its mirror image shows."""
+    """matrix (2,3): maps points of the picture to points of the result. Beyond its borders the picture is mirrored."""
     return cv2.warpAffine(
         picture, matrix, picture.shape[1::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
     )

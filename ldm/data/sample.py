@@ -1,6 +1,6 @@
 """A picture and a box in it -> a training sample: the recipe of Yang et al. 2022, section 3.
 
-    Plan     the geometry: the grown box, the blob's polygon, the square to cut out. Drawn first, from sizes alone
+    Plan     the geometry, drawn before any pixel is read: the grown box, the blob's polygon, the square to cut out
     Recipe   the settings: plan(box, size, rng) -> Plan; render(picture, plan, rng) -> batch entry; sample does both
 
 | batch key     | value                                                                       |
@@ -49,7 +49,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Sample:
-    """A batch entry, with the picture and the geometry it was made from."""
+    """A batch entry, and the picture and geometry that it is made from."""
 
     picture: PictureFile
     plan: Plan
@@ -63,8 +63,9 @@ class Recipe:
 
     reference_augmentation: true for the published recipe, false for no augmentation, or the path of a file with another
     albumentations pipeline. mask_augmentation: if false, the mask is the box itself.
-    exact: the published arithmetic, which resizes in floating point. Otherwise 8-bit pixels are resized, which is less
-    than a grey level off, and a JPEG at least twice as large as needed is decoded at a half, quarter or eighth."""
+    exact: the published arithmetic, which resizes in floating point. Otherwise 8-bit pixels are resized, which differs
+    by less than a grey level, and a JPEG at least twice as large as needed is decoded at a half, a quarter or an
+    eighth of its size."""
 
     arbitrary_mask_percent: float = 0.5
     image_size: int = 512
@@ -79,7 +80,7 @@ class Recipe:
             )
         if self.image_size < 1:
             raise UserError(f"image_size = {self.image_size} is out of range: use at least 1 pixel")
-        _ = self.augment  # loaded here, so that worker processes share it and an unusable file stops training at once
+        _ = self.augment  # loaded here: worker processes share it, and an unusable file stops training at once
 
     @cached_property
     def augment(self) -> Augmentation | None:

@@ -15,9 +15,9 @@ import logging
 import random
 import tarfile
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +36,30 @@ log = logging.getLogger(__name__)
 SHUFFLE_BUFFER = 200  # encoded pictures from which a worker draws the next one
 
 
+@dataclass(frozen=True)
+class Description:
+    """The content of <split>.json. index: fingerprint of the index that the shards are made from; shards: their number
+    when all are finished; counts: pictures in each finished shard."""
+
+    index: str
+    shards: int
+    counts: list[int]
+
+    @classmethod
+    def read(cls, folder: Path, split: str) -> Description:
+        """Raises MissingSplit: no such file; UserError: a damaged one."""
+        path = folder / f"{split}.json"
+        try:
+            found = json.loads(path.read_text())
+            if not isinstance(found["index"], str) or found["counts"] != [int(count) for count in found["counts"]]:
+                raise ValueError("it does not describe shards")
+            return cls(found["index"], int(found["shards"]), found["counts"])
+        except FileNotFoundError as error:
+            raise MissingSplit(f"{path} does not exist: make it with scripts/read_bbox.py --shards") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} cannot be read ({error!r}): make it with scripts/read_bbox.py --shards") from error
+
+
 def pack(root: Path, split: str, pictures_per_shard: int) -> list[Path]:
     """Write the shards of a prepared split -> their paths. Pictures that cannot be opened are skipped and logged.
 
@@ -45,24 +69,25 @@ def pack(root: Path, split: str, pictures_per_shard: int) -> list[Path]:
     index = BoxIndex(root, split)
     order = np.random.default_rng(0).permutation(len(index))
     parts = np.array_split(order, -(-len(index) // pictures_per_shard))
-    description = {"index": _fingerprint(index), "shards": len(parts), "counts": []}
+    fingerprint, counts = _fingerprint(index), []
     folder = root / "shards"
     paths = [folder / f"{split}-{number:05}.tar" for number in range(len(parts))]
     try:
-        old = _description(folder, split)
+        old = Description.read(folder, split)
     except UserError:  # missing or damaged
-        old = {}
-    if (old.get("index"), old.get("shards")) == (description["index"], len(parts)):
-        description["counts"] = old["counts"][: next((i for i, path in enumerate(paths) if not path.exists()), None)]
+        old = None
+    if old is not None and (old.index, old.shards) == (fingerprint, len(parts)):
+        counts = old.counts[: next((i for i, path in enumerate(paths) if not path.exists()), None)]
     else:
         (folder / f"{split}.json").unlink(missing_ok=True)
         for path in folder.glob(f"{split}-*.tar"):
             path.unlink()
-    done = len(description["counts"])
+    done = len(counts)
     for path, part in zip(tqdm(paths[done:], desc=f"{split} shards", unit="shard"), parts[done:], strict=True):
         with staging(folder) as temporary:
-            description["counts"].append(_write_shard(temporary / path.name, index, part.tolist()))
-            (temporary / f"{split}.json").write_text(json.dumps(description))
+            counts.append(_write_shard(temporary / path.name, index, part.tolist()))
+            description = Description(fingerprint, len(parts), counts)
+            (temporary / f"{split}.json").write_text(json.dumps(asdict(description)))
     return paths
 
 
@@ -74,10 +99,10 @@ def _fingerprint(index: BoxIndex) -> str:
 
 
 def is_stale(root: Path, split: str) -> bool:
-    """Whether the split has shards that were made from another index than the present one."""
+    """Whether the split has shards that were made from another index than its current one."""
     if not (root / "shards" / f"{split}.json").exists() or not index_path(root, split).exists():
         return False
-    return _description(root / "shards", split)["index"] != _fingerprint(BoxIndex(root, split))
+    return Description.read(root / "shards", split).index != _fingerprint(BoxIndex(root, split))
 
 
 def _write_shard(path: Path, index: BoxIndex, numbers: list[int]) -> int:
@@ -99,26 +124,11 @@ def _write_shard(path: Path, index: BoxIndex, numbers: list[int]) -> int:
     return count
 
 
-def _description(folder: Path, split: str) -> dict[str, Any]:
-    """<split>.json: index (fingerprint), shards (how many there will be), counts (pictures in each finished shard).
-
-    Raises MissingSplit: no such file; UserError: a damaged one."""
-    path = folder / f"{split}.json"
-    try:
-        found = json.loads(path.read_text())
-        assert isinstance(found["index"], str) and found["counts"] == [int(count) for count in found["counts"]]
-        return {"index": found["index"], "shards": int(found["shards"]), "counts": found["counts"]}
-    except FileNotFoundError as error:
-        raise MissingSplit(f"{path} does not exist: make it with scripts/read_bbox.py --shards") from error
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        raise UserError(f"{path} cannot be read ({error!r}): make it with scripts/read_bbox.py --shards") from error
-
-
 class ShardDataset(IterableDataset):
     """The samples of a split, read from its shards; the parameters are those of OpenImageDataset.
 
     `divide` divides the shards among processes and workers: in every epoch each of them gets the same number of shards
-    and samples, and no sample is read twice. The remainder, which is another one in every epoch, is left out.
+    and samples, and no sample is read twice. The remainder is left out, a different one in every epoch.
     Raises UserError: no shards, fewer shards than workers; while reading: a damaged shard, no usable picture."""
 
     def __init__(
@@ -133,12 +143,12 @@ class ShardDataset(IterableDataset):
         seed: int = 0,
     ):
         self.recipe = Recipe(arbitrary_mask_percent, image_size, reference_augmentation, mask_augmentation, exact)
-        require("webdataset", "train")  # a missing one is an error now, not in a worker process
+        require("webdataset", "train")  # if it is missing, fail here and not in a worker process
         self.seed, self.state, self.folder = seed, state, Path(dataset_dir) / "shards"
-        description = _description(self.folder, state)
-        self.counts = description["counts"]
+        description = Description.read(self.folder, state)
+        self.counts = description.counts
         self.shards = [number for number, count in enumerate(self.counts) if count]
-        if len(self.counts) < description["shards"] or not self.shards:
+        if len(self.counts) < description.shards or not self.shards:
             raise UserError(
                 f"the {state} shards in {self.folder} are incomplete: run scripts/read_bbox.py --shards again"
             )
@@ -187,8 +197,8 @@ class ShardDataset(IterableDataset):
 
     def _samples(self, shards: list[int], epoch: int, position: int) -> Iterator[dict[str, Tensor]]:
         """One sample per picture of the shards; an unusable picture is replaced by a repetition of another sample."""
-        rng = random.Random(f"{self.seed} {epoch} {position}")
-        files = require("webdataset", "train").shuffle(SHUFFLE_BUFFER, rng=rng)(self._files(shards))
+        order = random.Random(f"{self.seed} {epoch} {position}")
+        files = require("webdataset", "train").shuffle(SHUFFLE_BUFFER, rng=order)(self._files(shards))
         last, missing = None, 0
         for file in _translate_errors(files, self.folder):
             facts = json.loads(file["json"])

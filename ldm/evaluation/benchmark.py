@@ -15,7 +15,7 @@ from ldm.evaluation.scorers import Scorer
 from ldm.evaluation.summary import CaseScores, Score, Summary
 from ldm.util import UserError
 
-RESAMPLES = 2000  # of the bootstrap
+RESAMPLES = 2000  # of a bootstrap
 CONFIDENCE = 0.95  # of intervals
 
 
@@ -37,7 +37,7 @@ def evaluate(
 ) -> Summary:
     """Scores <results>/<id>.png of every case of the benchmark; pictures are not kept in memory.
 
-    metrics: the rows of the summary, in order; scorers: new ones, which together compute them (see make_scorers).
+    metrics: the rows of the summary, in order; scorers: new objects that together compute them (see make_scorers).
     Raises UserError: cases that cannot be scored, unless allow_missing; fewer than two cases that can."""
     computed = {key for scorer in scorers for key in scorer.keys}
     assert computed >= {metric.key for metric in metrics}, computed

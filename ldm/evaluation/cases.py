@@ -33,12 +33,13 @@ def load_case(results: Path, bench: COCOImageDataset, number: int) -> Case:
 
 
 def wrong_size(path: Path, found: tuple[int, int], expected: tuple[int, int]) -> str:
+    """The message about a result of another size than its source."""
     return f"result {path} is {found[0]} x {found[1]} but its source is {expected[0]} x {expected[1]}"
 
 
 @dataclass(frozen=True)
 class PreparedCase:
-    """inputs: for each scorer, what its `prepare` returned. problem: why the case cannot be loaded, else None."""
+    """inputs: what each scorer's `prepare` returned. problem: why the case cannot be loaded, or None."""
 
     id: str
     inputs: tuple[Any, ...] = ()
@@ -64,8 +65,8 @@ class PreparedCases(Dataset):
 
 
 def check_results(results: Path, bench: COCOImageDataset) -> dict[str, str]:
-    """Case -> what is wrong with it, as far as headers show: a file of the benchmark or a result that is missing, not a
-    picture or damaged; a result of another size than its source."""
+    """Case -> what is wrong with it, from headers alone: a missing or damaged file of the benchmark, a missing or
+    damaged result, or a result of another size than its source."""
     problems = bench.problems()
 
     def problem(name: str) -> str | None:

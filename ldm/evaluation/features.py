@@ -1,4 +1,4 @@
-"""The networks whose features are compared, each from a file of weights.
+"""The networks that compute features, each from a file of weights.
 
 | kind | network | features of | from |
 |---|---|---|---|
@@ -115,7 +115,7 @@ def _find_weights(kind: str, file: str | Path | None, download: Callable[[], Pat
     print(f"{kind}: looking for its weights", file=sys.stderr)
     try:
         return download()
-    except Exception as error:  # each library raises its own where there is no network
+    except Exception as error:  # without a network, each library raises errors of its own
         reason = str(error).split("\n")[0][:200]
         raise UserError(
             f"{kind} weights cannot be downloaded ({reason}): name a file with --{kind}_weights, or skip the "
@@ -150,8 +150,8 @@ def make_extractor(
     prepare: Callable[[Image.Image], np.ndarray] | None = None,
     result: Callable[[Any], Tensor] | None = None,
 ) -> Extractor:
-    """An extractor of a network with its weights, which are those of `path`. result: the network's output -> features,
-    if they are not the output itself."""
+    """An extractor of a network with its weights, which are those of `path`. result: converts the network's
+    output to features, if it is not the features itself."""
     device = torch.device(device)
     network.eval().requires_grad_(False).to(device)
     call = network if result is None else lambda *inputs: result(network(*inputs))
@@ -208,7 +208,7 @@ def load_inception(file: str | Path | None = None, device: torch.device | str = 
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
     path = _find_weights("inception", file, lambda: _from_url(URL_INCEPTION_V3))
-    clean = io.BytesIO()  # torch-fidelity would run a pickle's code, so it gets one of plain tensors
+    clean = io.BytesIO()  # torch-fidelity would run a pickle's code, so it gets plain tensors
     torch.save(read_file(path), clean)
     clean.seek(0)
     try:

@@ -72,7 +72,7 @@ class Statistics:
                 raise ValueError("it holds values that are not finite numbers")
             texts = {name: str(text) for name, text in arrays.items()}
             return cls(n=int(n), mean=mean, scatter=scatter, rows=list(rows), texts=texts)
-        except Exception as error:  # zip, numpy and missing names each raise their own
+        except Exception as error:  # numpy, zipfile and missing names raise errors of many types
             raise UserError(
                 f"statistics {path} cannot be read ({error}): remove the file, and they are computed again"
             ) from error

@@ -21,7 +21,7 @@ from ldm.util import UserError, cores
 def batches(dataset: Dataset, batch_size: int, title: str) -> Iterator[list[Any]]:
     """The dataset's items in lists, in order, with a progress bar. Large datasets are loaded by several processes.
 
-    Items should hold arrays rather than tensors, which would take shared memory and a file handle each."""
+    Items should contain arrays: each tensor would take shared memory and a file handle."""
     forks = sys.platform == "linux" and len(dataset) > 4 * batch_size  # forking is not safe on other systems
     loader = DataLoader(
         dataset,
@@ -48,7 +48,7 @@ class PreparedPictures(Dataset):
     def __getitem__(self, i: int) -> Any:
         try:
             return self.prepare(upright_rgb(open_picture(self.paths[i], "picture")))
-        except UserError as error:  # raised in a worker process it would arrive as another error
+        except UserError as error:  # returned, since errors of worker processes arrive with another type
             return error
 
 
@@ -73,7 +73,7 @@ def require_real_pictures(place: Path) -> None:
 
 def real_statistics(place: Path, extractor: Extractor, batch_size: int = 32) -> Statistics:
     """Statistics of a folder of real pictures, stored beside it as <folder>-<hash of network and weights>.npz. They are
-    computed again when the folder has changed; the file alone, without the folder, is enough.
+    computed again when the folder has changed. If the folder is missing, the file is used.
 
     Raises UserError: neither folder nor file, fewer than two pictures, a damaged picture."""
     folder = place.resolve()  # place may be "."

@@ -1,8 +1,8 @@
-"""The metrics of an evaluation, by key: what each measures, and in which group of the table it stands.
+"""The metrics of an evaluation, by key: what each measures, and its group in the table.
 
-The group `paper` repeats the columns of the paper's tables as they were computed: FID and QS in the features of CLIP
-ViT-B/32, not of Inception, and the CLIP score of the region. The group `beside` has the measures that those names mean
-elsewhere, and others that the paper does not report. Further groups come with further scorers."""
+The group `paper` contains the columns of the paper's tables, computed as there: FID and QS in the features of CLIP
+ViT-B/32, not of Inception, and the CLIP score of the region. The group `beside` contains the metrics that other papers
+call FID and KID, and others that the paper does not report. Other scorers may bring groups of their own."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class Metric:
-    """better: "higher", "lower", or "1" for the nearest to 1. network: the kind of Extractor that it needs. published:
-    the released model's value. of_sets: compares two sets of pictures, so single cases have no value."""
+    """better: "higher", "lower", or "1" for nearest to 1. network: the kind of Extractor that it needs. published: the
+    released model's value. of_sets: whether it compares two sets of pictures, so that single cases have no value."""
 
     key: str
     name: str
@@ -42,7 +42,7 @@ METRICS = (
     Metric("clip_score", "CLIP score", "paper", "higher", "clip",
            "cosine of the painted region and the reference, in the same features, times 100", 84.97),
     Metric("fid_inception", "FID (Inception)", "beside", "lower", "inception",
-           "what is called FID elsewhere: the Fréchet distance in the features of Inception v3", of_sets=True),
+           "FID as in most papers: the Fréchet distance in the features of Inception v3", of_sets=True),
     Metric("kid", "KID x 1000", "beside", "lower", "inception",
            "kernel distance in the same features; unbiased, so it suits few pictures better", of_sets=True),
     Metric("dino", "DINO similarity", "beside", "higher", "dino",
@@ -59,7 +59,7 @@ METRICS = (
 
 
 def select_metrics(metrics: Sequence[Metric], skip: Iterable[str], known: Collection[str]) -> list[Metric]:
-    """The metrics whose keys are not skipped. known: all keys that may be skipped, which this benchmark need not have.
+    """The metrics whose keys are not skipped. known: all keys that may be skipped, even if `metrics` lacks them.
     Raises UserError: an unknown key, nothing left."""
     skip = list(skip)
     for key in skip:

@@ -45,11 +45,11 @@ def write_page(
     max_cases: int = 400,
     tile: int = 160,
 ) -> None:
-    """Writes one HTML file, atomically, which needs no other file and no network.
+    """Writes one HTML file atomically. It needs no other file and no network.
 
-    load: id of a case -> its pictures; where it raises UserError, the page shows the message. One case is loaded at a
-    time. groups: key -> title of metrics, in order. max_cases: of more cases only the worst and the best by CLIP score
-    (or by the first metric that cases have) get pictures. tile: longer side of those, in pixels.
+    load: id of a case -> its pictures; if it raises UserError, the page shows the message. One case is loaded at a
+    time. groups: key -> title of metrics, in order. max_cases: if there are more, only the worst and the best by CLIP
+    score (or by the first metric of single cases) get pictures. tile: longer side of a picture, in pixels.
     Raises UserError: it cannot be written."""
     columns = _columns(summary)
     usable = [column for column in columns if column.numbers]
@@ -96,7 +96,7 @@ def _columns(summary: Summary) -> list[_Column]:
     return columns
 
 
-def _read_beside(name: str) -> str:
+def _read_asset(name: str) -> str:
     """The text of a file in this folder."""
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
@@ -107,8 +107,8 @@ def _finite(value: float | None) -> float | None:
 
 def _decimals(values: Sequence[float]) -> int:
     """Decimals that show three digits of the median, from 2 to 6."""
-    usual = statistics.median(map(abs, values)) if values else 0
-    return min(6, max(2, 2 - math.floor(math.log10(usual)))) if usual else 2
+    median = statistics.median(map(abs, values)) if values else 0
+    return min(6, max(2, 2 - math.floor(math.log10(median)))) if median else 2
 
 
 def _format(value: float | None, decimals: int) -> str:
@@ -116,7 +116,7 @@ def _format(value: float | None, decimals: int) -> str:
 
 
 def _cases_with_pictures(count: int, column: _Column | None, max_cases: int) -> tuple[set[int], str]:
-    """Places of the cases that get pictures, chosen by a column, and a sentence that says which; "" for all of them."""
+    """Numbers of the cases that get pictures, chosen by a column, and a sentence that says which; "" for all cases."""
     if count <= max_cases or column is None:
         words = f"Pictures of {max_cases} of {count} cases: the first." if count > max_cases else ""
         return set(range(min(max_cases, count))), words
@@ -137,7 +137,7 @@ def _report(summary: Summary, columns: Sequence[_Column], groups: Mapping[str, s
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>{bench}: {results}</title><style>{_read_beside("page.css")}</style></head><body>
+<title>{bench}: {results}</title><style>{_read_asset("page.css")}</style></head><body>
 <header><p class="over">Exemplar-based editing, evaluated</p><h1>{bench}</h1>
 <p class="soft"><code>{results}</code> · {date}</p></header><main>"""
     yield from _metrics(summary.scores, {column.key: column.numbers for column in columns}, groups)
@@ -216,7 +216,7 @@ def _list(
 ) -> Iterator[str]:
     """The list of cases, after the empty sections that the script fills with the worst and the best.
 
-    pictures: of each case, its cells or None; shown: how many have pictures; words: which those are."""
+    pictures: each case's cells, or None; shown: the number of cases with pictures; words: a sentence about them."""
     partly = shown < len(cases)
     yield '<section id="strips" hidden><h2>Worst and best</h2><p><label>by <select id="metric"></select></label>'
     yield f' <span class="soft">{"of the cases with pictures" * partly}</span></p><h3>Worst</h3>'
@@ -278,4 +278,4 @@ def _script(columns: Sequence[_Column], first: _Column | None) -> Iterator[str]:
     data = json.dumps({"parts": PARTS, "columns": heads, "values": values}, allow_nan=False)
     data = data.replace("<", "\\u003c")  # "</script>" would end the script
     yield f'{DIALOG}<script type="application/json" id="data">{data}</script>'
-    yield f'<script>"use strict";{{{_read_beside("page.js")}}}</script></body></html>\n'
+    yield f'<script>"use strict";{{{_read_asset("page.js")}}}</script></body></html>\n'

@@ -95,7 +95,7 @@ class Mixture:
                 f"mixture {path} does not exist: make it with scripts/fit_quality_gmm.py --images "
                 f"{path.parent}/test2017_square --output {path}, or name another with --gmm"
             ) from error
-        except Exception as error:  # zip, numpy and missing names each raise their own
+        except Exception as error:  # numpy, zipfile and missing names raise errors of many types
             raise UserError(
                 f"mixture {path} cannot be read ({error}): make it with scripts/fit_quality_gmm.py"
             ) from error
@@ -174,7 +174,7 @@ class _Encode(Immutable):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the few names below; any other becomes UnknownObject. Nothing that the file names is imported or called."""
+    """Knows a few names; any other becomes UnknownObject. Nothing that the file names is imported or called."""
 
     def __init__(self, file: Any):
         super().__init__(file, encoding="latin-1")

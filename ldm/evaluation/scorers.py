@@ -9,7 +9,7 @@
 | BackgroundDistance | lpips | lpips |
 | PixelScores | psnr, ssim, seam, copy_paste | |
 
-`evaluate` takes any others beside them: a class with the four members of Scorer."""
+`evaluate` also takes other scorers: any class with the members of Scorer."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Case:
 class Scorer(Protocol):
     """Computes the metrics `keys`. It gathers statistics over one evaluation: make a new one for the next.
 
-    extractor: the network whose weights the summary records, if there is one."""
+    extractor: the network whose weights the summary records, or None."""
 
     keys: tuple[str, ...]
     extractor: Extractor | None
@@ -98,8 +98,8 @@ class ClipFeatures:
 
 
 class InceptionFeatures:
-    """FID and KID in Inception's features, those of the two that are among `keys`. real: statistics of real pictures;
-    count: the benchmark's cases."""
+    """FID and KID in Inception's features, if they are among `keys`. real: statistics of real pictures; count: the
+    number of the benchmark's cases."""
 
     def __init__(self, keys: Collection[str], extractor: Extractor, real: Statistics, count: int):
         self.keys = tuple(key for key in ("fid_inception", "kid") if key in keys)
@@ -197,7 +197,7 @@ def _signed(image: np.ndarray) -> np.ndarray:
 
 
 class PixelScores:
-    """Metrics without a network, those that are among `keys`; computed by the processes that load the pictures."""
+    """The metrics without a network, if they are among `keys`; computed by the processes that load the pictures."""
 
     extractor = None
 
@@ -206,7 +206,7 @@ class PixelScores:
 
     def prepare(self, case: Case) -> dict[str, float | None]:
         image, source = pixels_to_tensor(case.result), pixels_to_tensor(case.source)
-        background = bool(case.keep.any())  # or the mask covers the whole picture
+        background = bool(case.keep.any())  # False if the mask covers the whole picture
         values: dict[str, float | None] = dict.fromkeys(self.keys)
         if "psnr" in self.keys and background:
             values["psnr"] = background_psnr(image, source, case.keep)

@@ -1,4 +1,4 @@
-"""What an evaluation found: as scores.json records it, and as a table of text."""
+"""The outcome of an evaluation, as the content of scores.json and as a table of text."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ BETTER = {"higher": "higher", "lower": "lower", "1": "near 1"}
 
 @dataclass(frozen=True)
 class Score:
-    """A metric's value over all cases with its 95% confidence interval, where there are any; cases: how many have
-    it."""
+    """A metric's value over all cases, and its 95% confidence interval (low, high); each is None if it does not exist.
+    cases: the number of cases with a value."""
 
     metric: Metric
     value: float | None
@@ -51,11 +51,11 @@ class CaseScores:
 
 @dataclass(frozen=True)
 class Summary:
-    """All that is known of an evaluation.
+    """The scores of an evaluation and everything that they depend on.
 
-    expected: the benchmark's cases; problems: case -> why it is not scored; weights, by kind of network: its model,
-    file and sha256. What follows per_case says where the numbers come from: settings of the edits; real pictures by
-    kind of network; the mixture of QS; skipped: keys of metrics; date: ISO 8601."""
+    expected: the number of the benchmark's cases; problems: case -> why it is not scored; weights: kind of network ->
+    its model, file and sha256; settings: of the edits; real: kind of network -> folder and number of real pictures;
+    mixture: file and sha256 of QS's mixture; skipped: keys of metrics; date: ISO 8601."""
 
     results: str
     bench: str

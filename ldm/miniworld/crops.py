@@ -39,7 +39,8 @@ class Labels:
 
 @dataclass(frozen=True)
 class Annotation:
-    """An annotated object of a split. image: relative to the data set's folder; caption: all that is known of it."""
+    """An annotated object of a split. image: relative to the data set's folder; caption: of shape, pattern and
+    colours."""
 
     image: str
     box: Box
@@ -60,8 +61,14 @@ def read_objects(dataset_dir: str | Path, split: str) -> list[Annotation]:
 
 def _annotation(attributes: Mapping[str, Any]) -> Annotation:
     caption_tokens(attributes["caption"])  # raises ValueError for unknown words
-    texts = (attributes["shape"], attributes["pattern"], attributes["caption"])
-    return Annotation(attributes["image"], tuple(attributes["box"]), *texts, labels_of(attributes))
+    return Annotation(
+        image=attributes["image"],
+        box=tuple(attributes["box"]),
+        shape=attributes["shape"],
+        pattern=attributes["pattern"],
+        caption=attributes["caption"],
+        labels=labels_of(attributes),
+    )
 
 
 def lab(colours: np.ndarray) -> np.ndarray:
@@ -71,7 +78,7 @@ def lab(colours: np.ndarray) -> np.ndarray:
 
 def labels_of(attributes: Mapping[str, Any]) -> Labels:
     """attributes: shape, pattern, colour, second, as scripts/make_miniworld.py wrote them. Raises KeyError, ValueError
-    or TypeError for anything else."""
+    or TypeError if one is missing or has another type."""
     colours = np.array([attributes["colour"], attributes["second"]], dtype=np.float32)
     if colours.shape != (2, 3) or not np.isfinite(colours).all():
         raise ValueError("a colour is not three numbers")
@@ -79,7 +86,8 @@ def labels_of(attributes: Mapping[str, Any]) -> Labels:
 
 
 def bench_labels(bench: Path) -> dict[str, Labels]:
-    """Case -> labels of its reference, in the small world's benchmark; empty for any other. Raises UserError."""
+    """Case -> labels of its reference; empty for benchmarks other than the small world's. Raises UserError: a damaged
+    file."""
     path = bench / ATTRIBUTES
     if not path.exists():
         return {}
@@ -149,8 +157,9 @@ class ReferenceCrops(_Crops):
 class RegionCrops(_Crops):
     """`image` (3,SIDE,SIDE) in [0,1]: an object in its box, cut out like an edited region for the oracle.
 
-    least: the scene is reduced until the box's longer side has a random length, from this many pixels to 56, since
-    edits are small. augment: the box is also moved a little and sometimes mirrored."""
+    The object is reduced until its longer side has a random length, since regions of edits are small. least: minimum of
+    that length in pixels; the maximum is 56. augment: the box is also moved a little, and half of the crops
+    mirrored."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What an object of the small world is: its shape, its pattern and two colours.
+"""The identity of an object of the small world: its shape, its pattern and two colours.
 
 One in six pairs of shape and pattern is held out from training."""
 
@@ -20,8 +20,8 @@ MIN_CONTRAST = 0.45  # between an object's two colours; 1 is that of black and w
 
 @dataclass(frozen=True)
 class Identity:
-    """What an object is, in any pose and light. colour fills the shape, second is the pattern's; they are equal for a
-    solid object."""
+    """What an object looks like, in any pose and light. colour fills the shape, second is the pattern's colour; they
+    are equal for a solid object."""
 
     shape: str
     pattern: str
@@ -35,7 +35,7 @@ def contrast(a: Colour, b: Colour) -> float:
 
 
 def draw_identity(rng: np.random.Generator, held_out: bool = False) -> Identity:
-    """A random identity, whose pair of shape and pattern is held out from training, or not."""
+    """A random identity. held_out: whether its pair of shape and pattern is one of HELD_OUT."""
     while True:
         shape, pattern = SHAPES[rng.integers(len(SHAPES))], PATTERNS[rng.integers(len(PATTERNS))]
         if ((shape, pattern) in HELD_OUT) == held_out:

@@ -47,7 +47,8 @@ def split_answers(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def colour_error(colours: Tensor, wanted: Tensor) -> Tensor:
-    """(B,2,3) twice, Lab over 100 -> (B,) Delta E (CIE 1976), the mean over the two colours in their better order."""
+    """(B,2,3) twice, Lab over 100 -> (B,) Delta E (CIE 1976), the mean over two colours, in the order with less
+    error."""
     same = (colours - wanted).norm(dim=-1).mean(dim=1)
     swapped = (colours.flip(1) - wanted).norm(dim=-1).mean(dim=1)
     return 100 * torch.minimum(same, swapped)

@@ -1,5 +1,5 @@
-"""What the parts of the miniature model can do by themselves: its autoencoder, its CLIP, and the oracle that judges
-it."""
+"""Scores of the miniature model's parts by themselves: its autoencoder, its CLIP, and the oracle that judges its
+edits."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def read_clip(config: Path, file: Path) -> nn.Module:
     tensors = {name: tensor.float() for name, tensor in read_file(file).items()}
     own = clip.state_dict()
     if own.keys() != tensors.keys() or any(own[name].shape != tensors[name].shape for name in own):
-        raise UserError(f"CLIP {file} belongs to another config than {config}: name both")
+        raise UserError(f"CLIP {file} belongs to another config than {config}: name its own config, or another file")
     clip.load_state_dict(tensors)
     return clip.eval().requires_grad_(False)
 
@@ -63,8 +63,8 @@ def reconstruction_psnr(model: LatentDiffusion, bench: COCOImageDataset) -> floa
     values = []
     for i in range(len(bench)):
         image = image_to_tensor(bench.pictures(i)[0])[None].to(model.device)
-        again = model.first_stage_model.reconstruct(image).clamp(-1, 1)
-        values.append(-10 * torch.log10((again - image).square().mean() / 4).item())
+        reconstruction = model.first_stage_model.reconstruct(image).clamp(-1, 1)
+        values.append(-10 * torch.log10((reconstruction - image).square().mean() / 4).item())
     return float(np.mean(values))
 
 
@@ -81,8 +81,8 @@ def class_features(clip: nn.Module) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def zero_shot_accuracy(clip: nn.Module, bench: COCOImageDataset, batch_size: int = 50) -> tuple[float, float]:
-    """Shares of the benchmark's references whose features are nearest to the caption of their own shape, and of their
-    own pattern. Training has not shown their pairs of shape and pattern."""
+    """Shares of the benchmark's references whose features are nearest to the caption of their own shape, and to that of
+    their own pattern. Edits were not trained on these pairs of shape and pattern."""
     labels, size = require_labels(bench), clip.visual.image_size
     shapes, patterns = class_features(clip)
     right_shape, right_pattern = [], []
@@ -96,8 +96,8 @@ def zero_shot_accuracy(clip: nn.Module, bench: COCOImageDataset, batch_size: int
 
 
 def oracle_ceiling(oracle: Extractor, bench: COCOImageDataset) -> dict[str, float]:
-    """The best scores that edits can expect, by metric: the oracle's for the references' own objects, each reduced to
-    the size of its case's region."""
+    """Metric -> the best score that edits can expect: the oracle's score of the references' own objects, each reduced
+    to the size of its case's region."""
     attributes = json.loads((bench.root / ATTRIBUTES).read_text())
     regions = []
     for i, name in enumerate(bench.ids):

@@ -1,7 +1,7 @@
 """Fewer steps in the small world: ways to sample, compared with 50 steps of PLMS, case by case and with the same seeds.
 
-Differences are paired: both rows edit the same 600 cases from the same noise. So the difficulty of a case cancels out,
-and the interval of a difference is narrower than those of the two rows."""
+Differences are paired: both rows edit the same 600 cases from the same noise. The difficulty of a case cancels out, so
+the interval of a difference is narrower than those of the two rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ldm.models.diffusion.sampling import Eps, sample
 from ldm.models.diffusion.schedule import NoiseSchedule
 
 REFERENCE = Preset()  # the others are compared with it
-ANOTHER_SEED = "plms 50, another seed"  # shows what chance alone does
+ANOTHER_SEED = "plms 50, another seed"  # its difference is due to chance alone
 CANDIDATES = {
     "plms 50": REFERENCE,
     "plms 10": Preset("plms", 10),
@@ -64,7 +64,7 @@ def differences(own: Scored, reference: Scored) -> dict[str, Estimate]:
     for key in COMPARED:
         value = own.row.scores[key].value - reference.row.scores[key].value
         if key == "fid_clip":
-            low, high = interval_around(value, own.fids - reference.fids)  # both resampled equally
+            low, high = interval_around(value, own.fids - reference.fids)  # both from the same resampled pictures
         else:
             pairs = ((a.values[key], b.values[key]) for a, b in zip(own.cases, reference.cases, strict=True))
             low, high = mean_interval(np.array([a - b for a, b in pairs if None not in (a, b)]))
@@ -73,7 +73,7 @@ def differences(own: Scored, reference: Scored) -> dict[str, Estimate]:
 
 
 def is_worse(key: str, value: float, difference: Estimate) -> bool:
-    """Is a metric's value worse than the reference's by more than chance?"""
+    """Whether a metric's value is worse than the reference's by more than chance."""
     if key in ("shape", "pattern", "clip_score"):
         return difference.high < 0
     if key == "seam" and value < 1:  # 1 where the edge does not show

@@ -68,9 +68,9 @@ def scene(
 ) -> tuple[np.ndarray, list[Object]]:
     """A scene; equal arguments draw equal scenes.
 
-    size: (width, height) in pixels; objects: their least and greatest number; held_out: whether all objects are
-    held-out pairs of shape and pattern, or none.
-    -> picture (H,W,3) uint8, and those objects of which enough is visible, from the lowest to the topmost."""
+    size: (width, height) in pixels; objects: their minimum and maximum number; held_out: whether all objects
+    have held-out pairs of shape and pattern; otherwise none of them has.
+    -> picture (H,W,3) uint8, and the objects of which enough is visible, from the lowest to the topmost."""
     rng = np.random.default_rng(seed)
     light = draw_light(rng)
     image = draw_ground(rng, size, light)
@@ -99,7 +99,8 @@ def scene(
 def _free_centre(
     rng: np.random.Generator, size: tuple[int, int], radius: float, centres: list[np.ndarray]
 ) -> np.ndarray | None:
-    """A place where an object may overlap the others but does not lie on one. None: not found in 20 attempts."""
+    """A random centre for an object that may overlap others without covering one. None: 20 attempts found no such
+    place."""
     for _ in range(20):
         centre = rng.uniform((radius * 0.8, radius * 0.8), np.subtract(size, radius * 0.8))
         if all(np.linalg.norm(centre - other) > 1.15 * radius for other in centres):

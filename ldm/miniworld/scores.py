@@ -1,5 +1,5 @@
-"""What the small world's oracle sees in an edit, as metrics of an evaluation: does the region show the reference's
-shape, pattern and colours?"""
+"""The small world's oracle as metrics of an evaluation: whether an edit shows the reference's shape, pattern and
+colours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The small world's table: rows of edits, and of what they are compared with, scored over the benchmark."""
+"""The small world's table: rows of edits and of baselines, scored over the benchmark."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ COLUMNS = {  # metric -> head of its column
     "copy_paste": "copy-paste",
     "seam": "seam",
 }
-FID_RESAMPLES = 200  # of its bootstrap
-BATCH_SIZE = 50  # of CLIP's features
+FID_RESAMPLES = 200  # of FID's bootstrap
+BATCH_SIZE = 50  # pictures, for CLIP's features
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Scored:
-    """A folder of results, scored. fids: of resampled_fids."""
+    """The scores of a folder of results. fids: from resampled_fids."""
 
     row: Row
     cases: Sequence[CaseScores]
@@ -123,7 +123,7 @@ class Judge:
         self.metrics = [metric for metric in (*METRICS, *IDENTITY_METRICS) if metric.key in COLUMNS]
 
     def score(self, results: Path) -> Scored:
-        """Raises UserError: a result that is missing or damaged."""
+        """The scores of a folder of results. Raises UserError: a missing or damaged result."""
         extractors = {"clip": self.clip}
         scorers = make_scorers(self.metrics, extractors, {"clip": self.real}, None, len(self.bench))
         scorers.append(IdentityScorer(self.oracle, self.labels))
@@ -138,8 +138,8 @@ class Judge:
 
 
 def resampled_fids(features: np.ndarray, real: Statistics, seed: int = 0) -> np.ndarray:
-    """(FID_RESAMPLES,): FIDs of n pictures resampled from those of features (n,D). Equal n and seed resample
-    equally."""
+    """(FID_RESAMPLES,): FIDs of pictures resampled from those of features (n,D). Calls with the same n and seed draw
+    the same pictures."""
     rng = np.random.default_rng(seed)
     values = []
     for _ in range(FID_RESAMPLES):
@@ -150,8 +150,8 @@ def resampled_fids(features: np.ndarray, real: Statistics, seed: int = 0) -> np.
 
 
 def interval_around(value: float, resampled: np.ndarray) -> tuple[float, float]:
-    """95% bootstrap interval of a FID, moved so that its mean is the value, since resampling few pictures makes every
-    FID larger by about the same amount."""
+    """95% bootstrap interval of a FID, moved so that the mean of the resampled FIDs is the value: resampling few
+    pictures makes every FID larger by about the same amount."""
     low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]) - resampled.mean() + value
     return float(low), float(high)
 

@@ -30,7 +30,7 @@ from ldm.data.bench.make import box_mask, square_around
 from ldm.data.bench.squares import PICTURES_PER_TASK, central_square, cut, cut_square, save_png
 from ldm.data.index import SPLITS
 from ldm.data.masks import reference_region
-from ldm.data.prepare.formats import OPEN_IMAGES
+from ldm.data.prepare.open_images import ANNOTATION_FILES
 from ldm.data.processes import worker_pool
 from ldm.files import staging
 from ldm.miniworld.captions import caption
@@ -65,7 +65,7 @@ def folder_of(split: str, number: int) -> str:
 def write_world(root: Path, counts: dict[str, int], size: tuple[int, int], seed: int) -> dict[str, int]:
     """Writes the data set. counts: scenes by split; size: (width, height) of a scene. -> annotated objects by split.
 
-    Only PRETRAINING shows held-out identities, in every sixth scene: one in six pairs of shape and pattern is held out.
+    Only PRETRAINING shows held-out identities, in every sixth scene, because they are a sixth of all pairs.
     Raises UserError: root exists, or cannot be written to."""
     found = {}
     with _new_folder(root) as place, worker_pool("pictures", PICTURES_PER_TASK) as parallel_map:
@@ -102,7 +102,7 @@ def _annotate(
     """Writes a split's annotations. pictures: id, path and objects of each. -> annotated objects."""
     count = 0
     with (
-        open(folder / OPEN_IMAGES.get(split, f"{split}-annotations-bbox.csv"), "w", newline="") as boxes,
+        open(folder / ANNOTATION_FILES.get(split, f"{split}-annotations-bbox.csv"), "w", newline="") as boxes,
         open(folder / f"{split}-objects.jsonl", "w") as attributes,
     ):
         rows = csv.writer(boxes)
@@ -135,8 +135,8 @@ def write_bench(
 ) -> None:
     """Writes the benchmark: `count` cases and `real` other scenes, each side x side pixels, cut from scenes of `size`.
 
-    A case asks to replace an object of one scene by an object of another, whose identity training never shows and whose
-    pose and light differ. Raises UserError: bench exists, or cannot be written to."""
+    A case replaces an object of one scene by an object of another scene, which has another pose and light and an
+    identity that training never shows. Raises UserError: bench exists, or cannot be written to."""
     with _new_folder(bench) as place, worker_pool("pictures", PICTURES_PER_TASK) as parallel_map:
         for folder in ("GT_3500", "Mask_bbox_3500", "Ref_3500", "test2017_square"):
             (place / folder).mkdir(parents=True)

@@ -23,7 +23,7 @@ from PIL import Image
 from ldm.data.index import BoxIndex
 from ldm.data.open_images import OpenImageDataset
 from ldm.data.prepare.annotations import Boxes, prepare
-from ldm.data.prepare.formats import read_open_images
+from ldm.data.prepare.open_images import read_open_images
 from ldm.speed.published_data import PublishedDataset, prepare_as_published
 from ldm.util import shipped
 
@@ -157,7 +157,7 @@ def measure_long_csv(folder: Path, rows: int) -> str:
 
     seconds = []
     for _ in range(3):
-        listing = patch("ldm.data.prepare.formats.os.listdir", return_value=[f"{name}.jpg" for name in ids])
+        listing = patch("ldm.data.prepare.open_images.os.listdir", return_value=[f"{name}.jpg" for name in ids])
         with listing, patch("ldm.data.prepare.annotations._read_sizes", constant_sizes):
             start = time.perf_counter()
             index = prepare(read_open_images(folder, "train"), folder)

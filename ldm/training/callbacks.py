@@ -1,4 +1,4 @@
-"""Callbacks: throughput in the logs, grids of sample pictures, and what happens when the loss is not finite."""
+"""Callbacks: throughput in the logs, grids of sample pictures, and stopping or skipping when the loss is not finite."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Throughput(Callback):
 
 
 class FiniteLoss(Callback):
-    """A loss that is not finite stops the run before it reaches the weights; with `skip`, only that step is skipped."""
+    """Stops the run when the loss is not finite, before the weights change; with `skip`, only that step is skipped."""
 
     def __init__(self, skip: bool, last: LastCheckpoint | None):
         self.skip, self.last = skip, last
@@ -107,14 +107,14 @@ class SampleGrid(Callback):
         if trainer.is_global_zero:
             try:
                 self.draw(trainer, pl_module, step)
-            except UserError as error:  # no reason to end the run
+            except UserError as error:  # the run goes on without them
                 rank_zero_warn(f"step {step} has no pictures: {error}")
         trainer.strategy.barrier("pictures")
 
     def draw(self, trainer: lightning.Trainer, model: Any, step: int) -> None:
         kinds = {FirstStage: self.reconstructions, Prior: self.generated, LatentDiffusion: self.edits}
         columns = next((columns for kind, columns in kinds.items() if isinstance(model, kind)), None)
-        if columns is None:  # this kind of model makes no pictures
+        if columns is None:  # a model that makes no pictures, such as CLIP
             return
         batch = trainer.datamodule.first_samples(self.count)
         tiles = [picture.resize((TILE, TILE)) for row in zip(*columns(model, batch), strict=True) for picture in row]
@@ -149,8 +149,9 @@ class SampleGrid(Callback):
         columns = []
         with model.ema_scope():
             for column in range(PRIOR_COLUMNS):
-                seeds = [torch.Generator().manual_seed(column * len(context) + row) for row in range(len(context))]
-                x_T = torch.stack([torch.randn(shape, generator=seed) for seed in seeds]).to(model.device)
+                seeds = [column * len(context) + row for row in range(len(context))]
+                generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+                x_T = torch.stack([torch.randn(shape, generator=each) for each in generators]).to(model.device)
                 no_channels = x_T[:, :0]  # the prior sees the noisy latent alone
                 eps = make_denoiser(model.apply_model)(no_channels, context)
                 z = sample("plms", eps, x_T, model.schedule, self.steps)

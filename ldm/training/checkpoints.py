@@ -27,7 +27,7 @@ def adapter_beside(path: Path) -> Path:
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint to a temporary file, flushes it to the disk and then renames it, so that a kill or a full
-    disk leaves the previous checkpoint untouched. Reads tensors and plain values only."""
+    disk leaves the previous checkpoint untouched. Loads tensors and plain values only."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
         path = Path(path)
@@ -56,7 +56,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return torch.load(path, map_location=map_location or "cpu", weights_only=True, mmap=True)
         except FileNotFoundError as error:
             raise UserError(f"checkpoint {path} does not exist: check the path") from error
-        except Exception as error:  # pickle, zip and torch each have their own
+        except Exception as error:  # pickle, zipfile and torch raise errors of many types
             reason = str(error).split("\n")[0]
             raise UserError(f"checkpoint {path} cannot be resumed from ({reason}): name a run's last.ckpt") from error
 
@@ -104,13 +104,13 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def remove_leftovers(self) -> None:
-        """Remove what a killed run wrote after its last.ckpt: resuming from that writes the same files again."""
+        """Remove the files that a killed run wrote after its last.ckpt: the resumed run writes them again."""
         for path in self.path.parent.glob("step*.ckpt"):
             if int(path.name[4:12]) > self.step:
                 path.unlink()
                 adapter_beside(path).unlink(missing_ok=True)
         for path in self.path.parent.glob(".partial-*"):
-            if path.is_dir():  # of an adapter, see staging
+            if path.is_dir():  # of an unfinished adapter, see ldm.files.staging
                 shutil.rmtree(path)
             else:
                 path.unlink()

@@ -1,4 +1,4 @@
-"""Which devices, and in which precision, a run uses: the config's lightning.trainer as Lightning 2 understands it."""
+"""A run's devices and precision: the config's lightning.trainer -> keyword arguments of Lightning 2's Trainer."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ CLUSTER_VARIABLES = (  # one of these tells Lightning where the other nodes are
 
 
 def parse_gpus(gpus: str | int, num_nodes: int) -> list[int] | int:
-    """The published flag, which lists the GPUs of all nodes -> Trainer's `devices`, those of one node.
+    """The published flag, which lists the GPUs of all nodes -> the Trainer's `devices` on one node.
 
-    gpus: "0,1,2", or "0,1,...,63". Raises UserError."""
+    gpus: "0,1,2", or "0,1,...,63". Raises UserError: not such a list, GPUs that the nodes cannot share equally."""
     words = [word.strip() for word in str(gpus).strip(" ,").split(",")]
     try:
         if "..." in words:

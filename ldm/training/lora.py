@@ -24,7 +24,7 @@ def inject_adapter(model: nn.Module, config: Mapping[str, Any]) -> None:
     """Puts peft's layers into a LatentDiffusion's UNet and freezes everything else: only the factors A and B train.
 
     config: the config's model.lora section: rank; alpha; target_modules, a list of the last parts of layers' names.
-    Raises UserError: another section, or a target that matches no layer."""
+    Raises UserError: a missing or unknown key, a bad value, a target that matches no layer."""
     from peft import LoraConfig, inject_adapter_in_model
 
     unet = model.model.diffusion_model
@@ -32,7 +32,7 @@ def inject_adapter(model: nn.Module, config: Mapping[str, Any]) -> None:
         rank, alpha, targets = config["rank"], config["alpha"], list(config["target_modules"])
         if len(config) > 3 or isinstance(config["target_modules"], str):
             raise ValueError
-    except Exception as error:  # OmegaConf's exceptions too
+    except Exception as error:  # including OmegaConf's own exceptions
         raise UserError(
             "config: model.lora needs exactly rank, alpha and a list target_modules: see configs/finetune_lora.yaml"
         ) from error
@@ -65,10 +65,10 @@ def current_adapter(model: nn.Module) -> Adapter:
 
 
 class AdapterCheckpoints(Callback):
-    """Keeps the frozen model out of a run's checkpoints: they hold the factors A and B, and resuming reads the frozen
+    """Keeps the frozen weights out of a run's checkpoints. These contain the factors A and B; resuming reads the frozen
     weights from model.pretrained_model again.
 
-    checkpoint["lora"] is the adapter for inference: the averaged factors if the run keeps an average."""
+    checkpoint["lora"] is the adapter for inference, with averaged factors if the run keeps an average."""
 
     def __init__(self, model: nn.Module):
         model.strict_loading = False
@@ -107,6 +107,6 @@ class AdapterCheckpoints(Callback):
 
 
 def _fingerprint(model: nn.Module) -> float:
-    """The sum of the absolute frozen weights beside the factors, which tells one base model from another."""
+    """The sum of the absolute values of the adapted layers' frozen weights, which differs between base models."""
     weights = [p for name, p in model.named_parameters() if name.endswith(".base_layer.weight")]
     return math.fsum(weight.detach().double().abs().sum().item() for weight in weights)

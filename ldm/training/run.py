@@ -1,4 +1,4 @@
-"""A training run: a config -> data, model, callbacks and Trainer, and the folder that the run writes:
+"""A training run: a config -> data, model, callbacks and Trainer. The run writes a folder:
 
 logs/<date>_<name>/config.yaml        the resolved config
                    checkpoints/       last.ckpt, from which -r resumes; step*.ckpt, the best by validation; with
@@ -59,17 +59,17 @@ def train(
     resume: a checkpoint of an earlier run, to continue from. pretrained: the weights to start from, see initial_model.
     seed: None for the config's lightning.seed. test: if there is a test split, compute its loss at the end.
 
-    Raises UserError, and SystemExit(143) when the run was stopped by a signal, after writing last.ckpt."""
+    Raises UserError, and SystemExit(143) when a signal stops the run; last.ckpt is written before."""
     settings = config["lightning"]
     settings["seed"] = seed = settings["seed"] if seed is None else seed
-    torch.manual_seed(seed)  # of random initial weights; everything else has its own generators
+    torch.manual_seed(seed)  # for random initial weights; everything else has its own generators
     options = trainer_options(config)
     data = instantiate_from_config(config["data"], DataModuleFromConfig)
     data.set_seed(seed)
     model = build_model(config, pretrained, resume is not None)
     validate = model.monitor is not None and "validation" in data.configs
     if validate:
-        data.dataset("validation")  # an unusable one is an error before training, not after
+        data.dataset("validation")  # fail before training if it is unusable
     else:
         options["limit_val_batches"] = 0
     check_strategy(config, model, options)
@@ -120,7 +120,7 @@ def check_strategy(config: DictConfig, model: TrainableModel, options: dict[str,
 def build_callbacks(
     config: DictConfig, folder: Path, model: TrainableModel, last: LastCheckpoint, validate: bool
 ) -> list[Callback]:
-    """validate: keep the best checkpoints, too. Raises UserError."""
+    """validate: also keep the best checkpoints. Raises UserError: unknown keys of lightning.images."""
     settings = config["lightning"]
     try:
         samples = SampleGrid(folder / "images", **settings["images"])
@@ -169,8 +169,8 @@ def build_loggers(folder: Path, wandb: bool) -> list[Logger]:
 def fit(
     trainer: lightning.Trainer, model: TrainableModel, data: DataModuleFromConfig, folder: Path, resume: Path | None
 ) -> None:
-    """Train. Raises SystemExit(143) when the run was stopped by a signal, UserError for an impossible validation."""
-    warnings.filterwarnings("ignore", r".*module\(s\) in eval mode")  # the frozen ones are meant to be
+    """Train. Raises SystemExit(143) when a signal stops the run, UserError: a validation interval that is too long."""
+    warnings.filterwarnings("ignore", r".*module\(s\) in eval mode")  # the frozen modules are so on purpose
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # so that Lightning installs its own handler, which finishes the step
     try:
         trainer.fit(model, datamodule=data, ckpt_path=resume)

@@ -48,17 +48,19 @@ def initial_model(config: DictConfig, pretrained: str | None = None) -> Trainabl
 def latent_diffusion_weights(model: LatentDiffusion, given: StateDict, section: DictConfig) -> StateDict:
     """All weights of a LatentDiffusion, made from those of another model.
 
-    Of a Paint by Example model everything is used. Of Stable Diffusion the autoencoder and the UNet are used, with
-    zeros for the new input channels (Yang et al. 2022, section 3.1); CLIP comes from the hub, or from the folder that
-    the config names as its `version`; the mapper, proj_out and the learned vector keep their random weights, and so
-    does the UNet where `model.prior` is false. given: under the published names; section: the config's `model`."""
+    From a Paint by Example model, all weights are used. From Stable Diffusion, the autoencoder and the UNet are used,
+    with zeros for the new input channels (Yang et al. 2022, section 3.1); CLIP comes from the hub, or from the folder
+    that the config names as its `version`; the mapper, proj_out and the learned vector keep their random weights. If
+    the config's `model.prior` is false, so does the UNet.
+
+    given: under the published names; section: the config's `model`."""
     own = model.state_dict()
     channels = own[FIRST_CONV].shape[1]
     if FIRST_CONV in given and given[FIRST_CONV].ndim == 4 and given[FIRST_CONV].shape[1] < channels:
         given = widen(given, channels)
     if "learnable_vector" not in given:  # Stable Diffusion
         clip = clip_weights(section)
-        required = (UNET, VAE, TOWER) if clip else (UNET, VAE)  # missing ones are an error, never random
+        required = (UNET, VAE, TOWER) if clip else (UNET, VAE)  # never random: load_weights reports missing ones
         given = without_prefixes(own, *required) | with_prefixes(given, UNET, VAE) | clip
     if not hasattr(model.cond_stage_model, "mapper"):  # a model without the bottleneck has no mapper
         given = without_prefixes(given, MAPPER)
@@ -68,12 +70,13 @@ def latent_diffusion_weights(model: LatentDiffusion, given: StateDict, section: 
 
 
 def load_own_weights(model: TrainableModel, given: StateDict, path: str | Path) -> None:
-    """Load the weights of the model's names, ignoring all others. Raises UserError: one is missing or does not fit."""
+    """Load the weights whose names the model has and ignore all others. Raises UserError: one is missing or does not
+    fit."""
     own = model.state_dict()
-    unfit = [name for name in own if name not in given or given[name].shape != own[name].shape]
-    if unfit:
+    missing = [name for name in own if name not in given or given[name].shape != own[name].shape]
+    if missing:
         raise UserError(
-            f"checkpoint {path} lacks this model's {listing(unfit)}: name another with --pretrained_model "
+            f"checkpoint {path} lacks this model's {listing(missing)}: name another with --pretrained_model "
             "(none: random weights)"
         )
     model.load_state_dict({name: given[name] for name in own})
@@ -89,7 +92,7 @@ def without_prefixes(tensors: StateDict, *prefixes: str) -> StateDict:
 
 def clip_weights(section: DictConfig) -> StateDict:
     """CLIP's image tower under the published names: from a file of open_clip's weights, a folder, or the hub and its
-    cache. Empty where the config gives CLIP's size but names no `version`. Raises UserError."""
+    cache. Empty if the config gives CLIP's size but no `version`. Raises UserError."""
     params = section["params"]["cond_stage_config"].get("params") or {}
     if (params.get("vision_config") or params.get("resnet")) and "version" not in params:
         return {}
@@ -110,7 +113,7 @@ def clip_weights(section: DictConfig) -> StateDict:
         tower, info = CLIPVisionModel.from_pretrained(version, output_loading_info=True)
         if absent := [*info["missing_keys"], *info["mismatched_keys"]]:
             raise ValueError(f"{len(absent)} weights of its config are missing or of another shape")
-    except Exception as error:  # the hub's client passes on the exceptions of its HTTP library
+    except Exception as error:  # the hub's client also raises exceptions of its HTTP library
         reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise UserError(
             f"CLIP {version} cannot be loaded from there or from the hub ({reason}): connect to the hub, or start "

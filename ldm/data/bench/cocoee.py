@@ -1,4 +1,4 @@
-"""COCOImageDataset: the COCOEE benchmark: photos, each with a region and a reference of what to paint there.
+"""COCOImageDataset, the COCOEE benchmark: photos, each with a region and a reference that shows what to paint there.
 
     <test_bench_dir>/GT_3500/<id>_GT.png
                      Mask_bbox_3500/<id>_mask.png      255 = edit
@@ -39,20 +39,21 @@ def result_path(results: Path, name: str) -> Path:
     return results / f"{name}.png"
 
 
-def raise_on_problems(problems: dict[str, str], count: int, what: str, cure: str) -> None:
+def raise_on_problems(problems: dict[str, str], count: int, action: str, cure: str) -> None:
     """Raise UserError if there are any problems; it names the first three.
 
-    problems: id -> message; count: of all cases; what: cannot be done with them; cure: what the user can do."""
+    problems: id -> message; count: of all cases; action: what is impossible for the others, such as "be scored"; cure:
+    what the user can do."""
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-        few = "; ".join(list(problems.values())[:3])
-        raise UserError(f"{len(problems)} of {count} cases cannot {what} ({few}{more}): {cure}")
+        examples = "; ".join(list(problems.values())[:3])
+        raise UserError(f"{len(problems)} of {count} cases cannot {action} ({examples}{more}): {cure}")
 
 
 class COCOImageDataset(Dataset):
     """`dataset[i]` -> id, GT (3,H,W), inpaint_image, inpaint_mask (1,H,W), ref_imgs (3,224,224).
 
-    The cases are those of id_list.npy, or, where there is none, of GT_3500's files, sorted.
+    The cases are those in id_list.npy; without that file, each file in GT_3500 is a case, sorted by id.
     Raises UserError: no such folder, no case in it; when indexed: a file missing or damaged."""
 
     def __init__(self, test_bench_dir: str = "test_bench"):
@@ -82,7 +83,7 @@ class COCOImageDataset(Dataset):
         return digest.hexdigest()
 
     def problems(self) -> dict[str, str]:
-        """Id -> message, for the cases of which a file is missing or has a damaged header."""
+        """Id -> message, for each case with a missing file or a damaged header."""
         found = {}
         for name in self.ids:
             try:
@@ -129,6 +130,6 @@ def _read_ids(path: Path) -> list[str]:
             raise ValueError(f"{wrong[0]!r} is not an id")
         if len(set(ids)) < len(ids):
             raise ValueError("an id occurs twice")
-    except Exception as error:  # zip, numpy and Python each have their own
+    except Exception as error:  # numpy and zipfile raise errors of many types
         raise UserError(f"{path} cannot be read ({error}): remove it to use all cases in the folders") from error
     return ids

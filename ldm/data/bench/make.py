@@ -1,7 +1,7 @@
-"""One's own pictures -> a benchmark laid out like COCOEE.
+"""Pictures of one's own -> a benchmark laid out like COCOEE.
 
-    Instances            the labelled boxes of a prepared split; draft(i, seed) -> which boxes of a picture can be
-                         edited with which references
+    Instances            the labelled boxes of a prepared split; draft(i, seed) -> the boxes of a picture that can be
+                         edited, each with its possible references
     make_bench(...)      Instances -> <outdir>/GT_3500, Mask_bbox_3500, Ref_3500, id_list.npy and cases.csv
 
 The result depends on the arguments alone, not on the number of processes.
@@ -32,9 +32,10 @@ from ldm.images import PictureFile
 from ldm.util import UserError, require
 
 BATCH = 1000  # cases drafted at a time
-MAX_REFERENCES = 10  # drawn for a box; the next one is used where one cannot be read
+MAX_REFERENCES = 10  # drawn for a box; the first one that can be read is used
 CASE_COLUMNS = ("id", "source", "box", "label", "reference", "reference_box")  # the columns of cases.csv
 
+# reasons why a picture has no case
 UNLABELLED = "pictures without a labelled box"
 LONG = "pictures whose labelled boxes are longer than their shorter side"
 ALONE = "pictures whose labels are on no other picture"
@@ -97,7 +98,7 @@ class Instances:
     """The labelled boxes of a split, clipped to their picture. len: pictures in the index.
 
     boxes (n,4) and labels (n,) are in the order of the pictures; ends: where each picture's boxes end; by_label: label
-    -> positions of its boxes."""
+    -> positions of the boxes with it."""
 
     def __init__(self, dataset_dir: Path, split: str):
         """Raises UserError: no index, a damaged one, no labels in it."""
@@ -146,7 +147,7 @@ class Instances:
 
     def draft(self, picture: int, seed: int) -> list[tuple[Instance, list[Instance]]] | str:
         """The boxes of a picture that fit a square of it, in random order, each with up to MAX_REFERENCES instances of
-        the same label on other pictures, all equally likely. Without any: one of the reasons above."""
+        the same label on other pictures, all equally likely. If it has no such box: one of the reasons above."""
         first, end = int(self.ends[picture - 1]) if picture else 0, int(self.ends[picture])
         if first == end:
             return UNLABELLED
@@ -172,8 +173,8 @@ class Instances:
 
 @dataclass
 class Summary:
-    """What make_bench did. cases: how many it wrote; left_out: reason -> how many pictures have no case because of it;
-    unreadable: messages about unreadable files, as the keys of an ordered set."""
+    """What make_bench did. cases: their number; left_out: reason -> number of pictures without a case for that reason;
+    unreadable: messages about unreadable files, the keys of a dict, which keeps them in order and drops repetitions."""
 
     cases: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
@@ -181,7 +182,7 @@ class Summary:
 
 
 def make_bench(instances: Instances, root: Path, outdir: Path, count: int, size: int, seed: int) -> Summary:
-    """Write up to `count` cases, one per picture, size x size; all of them, or nothing if it fails.
+    """Write up to `count` cases, one per picture, size x size. If it fails, nothing is written.
 
     root: the folder that the index's paths start from. Raises UserError: outdir has cases already, no case can be made,
     the disk is full."""
@@ -235,7 +236,7 @@ def _drafts(instances: Instances, seed: int, left_out: Counter[str]) -> Iterator
 def _make_case(draft: Draft, root: Path, bench: Path, size: int) -> tuple[tuple[Instance, Instance] | None, list[str]]:
     """Write the three files of the first choice whose pictures can be read, under the draft's number.
 
-    -> the object and its reference, or None if there are none; messages about unreadable files."""
+    -> the object and its reference, or None if no pair of pictures can be read; messages about unreadable files."""
     problems = []
     try:
         pixels = draft.choices[0][0].pixels(root)

@@ -16,7 +16,7 @@ from ldm.data.processes import worker_pool
 from ldm.images import PictureFile, pictures_below, size_in_header
 from ldm.util import UserError
 
-PICTURES_PER_TASK = 4  # that a process takes at a time
+PICTURES_PER_TASK = 4  # for a process at a time
 
 
 def central_square(size: tuple[int, int]) -> Box:
@@ -33,7 +33,7 @@ def cut(pixels: np.ndarray, box: Box) -> Image.Image:
 
 
 def cut_square(pixels: np.ndarray, square: Box, size: int) -> Image.Image:
-    """(H,W,3) uint8 -> the square, size x size. Cut before resizing, so that no pixel from outside gets in."""
+    """(H,W,3) uint8 -> the square, size x size. It is cut before it is resized, so no pixel from outside gets in."""
     return cut(pixels, square).resize((size, size), Image.Resampling.LANCZOS)
 
 

@@ -1,9 +1,10 @@
 """Boxes from annotation files -> the index that training reads (ldm/data/index.py).
 
-    formats.py       annotation files -> Boxes: one row per box, and the problems found
-    prepare(...)     + the sizes in the pictures' headers -> checked and filtered, one row per picture
-    hold_out(...)    -> train and validation
-    write_index(...) -> bbox/<split>.parquet;  write_txt(...) -> the published bbox/<folder>/<id>.txt
+    formats.py, open_images.py    annotation files -> Boxes: one row per box, and the problems found
+    prepare(...)                  + the sizes in the pictures' headers -> checked and filtered, one row per picture
+    hold_out(...)                 -> train and validation
+    write_index(...)              -> bbox/<split>.parquet
+    write_txt(...)                -> the published bbox/<folder>/<id>.txt
 
 Tables are polars'. Of the pictures only the headers are read. No problem is ignored: each is counted by kind, with the
 name of the file, in a Problems.
@@ -41,8 +42,8 @@ EDGES = ("x0", "y0", "x1", "y1")
 
 
 class Problems:
-    """What was left out or corrected. names: kind of problem -> names of the files or boxes that have it; filtered: how
-    many boxes are correct, but smaller or larger than asked for."""
+    """What was left out or corrected. names: kind of problem -> names of the files or boxes that have it; filtered: the
+    number of boxes that are correct but smaller or larger than asked for."""
 
     def __init__(self) -> None:
         self.names: dict[str, list[str]] = {}
@@ -67,13 +68,18 @@ def is_text(name: str) -> bool:
     return not any("\ud800" <= c <= "\udfff" for c in name)
 
 
+def reason_of(error: Exception) -> str:
+    """The error's type and message in one short line."""
+    return f"{type(error).__name__}: {error}".split("\n")[0][:120]
+
+
 @dataclass
 class Boxes:
     """The content of annotation files.
 
     paths: of the pictures. table: one row per box: picture (its position in paths), x0, y0, x1, y1, label. fractions:
-    edges are fractions (0 to 1) of the picture's sides instead of pixels. annotated: path -> (width, height), where the
-    files give it."""
+    edges are fractions (0 to 1) of the picture's sides instead of pixels. annotated: path -> (width, height), for
+    pictures whose size the files give."""
 
     paths: pl.Series
     table: pl.DataFrame
@@ -107,7 +113,7 @@ def prepare(boxes: Boxes, root: Path, min_area: float = MIN_AREA, max_area: floa
     Keeps the boxes that cover min_area to max_area of their picture, both included, and clips them to the picture. Adds
     what it leaves out to boxes.problems. root: the folder that relative paths start from."""
     table = boxes.table
-    if boxes.fractions:  # filter first: the pictures of the boxes left out need not be opened
+    if boxes.fractions:  # filter first, since pictures without a remaining box need not be opened
         table = _check_and_filter(boxes, table, EDGES, min_area, max_area)
     sizes = _read_sizes(boxes, table["picture"].unique().sort(), root)
     table = table.join(sizes, on="picture", maintain_order="left")
@@ -238,6 +244,7 @@ def write_txt(index: pl.DataFrame, root: Path, split: str) -> None:
 
 
 def _write_txt(task: tuple[Path, list[str], list[int], np.ndarray]) -> list[str]:
+    """Write files with these names and counts of boxes to a folder. boxes (n,4): of all files. -> the names."""
     folder, names, counts, boxes = task
     rows = iter(boxes.tolist())
     for name, count in zip(names, counts, strict=True):
@@ -262,14 +269,14 @@ def in_chunks(items: list[Item]) -> Iterator[list[Item]]:
 
 
 def chunked_map(
-    function: Callable[[Item], list[Result]], chunks: Iterable[Item], total: int, what: str
+    function: Callable[[Item], list[Result]], chunks: Iterable[Item], total: int, kind: str
 ) -> Iterator[Result]:
     """The items of function(chunk) of every chunk, in order, with a progress bar; on all cores if there are many.
 
-    total: number of items in all chunks; what: they are, for the progress bar and messages."""
+    total: number of items in all chunks; kind: of the items, in the plural, for the progress bar and messages."""
     with ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=total, desc=what, unit="file", disable=total < CHUNK))
-        parallel_map = stack.enter_context(worker_pool(what)) if total > CHUNK else map
+        bar = stack.enter_context(tqdm(total=total, desc=kind, unit="file", disable=total < CHUNK))
+        parallel_map = stack.enter_context(worker_pool(kind)) if total > CHUNK else map
         for items in parallel_map(function, chunks):
             yield from items
             bar.update(len(items))

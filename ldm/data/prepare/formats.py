@@ -1,7 +1,7 @@
-"""Annotation files -> Boxes.
+"""Annotation files of pictures of one's own -> Boxes: READERS[format](images, annotations).
 
-read_open_images(dataset_dir, split)      the published layout
-READERS[format](images, annotations)      coco, yolo, voc, csv, masks
+images: the folder of the pictures. annotations: a file (coco, csv) or a folder (yolo, voc, masks). OpenImages has its
+own layout, see open_images.py.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 
-from ldm.data.index import split_folders
-from ldm.data.prepare.annotations import EDGES, NO_TEXT, Boxes, Problems, chunked_map, in_chunks, is_text
+from ldm.data.prepare.annotations import EDGES, Boxes, Problems, chunked_map, in_chunks, reason_of
 from ldm.images import EXTENSIONS, open_picture, upright_mask, upright_size
 from ldm.util import UserError
 
@@ -29,80 +27,6 @@ CSV_NAMES = {  # column -> accepted names; without a header row the columns are 
     "y1": ("y1", "ymax", "y_max", "bottom"),
     "label": ("label", "class", "name", "category"),
 }
-OPEN_IMAGES = {  # split -> its annotation file
-    "train": "oidv6-train-annotations-bbox.csv",
-    "validation": "validation-annotations-bbox.csv",
-    "test": "test-annotations-bbox.csv",
-}
-
-
-def read_open_images(dataset_dir: Path, split: str) -> Boxes:
-    """The published layout: annotations/<csv of the split>, images/{train_0 ... train_f,validation,test}/<id>.jpg.
-
-    Reads the CSV once: that of training has 14.6 million rows. Raises UserError: it is missing or damaged."""
-    columns = {"ImageID": pl.String, "LabelName": pl.String}
-    columns |= dict.fromkeys(("XMin", "YMin", "XMax", "YMax"), pl.Float64)
-    table = _open_images_csv(dataset_dir / "annotations" / OPEN_IMAGES[split], columns)
-    nameless = table["ImageID"].is_null()
-    table = table.filter(~nameless) if nameless.any() else table
-    problems = Problems()
-    problems.add("rows without an ImageID", ["annotations"] * int(nameless.sum()))
-    pictures = pl.concat(
-        pl.DataFrame({"path": _names(folder, problems)}, schema={"path": pl.String})
-        .sort("path")
-        .select(
-            pl.col("path").str.replace(r"\.[^.]*$", "").alias("ImageID"),
-            pl.format("images/{}/{}", pl.lit(folder.name), "path").alias("path"),
-        )
-        for folder in split_folders(dataset_dir / "images", split)
-    )
-    pictures = pictures.filter(pl.col("path").str.extract(r"(\.[^.]*)$").str.to_lowercase().is_in(EXTENSIONS))
-    once = pictures.unique("ImageID", keep="first", maintain_order=True)
-    problems.add("pictures of the same name as another", pictures.join(once, on="path", how="anti")["path"])
-    pictures = once.with_row_index("picture")
-    # Rows of one picture follow each other: one look-up per run of rows takes a tenth of the time.
-    run = table["ImageID"].rle_id()
-    runs = pl.DataFrame({"ImageID": table["ImageID"].filter(run.diff().fill_null(1) > 0)})
-    problems.add("pictures without an annotation", pictures.join(runs, on="ImageID", how="anti")["path"])
-    problems.add(
-        "annotated pictures without a file", runs.unique().join(pictures, on="ImageID", how="anti")["ImageID"].sort()
-    )
-    runs = runs.join(pictures, on="ImageID", how="left", maintain_order="left")
-    table = table.select(
-        runs["picture"].gather(run),
-        pl.col("XMin").alias("x0"),
-        pl.col("YMin").alias("y0"),
-        pl.col("XMax").alias("x1"),
-        pl.col("YMax").alias("y1"),
-        pl.col("LabelName").replace(_class_names(dataset_dir)).alias("label"),
-    )
-    return Boxes(pictures["path"], table.drop_nulls("picture"), True, problems)
-
-
-def _names(folder: Path, problems: Problems) -> list[str]:
-    names = os.listdir(folder)
-    wrong = [name for name in names if not is_text(name)]
-    problems.add(NO_TEXT, wrong)
-    return [name for name in names if name not in wrong] if wrong else names
-
-
-def _class_names(dataset_dir: Path) -> dict[str, str]:
-    """/m/... -> name of the class, from class-descriptions-boxable.csv; empty if there is no such file."""
-    path = dataset_dir / "annotations" / "class-descriptions-boxable.csv"
-    if not path.is_file():
-        return {}
-    with open(path, newline="", errors="replace") as file:
-        return {row[0]: row[1] for row in csv.reader(file) if len(row) > 1}
-
-
-def _open_images_csv(path: Path, columns: dict[str, type[pl.DataType]]) -> pl.DataFrame:
-    """These columns of a CSV with a header; text in a column of numbers becomes null."""
-    try:
-        return pl.read_csv(path, columns=list(columns), schema_overrides=columns, ignore_errors=True, glob=False)
-    except FileNotFoundError as error:
-        raise UserError(f"annotations {path} do not exist: see dataset/README.md for the layout") from error
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"annotations {path} cannot be read ({_brief(error)}): download them again") from error
 
 
 def read_coco(images: Path, annotations: Path) -> Boxes:
@@ -134,7 +58,7 @@ def read_coco(images: Path, annotations: Path) -> Boxes:
         raise UserError(f"annotations {annotations} cannot be read ({error.strerror}): name a JSON file") from error
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise UserError(
-            f"annotations {annotations} are not COCO's instances ({_brief(error)}): name a JSON file of instances"
+            f"annotations {annotations} are not COCO's instances ({reason_of(error)}): name a JSON file of instances"
         ) from error
     _add_unannotated(images, set(pictures.values()), problems)
     return Boxes.from_rows(rows, False, problems, annotated)
@@ -176,7 +100,7 @@ def read_voc(images: Path, annotations: Path) -> Boxes:
         try:
             things = list(ET.parse(file).getroot().iter("object"))
         except (ET.ParseError, ValueError, LookupError, OSError) as error:
-            problems.add("files that cannot be read", [f"{file}: {_brief(error)}"])
+            problems.add("files that cannot be read", [f"{file}: {reason_of(error)}"])
             continue
         for thing in things:
             try:
@@ -199,7 +123,7 @@ def read_csv(images: Path, annotations: Path) -> Boxes:
             file.seek(0)
             lines = list(csv.reader(file, delimiter=";" if ";" in first and "," not in first else ","))
     except (OSError, csv.Error) as error:
-        raise UserError(f"annotations {annotations} cannot be read ({_brief(error)}): name a CSV file") from error
+        raise UserError(f"annotations {annotations} cannot be read ({reason_of(error)}): name a CSV file") from error
     columns = dict(zip(CSV_NAMES, range(6), strict=True))
     if lines and len(lines[0]) > 1 and not any(map(_is_number, lines[0])):
         columns = _csv_columns(lines.pop(0), annotations)
@@ -276,20 +200,6 @@ def _mask_boxes(pairs: list[tuple[str, Path]]) -> list[tuple[float, float, float
     return boxes
 
 
-READERS: dict[str, Callable[[Path, Path], Boxes]] = {
-    "coco": read_coco,
-    "yolo": read_yolo,
-    "voc": read_voc,
-    "csv": read_csv,
-    "masks": read_masks,
-}
-
-
-def _brief(error: Exception) -> str:
-    """The error's type and message in one short line."""
-    return f"{type(error).__name__}: {error}".split("\n")[0][:120]
-
-
 def _by_name(folder: Path, kinds: set[str], problems: Problems) -> dict[Path, Path]:
     """Path in the folder without its extension -> file. Of several files with the same name the last is used, and the
     repetition added to `problems`."""
@@ -317,3 +227,12 @@ def _pair_by_name(
     problems.add("pictures without an annotation", (str(pictures[key]) for key in pictures if key not in files))
     problems.add("annotations without a picture", (str(files[key]) for key in files if key not in pictures))
     return ((str(pictures[key]), files[key]) for key in pictures if key in files)
+
+
+READERS: dict[str, Callable[[Path, Path], Boxes]] = {
+    "coco": read_coco,
+    "yolo": read_yolo,
+    "voc": read_voc,
+    "csv": read_csv,
+    "masks": read_masks,
+}
