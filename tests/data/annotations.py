@@ -1,4 +1,4 @@
-"""Pictures and annotations that the tests of scripts/read_bbox.py make, and what it wrote."""
+"""Pictures and annotations for the tests of scripts/read_bbox.py, and readers of the files that it writes."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ CSV = {split: f"{name}-annotations-bbox.csv" for split, name in zip(SPLITS, ("oi
 
 
 def picture(path, size, orientation=None):
-    """A black picture that is `size` once upright."""
+    """Writes a black picture whose upright size is `size`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.new("RGB", size[::-1] if orientation == 6 else size)
     if orientation:
@@ -24,7 +24,7 @@ def picture(path, size, orientation=None):
 
 
 def open_images(root, rows, split="test"):
-    """annotations/<csv of the split> of rows (id, label, x0, y0, x1, y1)."""
+    """Writes annotations/<csv of the split>. rows: (id, label, x0, y0, x1, y1)."""
     (root / "annotations").mkdir(parents=True, exist_ok=True)
     with open(root / "annotations" / CSV[split], "w", newline="") as file:
         writer = csv.writer(file)
@@ -67,7 +67,7 @@ def own(kind, dataset_dir, images, annotations):
 
 
 def annotate(kind, folder):
-    """Writes OWN's boxes in a format -> what --annotations names."""
+    """Writes OWN's boxes in a format -> the path for --annotations."""
     folder.mkdir(parents=True)
     if kind == "coco":
         images, annotations = [], []

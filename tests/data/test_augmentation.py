@@ -1,4 +1,4 @@
-"""The reference's augmentation: the published recipe to the bit, pipelines from files, and what importing it does."""
+"""The reference's augmentation: the published recipe to the bit, pipelines from files, and effects of the import."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def picture():
 
 
 def published(picture, rng):
-    """The recipe of Yang et al. 2022 restated in OpenCV's words."""
+    """The recipe of Yang et al. 2022, written again with OpenCV alone."""
     flip, rotate, blur, elastic = rng.random(4) < (0.5, 0.5, 0.3, 0.3)
     angle, side, shifts = rng.uniform(-20, 20), int(rng.choice((3, 5, 7))), rng.uniform(-50, 50, (3, 2))
     mirrored = {"flags": cv2.INTER_LINEAR, "borderMode": cv2.BORDER_REFLECT_101}
@@ -63,7 +63,7 @@ def published(picture, rng):
 
 @pytest.mark.parametrize("setting", [True, str(PUBLISHED)], ids=["default", "file"])
 def test_the_published_recipe_to_the_bit(picture, setting):
-    """Pictures and draws, so that a training's losses are what they have always been."""
+    """Pictures and draws are equal, so that training losses stay what they were."""
     augment = load_augmentation(setting)
     for seed in range(400):
         ours, theirs = np.random.default_rng(seed), np.random.default_rng(seed)
@@ -76,7 +76,8 @@ def test_the_published_file_describes_the_default():
 
 
 def test_what_is_drawn_does_not_depend_on_what_is_applied(picture):
-    """A rotation by 0 degrees draws its angle and changes nothing: applied or not, all that follows is the same."""
+    """A rotation by 0 degrees draws its angle and changes nothing; whether it is applied must not affect later
+    draws."""
     outcomes = []
     for p in (0, 1):
         rng = np.random.default_rng(5)
@@ -112,7 +113,7 @@ def test_shared_random_is_a_random():
 
 
 def everyday_pipeline():
-    """What somebody would write: nested, drawing from Python's generator and from NumPy's."""
+    """A pipeline such as a user writes: nested, with draws from Python's generator and from NumPy's."""
     return A.Compose(
         [
             A.RandomResizedCrop(size=(224, 224), scale=(0.6, 1.0), p=1.0),
@@ -165,7 +166,7 @@ def test_a_single_transform_is_a_pipeline_too(tmp_path, picture):
 
 
 def test_files_that_albumentations_wrote_are_accepted(tmp_path, recwarn):
-    """Those of these two hold arguments of the base class that they do not take themselves."""
+    """The files of these two transforms hold arguments of the base class that the transforms do not take."""
     A.save(A.Compose([A.SafeRotate(p=1.0), A.RGBShift(p=0.5)]), tmp_path / "a.json")
     assert load_augmentation(str(tmp_path / "a.json"))
     assert not [w for w in recwarn if "valid" in str(w.message)]
@@ -244,7 +245,7 @@ def test_a_setting_without_meaning(setting):
 
 
 def test_a_picture_that_comes_out_wrong_later_is_not_hidden(photos, picture):
-    """An error of the pipeline is not an unusable picture, in whose place another one is taken."""
+    """An error of the pipeline must stop training, unlike an unusable picture, which is replaced."""
     dataset = OpenImageDataset("train", photos, image_size=32)
     object.__setattr__(dataset.recipe, "augment", augmentation.Augmentation(A.Resize(10, 10, p=1.0)))
     with pytest.raises(ValueError, match="has to keep both"):
@@ -274,7 +275,7 @@ assert not opened, opened
 
 
 def test_without_albumentations(monkeypatch):
-    """Sampling without augmentation works, with it the cure is named."""
+    """Samples without augmentation need no albumentations; with augmentation, the message names the cure."""
     monkeypatch.setitem(sys.modules, "albumentations", None)
     monkeypatch.delitem(sys.modules, "ldm.data.augmentation")
     monkeypatch.delattr("ldm.data.augmentation")

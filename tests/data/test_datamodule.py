@@ -1,4 +1,4 @@
-"""Loaders for training: who gets which samples, from single files and from shards."""
+"""Loaders for training: the samples of each process and worker, from single files and from shards."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ COUNT = 46
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """46 small pictures, one colour each: its red channel tells which it is."""
+    """46 small pictures of one colour each; the red channel is the picture's number."""
     root = tmp_path_factory.mktemp("photos")
     rows = []
     for split, count in (("train", COUNT), ("validation", 7)):
@@ -57,7 +57,7 @@ def module(root, name="ldm.data.open-images.OpenImageDataset", **params):
 
 
 class Trainer:
-    """As far as loaders ask: who this process is, and how many batches it has seen."""
+    """A trainer as loaders need it: the rank of this process, and the number of batches that it has seen."""
 
     def __init__(self, rank, world, seen=0):
         self.global_rank, self.world_size, self.num_devices = rank, world, world
@@ -67,7 +67,7 @@ class Trainer:
 
 
 def count_batches(root):
-    """In two processes, with Lightning as it comes: what is divided already is not divided again."""
+    """In two processes under Lightning, which must not divide the samples a second time."""
     import pytorch_lightning as lightning
 
     class Count(lightning.LightningModule):
@@ -143,7 +143,7 @@ def test_loaders(photos):
 
 @pytest.mark.parametrize("seen", [3, 11, 17])
 def test_a_loader_begins_where_the_run_stopped(photos, seen):
-    """11 batches an epoch: after `seen` come those that would have come."""
+    """An epoch has 11 batches. After `seen` batches, the loader gives those that an uninterrupted run would get."""
     whole, resumed = (module(photos) for _ in range(2))
     whole.trainer, resumed.trainer = Trainer(0, 1), Trainer(0, 1, seen)
     loader = whole.train_dataloader()
@@ -163,7 +163,7 @@ def test_a_loader_begins_where_the_run_stopped(photos, seen):
 
 @pytest.mark.integration
 def test_lightning_drives_the_loaders(photos):
-    """Each epoch another order and other augmentations; every validation the same."""
+    """Order and augmentation differ from epoch to epoch; validation always has the same samples."""
     import pytorch_lightning as lightning
 
     seen = {"train": [], "validation": []}
@@ -311,7 +311,7 @@ def test_too_few_shards_are_an_error(shards):
 
 @pytest.mark.integration
 def test_packing_goes_on_after_a_kill(photos, tmp_path):
-    """Killed while it writes: the shards that are there are whole, and the next run writes the others."""
+    """After a kill while writing, the finished shards are complete, and the next run writes the others."""
     (tmp_path / "bbox").symlink_to(photos / "bbox")
     (tmp_path / "images").symlink_to(photos / "images")
     code = (

@@ -1,4 +1,4 @@
-"""OpenImageDataset and its index: what they promise, and damaged data."""
+"""OpenImageDataset and its index, with good and with damaged data."""
 
 import logging
 import multiprocessing
@@ -96,7 +96,7 @@ def test_a_changed_index_is_noticed(photos):
 
 
 def break_some(root):
-    """Of the first three pictures one is cut off, one is gone, one is no picture; the fourth has no box in it."""
+    """Makes four pictures unusable: a truncated file, a missing one, one that is not a picture, a box outside."""
     pictures = [root / f"images/train_0/0{i}.jpg" for i in range(3)]
     pictures[0].write_bytes(pictures[0].read_bytes()[:1500])
     pictures[1].unlink()

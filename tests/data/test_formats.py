@@ -51,7 +51,7 @@ def test_every_format_gives_the_same_boxes(kind, photos, tmp_path, script):
 
 
 def test_relative_folders(photos, tmp_path, script, monkeypatch):
-    """What the index calls relative is so to the dataset folder, wherever the script was started."""
+    """Paths in the index are relative to the dataset folder, not to the folder where the script was started."""
     annotate("voc", tmp_path / "data" / "xml")
     monkeypatch.chdir(photos.parent.parent)
     code, _, _ = script("read_bbox", *own("voc", "data", "data/photos", "data/xml"), "--split", "test")
@@ -180,7 +180,7 @@ SOME_BAD = [  # format, annotations of which one box of a.jpg can be used, what 
 
 @pytest.mark.parametrize("number", range(len(SOME_BAD)))
 def test_annotations_of_which_some_are_bad(number, two, tmp_path, script):
-    """What is bad is listed, and the rest is used; or one sentence names the file."""
+    """Bad entries are listed and the others used, or one sentence names the file."""
     kind, content, name = SOME_BAD[number]
     annotations = tmp_path / "annotations"
     if kind in ("coco", "csv"):
@@ -216,7 +216,7 @@ def test_a_coco_picture_without_a_name(image, annotation, two, tmp_path, script)
 
 @pytest.mark.parametrize("where", ["file_name", "label"])
 def test_lone_surrogates(where, two, tmp_path, script):
-    """JSON can spell what no file of UTF-8 can hold."""
+    """JSON can spell characters that UTF-8 cannot encode."""
     images = [IMAGES[0], {"id": 2, "file_name": "\ud800.jpg"}] if where == "file_name" else IMAGES
     annotations = [BOX | {"category_id": 1}, BOX | {"image_id": images[1]["id"]}]
     put(tmp_path / "a.json", coco(images, annotations, categories=[{"id": 1, "name": "\ud800"}] * (where == "label")))

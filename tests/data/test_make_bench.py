@@ -1,6 +1,6 @@
 """Squares for FID and benchmarks of one's own pictures: scripts/create_square_gt_for_fid.py and make_test_bench.py.
 
-The pictures' colours say where a pixel is from: red is x, green is y, blue is the picture's number."""
+Colours show where a pixel comes from: red is x, green is y, blue is the picture's number."""
 
 import csv
 import os
@@ -68,7 +68,7 @@ def test_squares_are_the_middle_of_each_picture(tmp_path, script):
 
 
 def test_squares_are_resized_from_the_square_alone(tmp_path, script):
-    """Red left and right of a blue square: none of it shows, whatever the size."""
+    """Red surrounds a blue square on the left and right and must not show at any size."""
     pixels = np.full((50, 150, 3), (0, 0, 200), np.uint8)
     pixels[:, :50] = pixels[:, 100:] = (255, 0, 0)
     save(pixels, tmp_path / "photos/a.png")
@@ -196,7 +196,7 @@ SIZES = [(100, SIDE), (SIDE, 100), (SIDE, SIDE)]
 
 
 class Data:
-    """A prepared data set: number -> size, and its boxes (x0, y0, x1, y1, label)."""
+    """A prepared data set: picture number -> its size and boxes (x0, y0, x1, y1, label)."""
 
     def __init__(self, root, script):
         self.root, self.script, self.sizes, self.boxes = root, script, {}, {}
@@ -222,7 +222,7 @@ class Data:
 
 @pytest.fixture
 def data(tmp_path, script):
-    """24 pictures, each with a cat at a place of its own, some with a dog or a hat too."""
+    """24 pictures, each with a cat at a different place, some also with a dog or a hat."""
     data, rng = Data(tmp_path / "data", script), np.random.default_rng(1)
     for number in range(24):
         width, height = size = SIZES[number % 3]
@@ -288,7 +288,7 @@ def test_cases_are_cut_from_the_boxes(data, tmp_path):
 
 
 def test_the_dataset_reads_it_and_the_mask_lies_on_the_object(tmp_path, script):
-    """A white object on black in pictures larger than the benchmark's: what is masked is what is white."""
+    """White objects on black in pictures larger than the benchmark's: the mask covers the white pixels."""
     data, rng = Data(tmp_path / "data", script), np.random.default_rng(2)
     for number in range(4):
         width, height = size = (240, 160) if number % 2 else (160, 240)
@@ -326,7 +326,7 @@ def test_the_same_seed_makes_the_same_files(data, tmp_path, monkeypatch):
 
 
 def test_all_instances_are_drawn(data):
-    """Of a box's references none is on its own picture, none comes twice, and over the seeds each comes as often."""
+    """A box's references are distinct and on other pictures; over many seeds each occurs equally often."""
     instances, times = module.Instances(data.root, "validation"), {}
     for seed in range(300):
         for instance, references in instances.draft(5, seed):

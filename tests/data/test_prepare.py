@@ -1,4 +1,4 @@
-"""scripts/read_bbox.py: the published layout, problems, splits, and what a second run keeps."""
+"""scripts/read_bbox.py: the published layout, problems, splits, and a second run."""
 
 import csv
 import shutil
@@ -11,7 +11,7 @@ from ldm.data.index import SPLITS, BoxIndex
 from tests.data.annotations import PUBLISHED, listed, numbers, open_images, own, picture, table, txt
 
 
-def kept(least, most):
+def expected_txt(least, most):
     """The txt files, from the golden file's annotations, by the published rule."""
     sizes = {Path(name).stem: (Path(name).parent, size) for name, size in PUBLISHED["image_sizes_wh"].items()}
     files = {}
@@ -27,7 +27,7 @@ def kept(least, most):
 
 
 def test_txt_files_equal_the_published_ones(published, script):
-    assert kept(0.02, 0.8) == PUBLISHED["written"]
+    assert expected_txt(0.02, 0.8) == PUBLISHED["written"]
     for _ in range(2):
         code, out, _ = script("read_bbox", "--dataset_dir", published)
         assert code == 0 and txt(published) == PUBLISHED["written"]
@@ -38,16 +38,16 @@ def test_txt_files_equal_the_published_ones(published, script):
 def test_other_areas_leave_nothing_of_an_earlier_run(published, script):
     script("read_bbox", "--dataset_dir", published)
     code, _, _ = script("read_bbox", "--dataset_dir", published, "--min_area", 0.2, "--max_area", 0.5)
-    expected = kept(0.2, 0.5)
+    expected = expected_txt(0.2, 0.5)
     assert code == 0 and 0 < len(expected) < len(PUBLISHED["written"])
     assert txt(published) == expected
 
 
 def test_a_split_left_without_a_box_loses_its_index(published, script):
     script("read_bbox", "--dataset_dir", published)
-    assert {Path(name).parts[0] for name in kept(0.5, 0.8)} == {"train_0"}
+    assert {Path(name).parts[0] for name in expected_txt(0.5, 0.8)} == {"train_0"}
     code, _, _ = script("read_bbox", "--dataset_dir", published, "--min_area", 0.5)
-    assert code == 0 and txt(published) == kept(0.5, 0.8)
+    assert code == 0 and txt(published) == expected_txt(0.5, 0.8)
     assert [path.name for path in (published / "bbox").glob("*.parquet")] == ["train.parquet"]
 
 
@@ -128,7 +128,7 @@ def wrong_pictures(folder):
 
 
 def check_wrong(root, out, split, problems):
-    """The problems are counted and listed, and the other boxes are there."""
+    """Asserts that the problems are counted and listed, and that the other boxes are in the index."""
     found = listed(root)
     assert (
         len(found) == len(problems)
@@ -294,7 +294,7 @@ def test_two_pictures_of_one_name_are_told(tmp_path, script):
 
 
 def test_what_is_held_out_stays_so(tmp_path, script):
-    """In any order, and with more pictures, those that were held out are among those that are."""
+    """In another order and with more pictures, the pictures held out before are held out again."""
     for i in range(30):
         picture(tmp_path / f"photos/{i:02}.jpg", (100, 80))
     held = []

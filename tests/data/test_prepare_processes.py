@@ -21,7 +21,8 @@ def dies_of_sigterm(chunk):
 
 
 def test_helper_processes_die_of_sigterm():
-    """At once, and not when Python next runs a handler: one that waits for a lock would never, and its parent hang."""
+    """SIGTERM ends them at once. A Python handler would not run while a process waits for a lock, and its parent would
+    hang."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as every script does
     try:
         assert all(chunked_map(dies_of_sigterm, [[i] for i in range(8)], CHUNK + 1, "items"))
@@ -39,8 +40,8 @@ def started(root):
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def ended(process):
-    """-> its exit code. A run that hangs fails here."""
+def exit_code(process):
+    """The exit code of a run. A run that hangs fails here."""
     try:
         return process.wait(timeout=30)
     finally:
@@ -49,7 +50,7 @@ def ended(process):
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """A data set of many pictures, and what an undisturbed run makes of it."""
+    """A data set of many pictures, and the files that an undisturbed run writes for it."""
     root = tmp_path_factory.mktemp("many") / "data"
     picture(root / "images" / "train_0" / "00000.jpg", (40, 30))
     data = (root / "images" / "train_0" / "00000.jpg").read_bytes()
@@ -59,19 +60,19 @@ def many(tmp_path_factory):
         (root / "images" / f"train_{i % 2}" / f"{i:05}.jpg").write_bytes(data)
         rows += [(f"{i:05}", "/m/1", i / COUNT / 2, 0.1, i / COUNT / 2 + 0.3, 0.2 + k / 10) for k in (1, 2, 3)]
     open_images(root, rows, "train")
-    assert ended(started(root)) == 0
+    assert exit_code(started(root)) == 0
     result = txt(root), table(root)
     shutil.rmtree(root / "bbox")
     assert len(result[0]) == COUNT and len(result[1]) == COUNT
     return root, result
 
 
-def until(root, has_come):
-    """Runs read_bbox until has_come(its new hidden folders) or its end -> the process."""
+def run_until(root, condition):
+    """Runs read_bbox until condition(its new hidden folders) is true or it ends -> the process."""
     bbox = root / "bbox"
     old = set(bbox.glob(".partial-*"))
     process = started(root)
-    while process.poll() is None and not has_come([path for path in bbox.glob(".partial-*") if path not in old]):
+    while process.poll() is None and not condition([path for path in bbox.glob(".partial-*") if path not in old]):
         time.sleep(0.0005)
     return process
 
@@ -87,8 +88,8 @@ def test_kill_in_the_middle(many):
         "both are there": lambda new: any(list(path.glob("*.parquet")) for path in new),
     }
     alive = {}
-    for moment, has_come in moments.items():
-        process = until(root, has_come)
+    for moment, condition in moments.items():
+        process = run_until(root, condition)
         alive[moment] = process.poll() is None
         process.kill()
         process.wait()
@@ -97,7 +98,7 @@ def test_kill_in_the_middle(many):
             assert table(root) == rows, moment
         assert {path.name for path in bbox.glob("[!.]*")} <= {"train_0", "train_1", "train.parquet", "problems.csv"}
     assert sum(alive.values()) >= 3, alive
-    assert ended(started(root)) == 0
+    assert exit_code(started(root)) == 0
     assert txt(root) == files and table(root) == rows
 
 
@@ -105,8 +106,8 @@ def test_kill_in_the_middle(many):
 def test_a_stopped_run_leaves_nothing_hidden(many):
     root, (files, _) = many
     old = set((root / "bbox").glob(".*"))
-    process = until(root, lambda new: any(list(path.glob("train_0/*")) for path in new))
+    process = run_until(root, lambda new: any(list(path.glob("train_0/*")) for path in new))
     process.terminate()
-    assert ended(process) == 143
+    assert exit_code(process) == 143
     assert set((root / "bbox").glob(".*")) <= old
     assert txt(root).items() <= files.items()

@@ -44,7 +44,7 @@ def plan_of(case) -> Plan:
 
 
 class Fixed:
-    """A generator whose integers are given, to be drawn in order."""
+    """A generator that returns given integers in order."""
 
     def __init__(self, *numbers):
         self.numbers = list(numbers)
@@ -120,9 +120,9 @@ def test_golden_affine(i):
 # -------------------------------------------------------------------------------------- golden distributions
 
 
-def agree(ours, deciles, count):
-    """Are our draws from the distribution whose 10% to 90% quantiles, of `count` draws, are given? To 4.5 standard
-    deviations of the sampling error, in probability."""
+def assert_distribution(ours, deciles, count):
+    """Asserts that our draws come from the distribution whose deciles, of `count` draws, are given: at each quantile
+    from 10% to 90%, the probability differs by at most 4.5 standard deviations of the sampling error."""
     ours = np.asarray(ours, dtype=np.float64).round(6)
     for p, quantile in zip(np.arange(0.1, 0.95, 0.1), deciles[1:-1], strict=True):
         error = 4.5 * np.sqrt(p * (1 - p) * (1 / count + 1 / len(ours)))
@@ -176,14 +176,14 @@ def test_golden_distributions(key):
         assert {k: list(v.shape) for k, v in sample.entry.items()} == expected["output_shapes"]
         assert all(v.dtype == torch.float32 for v in sample.entry.values())
     for name, values in seen.items():
-        agree(values, expected[name], expected["n"])
+        assert_distribution(values, expected[name], expected["n"])
     error = 4.5 * np.array(expected["ref_mean_of_sample_std"]) * np.sqrt(1 / 500 + 1 / expected["n"])
     assert (np.abs(np.mean(means, 0) - expected["ref_mean_per_channel"]) < error + 1e-3).all()
     np.testing.assert_allclose(np.std(means, 0), expected["ref_mean_of_sample_std"], rtol=0.25)
 
 
 def test_golden_reference_augmentation():
-    """How far the middle of the picture moves, and how often not at all."""
+    """The distance by which the middle of the picture moves, and the share of pictures where it does not move."""
     expected = STATS["reference_augmentation"]
     picture, moved, flips = coordinate_picture(), [], 0
     middle = slice(56, 168)
@@ -199,7 +199,7 @@ def test_golden_reference_augmentation():
         (np.mean(np.array(moved) < 0.5), expected["identity_rate_up_to_flip"]),
     ):
         assert abs(ours - theirs) < 4.5 * np.sqrt(0.25 * 2 / 2000)
-    agree(moved, expected["central_displacement_px_deciles"], expected["n"])
+    assert_distribution(moved, expected["central_displacement_px_deciles"], expected["n"])
 
 
 def test_share_of_blobs():
@@ -269,7 +269,7 @@ def png(pixels) -> bytes:
 @settings(max_examples=50, deadline=None)
 @given(st.integers(600, 1500), st.integers(600, 1500), st.integers(0, 1000))
 def test_reduced_decoding_loses_nothing(width, height, seed):
-    """A window and a reference keep at least the pixels they are resized to, or all they had."""
+    """Window and reference keep at least as many pixels as they are resized to, or all of them."""
     rng = np.random.default_rng(seed)
     x0, y0 = int(rng.integers(0, width // 2)), int(rng.integers(0, height // 2))
     box = (x0, y0, int(rng.integers(x0 + 50, width)), int(rng.integers(y0 + 50, height)))
@@ -284,7 +284,7 @@ def test_reduced_decoding_loses_nothing(width, height, seed):
 
 
 def test_the_reference_is_blurred_as_often_as_it_should():
-    """Where it is not warped, the outcome is one of eight: flipped or not, blurred over 3, 5 or 7 pixels or not."""
+    """Without a warp there are eight outcomes: flipped or not, and not blurred or blurred over 3, 5 or 7 pixels."""
     picture = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
     outcomes = {}
     for side in (1, 3, 5, 7):
@@ -303,7 +303,7 @@ def test_the_reference_is_blurred_as_often_as_it_should():
 
 
 def test_a_large_photo_is_decoded_small(tmp_path):
-    """At a quarter of the size, and the sample is nearer to a smoothly resized one."""
+    """It is decoded at a quarter of its size, and the sample is nearer to a smoothly resized one."""
     photo = Image.open(ROOT / "examples/image/example_1.jpg").convert("RGB").resize((1600, 1200))
     photo.save(tmp_path / "a.jpg", quality=95)
     boxes = np.array([[300, 100, 1300, 1100]])

@@ -181,7 +181,7 @@ def test_what_a_user_can_get_wrong(words, sentence, here, script, tmp_path, eval
 
 
 def test_masks_without_edge_or_background(here, script, tmp_path):
-    """A white mask keeps nothing: its case has no score of the background, and does not count there."""
+    """A white mask keeps nothing, so its case has no background scores and does not enter their means."""
     shutil.copytree(here.bench, tmp_path / "bench", ignore=shutil.ignore_patterns("*.npz", "test2017_square"))
     first = min((tmp_path / "bench/Mask_bbox_3500").iterdir())
     Image.new("L", (128, 128), 255).save(first)

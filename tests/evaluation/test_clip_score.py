@@ -1,4 +1,4 @@
-"""What the CLIP score and the copy-and-paste score compare, against golden numbers of the published crop."""
+"""The crops of the CLIP score and the copy-and-paste score, against golden numbers of the published crop."""
 
 import numpy as np
 import pytest

@@ -26,7 +26,7 @@ def test_every_case_has_a_result(place):
 
 
 def test_results_do_not_depend_on_batches_or_processes(place, tmp_path):
-    """Two processes of torchrun with another batch size; then one process makes some missing results again."""
+    """Two processes of torchrun with another batch size; then one process writes some missing results again."""
     words = place("inference_test_bench", "--outdir", tmp_path, "--batch_size", 3)
     done = run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *words], place.root)
     assert done.returncode == 0, done.stderr
@@ -57,7 +57,7 @@ def test_results_of_other_settings_are_not_mixed(more, before, words, here, scri
 
 
 def test_a_damaged_case_does_not_keep_the_others(here, script, tmp_path, monkeypatch):
-    """Errors in headers are reported before the model is loaded; a truncated file, after all other edits."""
+    """Damaged headers are reported before the model is loaded, a truncated file after all other edits."""
     bench = tmp_path / "bench"
     bench.mkdir()
     for folder in ("GT_3500", "Mask_bbox_3500", "Ref_3500"):

@@ -31,7 +31,7 @@ def test_clip_features_are_those_of_open_clip(weights, photo):
 
 
 def test_openai_ships_torchscript(weights, tmp_path):
-    """Its tensors are read and its program is not run."""
+    """The file's tensors are read; its program is not run."""
     import open_clip
 
     class Shipped(torch.nn.Module):

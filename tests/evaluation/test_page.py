@@ -78,7 +78,7 @@ def load(name):
     return Case(0, name, source, mask, reference, result)
 
 
-def written(folder, what, load=load, **options):
+def render(folder, what, load=load, **options):
     write_page(folder / "page.html", what, load, **options)
     assert [path.name for path in folder.iterdir()] == ["page.html"]
     return Page((folder / "page.html").read_text(encoding="utf-8"))
@@ -92,7 +92,7 @@ def test_every_case_is_listed_with_its_pictures_once(tmp_path):
     cases = [{"id": f"{i:04}", "clip_score": 80 + i / 7, "seam": None if i == 3 else 1.0} for i in range(12)]
     asked = []
     scores = [score("clip_score"), score("seam")]
-    page = written(tmp_path, summary(cases, scores), lambda name: asked.append(name) or load(name))
+    page = render(tmp_path, summary(cases, scores), lambda name: asked.append(name) or load(name))
     assert asked == [case["id"] for case in cases] == [row["cells"][0] for row in page.cases()]
     assert [row["cells"][-2:] for row in page.cases()][:4] == [
         ["80.00", "1.00"],
@@ -113,7 +113,7 @@ def test_every_case_is_listed_with_its_pictures_once(tmp_path):
 
 
 def test_the_page_needs_no_other_file(tmp_path):
-    page = written(tmp_path, summary([{"id": "a", "qs": 1.0}], [score("qs", group="paper")]))
+    page = render(tmp_path, summary([{"id": "a", "qs": 1.0}], [score("qs", group="paper")]))
     assert not re.search(r"https?://|//[a-z]+\.|@import|url\(", page.text)
     assert not any(tag in ("link", "iframe", "object") for tag, _ in page.tags)
     assert all("src" not in attributes or tag == "img" for tag, attributes in page.tags)
@@ -132,7 +132,7 @@ def test_hostile_texts_stay_texts(tmp_path):
         "weights": {HOSTILE[1]: {"model": bad, "file": HOSTILE[2], "sha256": HOSTILE[2]}},
         "settings": {bad: HOSTILE[1], "list": HOSTILE},
     }
-    page = written(tmp_path, summary(cases, [score("clip_score", name=HOSTILE[1], meaning=bad)], **fields))
+    page = render(tmp_path, summary(cases, [score("clip_score", name=HOSTILE[1], meaning=bad)], **fields))
     assert [row["cells"][0] for row in page.cases()] == [*HOSTILE[:4], "a\\udcff"]
     assert [tag for tag, _ in page.tags].count("script") == 2 == page.text.count("</script>")
     assert "i" not in [tag for tag, _ in page.tags]
@@ -147,7 +147,7 @@ def test_of_many_cases_the_worst_and_the_best_are_seen(tmp_path, better):
     rng = np.random.default_rng(0)
     values = rng.normal(1.0, 0.5, 50)
     cases = [{"id": f"{i:02}", "qs": 1.0, "clip_score": None if i % 10 == 0 else values[i]} for i in range(50)]
-    page = written(tmp_path, summary(cases, [score("qs"), score("clip_score", better)]), max_cases=9)
+    page = render(tmp_path, summary(cases, [score("qs"), score("clip_score", better)]), max_cases=9)
     key = {"higher": lambda x: x, "lower": lambda x: -x, "1": lambda x: -abs(x - 1)}[better]
     ranked = sorted(
         (case for case in cases if case["clip_score"] is not None), key=lambda case: key(case["clip_score"])
@@ -166,18 +166,18 @@ def test_of_many_cases_the_worst_and_the_best_are_seen(tmp_path, better):
 def test_few_scores_and_none(tmp_path):
     cases = [{"id": f"{i}", "clip_score": None, "dino": 0.5 if i < 3 else float("nan")} for i in range(8)]
     what = summary(cases, [score("clip_score"), score("dino")])
-    page = written(tmp_path, what, max_cases=4)  # clip_score has no number, so dino chooses the cases
+    page = render(tmp_path, what, max_cases=4)  # clip_score has no number, so dino chooses the cases
     assert {row["cells"][0] for row in page.cases() if row["images"]} == {"0", "1", "2"}
     assert "Pictures of 3 of 8 cases: all that have a DINO." in page.words
     assert page.data()["values"] == [[None] * 8, [0.5] * 3 + [None] * 5]
-    page = written(tmp_path, summary([{"id": str(i)} for i in range(8)]), max_cases=3)
+    page = render(tmp_path, summary([{"id": str(i)} for i in range(8)]), max_cases=3)
     assert [bool(row["images"]) for row in page.cases()] == [True] * 3 + [False] * 5
-    page = written(tmp_path, what, max_cases=0)
+    page = render(tmp_path, what, max_cases=0)
     assert not uris(page) and len(page.cases()) == 8
 
 
 def test_no_cases_at_all(tmp_path):
-    page = written(tmp_path, summary([], [score("fid_clip", "lower", "paper", value=None)]))
+    page = render(tmp_path, summary([], [score("fid_clip", "lower", "paper", value=None)]))
     assert page.cases() == [] and "No case was scored." in page.words
     assert [row["cells"][1] for row in page.rows if row["cells"][0].startswith("FID_CLIP")] == ["-"]
 
@@ -188,7 +188,7 @@ def test_the_table_of_metrics(tmp_path):
         score("seam", "1", value=1.106),
         score("qs", "higher", "paper", value=77.8, low=77.1, high=78.44, cases=3498),
     ]
-    page = written(
+    page = render(
         tmp_path,
         summary(
             [{"id": "a", "qs": 77.0}, {"id": "b", "qs": 78.6}],
@@ -216,7 +216,7 @@ def test_pictures_that_cannot_be_read_are_reported(tmp_path):
             raise UserError("result b.png is <damaged>: make it again")
         return load(name)
 
-    page = written(tmp_path, summary([{"id": name, "clip_score": 1.0} for name in "abc"], [score("clip_score")]), some)
+    page = render(tmp_path, summary([{"id": name, "clip_score": 1.0} for name in "abc"], [score("clip_score")]), some)
     assert [len(row["images"]) for row in page.cases()] == [4, 0, 4]
     assert page.cases()[1]["cells"] == ["b", "result b.png is <damaged>: make it again", "1.00"]
 
@@ -238,7 +238,7 @@ def test_the_region_is_tinted_and_outlined(tmp_path):
     mask = Image.new("L", (300, 200))
     mask.paste(255, (75, 50, 225, 150))
     case = Case(0, "a", grey, mask, grey.resize((50, 80)), grey)
-    page = written(tmp_path, summary([{"id": "a"}]), lambda name: case, tile=120)
+    page = render(tmp_path, summary([{"id": "a"}]), lambda name: case, tile=120)
     source, painted, reference, _ = (
         Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) for uri in page.cases()[0]["images"]
     )

@@ -51,7 +51,7 @@ class RunsCode:
 
 
 def test_a_pickled_mixture_runs_nothing(fitted, tmp_path, script):
-    """Neither code beside the arrays nor code in their place; the script reports it in one sentence."""
+    """Code beside the arrays or in their place is never run; the script reports it in one sentence."""
     x, mixture = fitted
     other = copy.copy(mixture)
     trace = tmp_path / "trace"

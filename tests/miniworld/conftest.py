@@ -1,4 +1,4 @@
-"""The small world, drawn small, and the commands of the Makefile's targets."""
+"""A small world with few scenes, and the commands of the Makefile's targets."""
 
 import subprocess
 
@@ -10,8 +10,8 @@ MINI = ROOT / "configs/mini"
 
 
 def make_commands(target, *variables):
-    """What `make target` would run with Python, in order: lists of words, from the script's name on. Of a command that
-    goes on with a stopped training, or starts it, the one that starts it."""
+    """The Python commands of `make target`, in order: lists of words that begin with the script's name. Of a choice
+    between resuming and starting a training, the one that starts it."""
     recipe = subprocess.run(["make", "-n", target, *variables], cwd=ROOT, capture_output=True, text=True, check=True)
     lines = recipe.stdout.replace("\\\n", " ").splitlines()
     lines = [line.split("; else ")[-1].removesuffix("; fi").split(" || ")[-1] for line in lines]

@@ -1,4 +1,4 @@
-"""Fewer steps: what presets are, what they cost, and how the small world's table compares them."""
+"""Presets: their settings, their cost, and their comparison in the small world's table."""
 
 from pathlib import Path
 

@@ -38,7 +38,7 @@ def test_the_prior_learns_from_pictures_alone():
 
 
 def test_every_row_of_table_3_starts_from_the_prior(tmp_path):
-    """All but the baseline's UNet, which starts from random weights."""
+    """The baseline is the exception: its UNet starts from random weights."""
     prior = OmegaConf.merge(OmegaConf.load(MINI_CONFIG), OmegaConf.load(MINI / "prior.yaml"))
     model = instantiate_from_config(prior["model"], torch.nn.Module)
     write_checkpoint(widen(model.state_dict()), tmp_path / "prior.safetensors")

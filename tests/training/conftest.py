@@ -1,4 +1,4 @@
-"""What the tests of training share: pictures to train on."""
+"""Fixtures of the tests of training: pictures to train on."""
 
 import numpy as np
 import polars as pl
@@ -8,7 +8,7 @@ from PIL import Image
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """26 pictures to train on and 4 to validate with: 6 batches of 4 an epoch."""
+    """26 pictures to train on, 6 batches of 4 per epoch, and 4 to validate with."""
     root = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     for split, count in (("train", 26), ("validation", 4)):

@@ -10,7 +10,8 @@ from tests.conftest import ROOT
 
 
 def command(photos, logdir, *words) -> list[str]:
-    """main.py at toy size: a smaller UNet than tiny's, 64 x 64 pixels, every step logged, last.ckpt every 2 steps."""
+    """The words of main.py at toy size: a smaller UNet than tiny's, 64 x 64 pixels, a log line per step, last.ckpt
+    every 2 steps."""
     splits = ("train", "validation", "test")
     return [
         *(sys.executable, "main.py", "--base", "configs/tiny.yaml", "--logdir", str(logdir), "--no-test"),
@@ -36,7 +37,7 @@ def run(words, **more) -> subprocess.CompletedProcess:
 
 
 def losses(folder) -> dict[int, float]:
-    """Step -> training loss, of all starts of a run; a later start's come last."""
+    """Step -> training loss over all starts of a run; later starts override earlier ones."""
     found = {}
     for path in sorted(Path(folder).glob("csv/version_*/metrics.csv")):
         with open(path) as file:
@@ -47,7 +48,7 @@ def losses(folder) -> dict[int, float]:
 
 
 def wait_for_step(folder, process, step):
-    """Until the log has this step; then it is in the next one."""
+    """Waits until the log has this step; the run is then in the next one."""
     start = time.time()
     while max(losses(folder), default=-1) < step:
         assert process.poll() is None, process.communicate()[1]

@@ -36,7 +36,7 @@ def row(name, over="tiny"):
 
 
 def flat(config, prefix=""):
-    """{"a.b": value} of the leaves that are not empty."""
+    """A nested config as {"a.b": value}, without empty leaves."""
     if not isinstance(config, dict):
         return {prefix: config}
     leaves = {}
@@ -50,7 +50,7 @@ def resolved(config):
 
 
 def randomised(config):
-    """The config's model; what starts as zero is random, or else it would hide most of the network."""
+    """The config's model with random numbers for weights that start as zero, which would hide most of the network."""
     torch.manual_seed(0)
     model = instantiate_from_config(config["model"])
     for parameter in model.parameters():
@@ -61,7 +61,7 @@ def randomised(config):
 
 @pytest.fixture(scope="module")
 def baseline():
-    """The baseline at toy width. Shared: tests leave its weights as they are."""
+    """The baseline at toy width. It is shared, so tests must not change its weights."""
     return randomised(row("baseline")).eval()
 
 
@@ -106,7 +106,7 @@ def test_the_comment_names_the_published_row_and_the_command(name):
 
 @pytest.mark.parametrize("name", ROWS)
 def test_the_data_of_each_row(name):
-    """Training without the augmentations where they are not yet there; validation always as in v1."""
+    """Rows before + augmentation train without augmentations; validation is the same as in v1 for all rows."""
     without = OmegaConf.load(ROOT / "configs/v1.yaml")["data"]["params"]
     data = row(name, "v1")["data"]["params"]
     assert (data["validation"], data["test"]) == (without["validation"], without["test"])
@@ -170,7 +170,7 @@ def test_a_dropped_condition_is_the_learned_vector(name, batch):
 
 @torch.no_grad()
 def test_every_token_is_seen(baseline, batch):
-    """Patches of the reference in another order give another eps, and so does any one token of another value."""
+    """Patches of the reference in another order change eps, and so does a change of any single token."""
     reference = batch["ref_imgs"]
     columns = reference.unflatten(2, (7, 32)).unflatten(4, (7, 32))  # (B,3,7,32,7,32)
     permuted = columns[:, :, torch.randperm(7)][:, :, :, :, torch.randperm(7)].flatten(4).flatten(2, 3)
@@ -188,7 +188,7 @@ def test_every_token_is_seen(baseline, batch):
 
 @torch.no_grad()
 def test_guidance_over_all_tokens(baseline, batch):
-    """Both branches in one batch equal the two by themselves; v repeated over the tokens equals v alone."""
+    """Both branches in one batch equal two separate calls; v repeated over the tokens equals v alone."""
     x, t, inpaint = torch.randn(2, 4, 8, 8), torch.tensor([500, 500]), torch.randn(2, 5, 8, 8)
     context, v = reference_token(baseline, batch["ref_imgs"]), unconditional_token(baseline, 2)
     e_cond, e_uncond = (baseline.apply_model(torch.cat([x, inpaint], dim=1), t, c) for c in (context, v))
@@ -224,7 +224,7 @@ def test_checkpoints_of_other_rows_do_not_load(baseline, tiny):
 
 @pytest.mark.parametrize(("name", "kept"), [("baseline", False), ("prior", True)])
 def test_the_prior(name, kept, tiny, tmp_path):
-    """From Stable Diffusion the autoencoder always comes, the UNet only with the prior."""
+    """Stable Diffusion's autoencoder is always loaded, its UNet only with the prior."""
     given = {name: t for name, t in read_checkpoint(tiny).items() if name.startswith((UNET, VAE))}
     write_checkpoint(given, tmp_path / "sd.safetensors")
     torch.manual_seed(1)

@@ -20,7 +20,7 @@ def test_what_a_killed_run_left_goes(tmp_path):
 
 
 class OneBadBatch(lightning.LightningModule):
-    """A weight w with the loss w^2; that of the third batch is not a number."""
+    """A weight w with the loss w^2; the third batch's loss is not a number."""
 
     def __init__(self):
         super().__init__()

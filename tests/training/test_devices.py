@@ -1,4 +1,4 @@
-"""Which devices and which precision a config and its flags ask for."""
+"""Devices and precision of a run, from its config and flags."""
 
 import pytest
 import torch

@@ -23,7 +23,7 @@ def first_stage_config():
 
 
 def test_the_autoencoders_loss(first_stage_config):
-    """Absolute difference of what a given sample of the posterior decodes to, and the divergence by its formula."""
+    """The absolute error of a decoded sample of the posterior, plus the Kullback-Leibler divergence by its formula."""
     model = initial_model(first_stage_config)
     batch = {"GT": torch.rand(2, 3, 32, 32) * 2 - 1}
     seeds = [(1, 0, 7, 0), (1, 0, 7, 1)]
@@ -42,7 +42,7 @@ def test_the_autoencoders_loss(first_stage_config):
 
 
 def test_the_autoencoder_is_trained_by_main(photos, tmp_path, first_stage_config, script, monkeypatch):
-    """Its checkpoint, under the names that LatentDiffusion has, is where another run starts."""
+    """Another run starts from its checkpoint, whose names are those of a LatentDiffusion."""
     words = ["--base", "configs/mini/first_stage.yaml", f"data.params.dataset_dir={photos}"]
     words += ["--max_steps", "3", "--val_check_interval", "2", "--accelerator", "cpu", "data.params.batch_size=4"]
     words += ["data.params.num_workers=0", "lightning.images.every_n_steps=2", "--log_every_n_steps", "1"]

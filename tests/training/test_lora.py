@@ -175,7 +175,7 @@ SMALL = [
 
 
 def test_from_pictures_to_an_edit(script, edit_example, train, tiny, training_folder, tmp_path):
-    """main.py as a user calls it, then resumed with -r, and an edit with the adapter."""
+    """main.py is called as by a user, resumed with -r, and an edit uses the adapter."""
     run = tmp_path / "run"
     train(
         *("--base", TINY, "configs/finetune_lora.yaml", "-p", run, "--pretrained_model", tiny, "--max_steps", 3),
@@ -214,7 +214,8 @@ def test_from_pictures_to_an_edit(script, edit_example, train, tiny, training_fo
 def test_a_training_checkpoint_converts_with_and_without_its_average(
     script, edit_example, train, tiny, training_folder, tmp_path
 ):
-    """What main.py writes (optimizer states, loops, callbacks, model_ema.*) to the small file for inference."""
+    """main.py's checkpoint, with optimizer states, loops, callbacks and model_ema.*, becomes a small file for
+    editing."""
     train(
         *("--base", TINY, "-p", tmp_path / "run", "--pretrained_model", tiny, "--max_steps", 3, "--no-test"),
         f"data.params.dataset_dir={training_folder}",

@@ -1,4 +1,4 @@
-"""Twenty photos of one's own in three commands, on the miniature model; and what happens without the train extra."""
+"""Training on twenty photos of one's own in three commands, with the miniature model; and without the train extra."""
 
 import subprocess
 import sys
@@ -56,7 +56,7 @@ def test_twenty_photos_in_three_commands(script, tmp_path, monkeypatch):
 
 
 def test_enough_steps_for_twenty_photos():
-    """19 photos to train on are 4 batches an epoch: the run must not end with the first one."""
+    """19 photos to train on are 4 batches per epoch; the run must not end after the first epoch."""
     from omegaconf import OmegaConf
 
     config = OmegaConf.merge(*(OmegaConf.load(ROOT / path) for path in (MINI, "configs/mini/finetune_lora.yaml")))

@@ -24,8 +24,8 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
-def whole(photos, tmp_path_factory):
-    """A run that nothing disturbs: its folder."""
+def undisturbed(photos, tmp_path_factory):
+    """The folder of an undisturbed run."""
     logs = tmp_path_factory.mktemp("whole")
     done = run(command(photos, logs))
     assert done.returncode == 0, done.stderr
@@ -34,40 +34,40 @@ def whole(photos, tmp_path_factory):
     return folder
 
 
-def test_a_run_leaves_what_it_promises(whole):
-    assert sorted(path.name for path in whole.iterdir()) == [
+def test_a_run_leaves_what_it_promises(undisturbed):
+    assert sorted(path.name for path in undisturbed.iterdir()) == [
         "checkpoints",
         "config.yaml",
         "csv",
         "images",
         "tensorboard",
     ]
-    assert Image.open(whole / "images/step00000001.png").size == (5 * 258 - 2, 256)
-    assert list(whole.glob("tensorboard/events*"))
-    names = sorted(path.name for path in whole.glob("checkpoints/*"))
+    assert Image.open(undisturbed / "images/step00000001.png").size == (5 * 258 - 2, 256)
+    assert list(undisturbed.glob("tensorboard/events*"))
+    names = sorted(path.name for path in undisturbed.glob("checkpoints/*"))
     assert names[0] == "last.ckpt" and len(names) == 3  # and the best of two validations
-    saved = OmegaConf.load(whole / "config.yaml")
+    saved = OmegaConf.load(undisturbed / "config.yaml")
     assert saved.model.params.use_ema and saved.lightning.seed == 23 and saved.lightning.trainer.max_steps == 14
-    with open(whole / "csv/version_0/metrics.csv") as file:
+    with open(undisturbed / "csv/version_0/metrics.csv") as file:
         columns = set(csv.DictReader(file).fieldnames)
     assert {"train/loss_simple", "val/loss_simple", "val/loss_simple_ema", "samples/s", "lr"} <= columns
 
 
-def test_its_checkpoint_edits(whole, example):
+def test_its_checkpoint_edits(undisturbed, example):
     from ldm.pipeline import PaintByExample
 
     pictures = []
     for ema in (False, True):
-        tensors = read_checkpoint(whole / "checkpoints/last.ckpt", ema=ema)
-        write_checkpoint(tensors, whole / "small.safetensors")
-        edit = PaintByExample.load(whole / "config.yaml", whole / "small.safetensors", device="cpu")
+        tensors = read_checkpoint(undisturbed / "checkpoints/last.ckpt", ema=ema)
+        write_checkpoint(tensors, undisturbed / "small.safetensors")
+        edit = PaintByExample.load(undisturbed / "config.yaml", undisturbed / "small.safetensors", device="cpu")
         pictures.append(np.asarray(edit(**example, steps=2, height=64, width=64, progress=False)))
-    (whole / "small.safetensors").unlink()
+    (undisturbed / "small.safetensors").unlink()
     assert pictures[0].shape == (400, 600, 3) and (pictures[0] != pictures[1]).any()
 
 
-def test_a_killed_run_goes_on_exactly(whole, photos, tmp_path):
-    """kill -9 in the first epoch, SIGTERM in the second: losses and all that is kept equal the undisturbed run's."""
+def test_a_killed_run_goes_on_exactly(undisturbed, photos, tmp_path):
+    """After kill -9 in the first epoch and SIGTERM in the second, losses and checkpoint equal the undisturbed run's."""
     process = subprocess.Popen(command(photos, tmp_path), **PIPES)
     while not (folders := list(tmp_path.iterdir())):
         time.sleep(0.1)
@@ -86,8 +86,8 @@ def test_a_killed_run_goes_on_exactly(whole, photos, tmp_path):
     assert torch.load(folders[0] / "checkpoints/last.ckpt", weights_only=True)["global_step"] == stopped
     done = run([*resume, "--no-test"])
     assert done.returncode == 0, done.stderr
-    assert losses(folders[0]) == losses(whole)
-    kept = [torch.load(folder / "checkpoints/last.ckpt", weights_only=True) for folder in (whole, folders[0])]
+    assert losses(folders[0]) == losses(undisturbed)
+    kept = [torch.load(folder / "checkpoints/last.ckpt", weights_only=True) for folder in (undisturbed, folders[0])]
     assert all(torch.equal(t, kept[1]["state_dict"][name]) for name, t in kept[0]["state_dict"].items())
     assert any(name.startswith("model_ema.") for name in kept[0]["state_dict"])
     moments = [checkpoint["optimizer_states"][0]["state"] for checkpoint in kept]
@@ -96,18 +96,18 @@ def test_a_killed_run_goes_on_exactly(whole, photos, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_reached_its_last_step_goes_on_exactly(whole, photos, tmp_path):
-    """It stopped at step 9, in the middle of an epoch, and is given more."""
+def test_a_run_that_reached_its_last_step_goes_on_exactly(undisturbed, photos, tmp_path):
+    """It stopped at step 9, in the middle of an epoch, and continues with more steps."""
     assert run(command(photos, tmp_path, "--max_steps", 9)).returncode == 0
     (folder,) = tmp_path.iterdir()
     done = run([sys.executable, "main.py", "-r", str(folder), "--no-test", "--max_steps", "14"])
     assert done.returncode == 0, done.stderr
-    assert losses(folder) == losses(whole)
+    assert losses(folder) == losses(undisturbed)
 
 
 @pytest.mark.slow
 def test_accumulated_gradients_are_not_lost(photos, tmp_path):
-    """Two batches a step. Ctrl-C comes at any time; going on gives what an undisturbed run gives, weight for weight."""
+    """A step has two batches. After Ctrl-C at any time, a resumed run ends with the weights of an undisturbed run."""
     words = ("data.params.batch_size=2", "--accumulate_grad_batches", 2, "--max_steps", 8)
     folders = []
     for name, code in (("whole", 0), ("stopped", 143)):
@@ -150,10 +150,10 @@ def test_two_processes_stop_together(whom, photos, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [("--limit_train_batches", 3), ("--max_time", "{seconds: 1}")])
-def test_epochs_cut_short_go_on_exactly(words, whole, photos, tmp_path):
-    """Where an epoch has 3 batches, or the time is up somewhere."""
+def test_epochs_cut_short_go_on_exactly(words, undisturbed, photos, tmp_path):
+    """Epochs are limited to 3 batches, or the run ends by --max_time."""
     limited = words[0] == "--limit_train_batches"
-    reference = losses(whole)
+    reference = losses(undisturbed)
     if limited:
         assert run(command(photos, tmp_path / "whole", *words, "--max_steps", 9)).returncode == 0
         reference = losses(next((tmp_path / "whole").iterdir()))
@@ -166,9 +166,9 @@ def test_epochs_cut_short_go_on_exactly(words, whole, photos, tmp_path):
     assert losses(folder) == reference
 
 
-def test_another_learning_rate_for_a_run_that_goes_on(whole, tmp_path):
-    """And another schedule of it: at the last step of a cycle it is at its least."""
-    shutil.copytree(whole, tmp_path / "run")
+def test_another_learning_rate_for_a_run_that_goes_on(undisturbed, tmp_path):
+    """The schedule changes, too: at the last step of a cycle the rate has its minimum."""
+    shutil.copytree(undisturbed, tmp_path / "run")
     schedule = "model.params.scheduler_config.params"
     words = ("-r", tmp_path / "run", "--no-test", "--max_steps", 15, "model.base_learning_rate=1e-9")
     words += (f"{schedule}.cycle_lengths=[14]", f"{schedule}.f_min=[0.5]")
@@ -185,13 +185,13 @@ def test_another_learning_rate_for_a_run_that_goes_on(whole, tmp_path):
         pytest.param(("-m", "torch.distributed.run", "--nproc_per_node", "2"), id="torchrun"),
     ],
 )
-def test_two_processes_learn_what_one_does(launcher, whole, photos, tmp_path):
-    """Plain DDP, batch 2 in each of two processes, against batch 4 in one: the same first losses."""
+def test_two_processes_learn_what_one_does(launcher, undisturbed, photos, tmp_path):
+    """Plain DDP with batch 2 in each of two processes has the same first losses as batch 4 in one process."""
     words = command(photos, tmp_path, "data.params.batch_size=2", "--devices", 2, "--strategy", "ddp", "--max_steps", 5)
     done = run([words[0], *launcher, *words[1:]])
     assert done.returncode == 0, done.stderr
     (folder,) = tmp_path.iterdir()
-    divided, alone = losses(folder), losses(whole)
+    divided, alone = losses(folder), losses(undisturbed)
     averages = read_checkpoint(folder / "checkpoints/last.ckpt", ema=True)
     assert not torch.equal(
         averages["model.diffusion_model.out.2.weight"],
@@ -202,10 +202,10 @@ def test_two_processes_learn_what_one_does(launcher, whole, photos, tmp_path):
         assert loss == pytest.approx(alone[step], rel=1e-5)
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(whole, tmp_path):
-    """Files may not grow beyond a megabyte: the run ends with a sentence, and last.ckpt is what it was."""
+def test_a_full_disk_leaves_the_checkpoint_before(undisturbed, tmp_path):
+    """With files limited to a megabyte, the run ends with one sentence, and last.ckpt is unchanged."""
     folder = tmp_path / "run"
-    shutil.copytree(whole, folder)
+    shutil.copytree(undisturbed, folder)
     last = folder / "checkpoints/last.ckpt"
     before = last.read_bytes()
     limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))}
@@ -217,7 +217,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(whole, tmp_path):
 
 @pytest.mark.parametrize("what", ["stop", "skip"])
 def test_a_loss_that_is_not_finite(photos, tmp_path, what):
-    """With a learning rate without bounds it comes in the second step."""
+    """A huge learning rate makes it infinite in the second step."""
     words = (
         "model.base_learning_rate=1e30",
         "model.params.scheduler_config=null",
@@ -238,6 +238,6 @@ def test_a_loss_that_is_not_finite(photos, tmp_path, what):
         assert len(named) == 4 and all(Path(name).exists() for name in named)
 
 
-def test_a_folder_that_holds_a_run_is_not_overwritten(whole, photos, tmp_path, script):
-    code, _, err = script("main", *command(photos, tmp_path, "--project", whole)[2:])
+def test_a_folder_that_holds_a_run_is_not_overwritten(undisturbed, photos, tmp_path, script):
+    code, _, err = script("main", *command(photos, tmp_path, "--project", undisturbed)[2:])
     assert code == 2 and "contains a run already" in err

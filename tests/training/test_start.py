@@ -21,7 +21,8 @@ def tiny_config():
 
 
 def test_training_starts_from_what_is_given(tiny_config, tiny, tmp_path):
-    """Of Stable Diffusion the UNet and the autoencoder, the new input channels zero; of Paint by Example everything."""
+    """From Stable Diffusion: the UNet, with zeros for new input channels, and the autoencoder. From Paint by Example:
+    everything."""
     given = read_checkpoint(tiny)
     first = "model.diffusion_model.input_blocks.0.0.weight"
     prior = {name: t for name, t in given.items() if name.startswith(("model.diffusion_model.", "first_stage_model."))}
@@ -43,7 +44,7 @@ def test_training_starts_from_what_is_given(tiny_config, tiny, tmp_path):
 
 
 def test_clip_is_taken_from_a_folder(tiny_config, tiny, tmp_path):
-    """The weights are transformers' own there; a folder that is absent or lacks some is not made up for."""
+    """The folder is written by transformers. A missing folder or missing weights are errors, never random weights."""
     sizes = tiny_config.model.params.cond_stage_config.params.vision_config
     torch.manual_seed(1)
     clip = CLIPVisionModel(CLIPVisionConfig(**sizes))

@@ -1,4 +1,4 @@
-"""What a training step computes."""
+"""A training step: guidance drop, gradients, averaged weights, compilation."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,8 @@ def golden_batch(golden):
     ("batch", (0.9, 0.1), (False, False)),
 ])  # fmt: skip
 def test_guidance_drop(model, golden, kind, uniform, dropped, monkeypatch):
-    """By sample, or, as published, for the batch as a whole; the loss is that of the contexts put together by hand."""
+    """The condition is dropped per sample or, as published, for the whole batch. The expected loss is computed from
+    contexts that the test puts together."""
     batch = golden_batch(golden)
     draws = Draws.from_seeds([(0,), (1,)], (4, 8, 8), 1000, "cpu")
     draws = Draws(draws.noise_gt, draws.noise_inpaint, draws.t, draws.noise, torch.tensor(uniform))
@@ -50,7 +51,8 @@ def test_guidance_drop(model, golden, kind, uniform, dropped, monkeypatch):
 
 
 def test_every_trainable_parameter_has_a_gradient(golden, golden_config):
-    """In every step, whatever is dropped: plain DDP needs that. What is frozen would have had none."""
+    """Plain DDP needs gradients of all of them in every step, with any drop. Parameters without a gradient are
+    frozen."""
     trained = load_model(golden_config, GOLDEN / "model.safetensors").train()
     trained.setup("fit")
     for uniform in (0.0, 0.99):
@@ -65,7 +67,7 @@ def test_every_trainable_parameter_has_a_gradient(golden, golden_config):
 
 
 def test_the_average_of_weights():
-    """d = min(decay, (1 + n) / (10 + n)), by hand."""
+    """Against d = min(decay, (1 + n) / (10 + n)), computed in the test."""
     layer = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False))
     layer[0].weight.data.fill_(1.0)
     average = LitEma(layer, decay=0.3)
@@ -82,7 +84,7 @@ def test_the_average_of_weights():
 
 
 def test_compiling_changes_no_name_of_a_weight(golden_config):
-    """The networks that a step runs are compiled; a model without such networks refuses."""
+    """The networks that a step runs are compiled; a model without such networks raises UserError."""
     from ldm.checkpoint.load import empty_model
     from ldm.models.base import TrainableModel
 
