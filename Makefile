@@ -1,4 +1,4 @@
-# `make` lists what there is to make. All of it works in the environment .venv, which is set up when it is needed.
+# `make` lists the targets. They use the environment .venv, which is set up when it is first needed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +11,7 @@ help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 $(READY): setup.py pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 14) or sys.exit("Python %d.%d does not do: use 3.10 to 3.14, for instance make PYTHON=python3.11" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 14) or sys.exit("Python %d.%d is not supported: use 3.10 to 3.14, for instance make PYTHON=python3.11" % v)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[test]'
 	@touch $@
@@ -38,9 +38,9 @@ lint: $(READY)  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Two tests run at a time, on a core each. The tests of a file run one after the other: they share what takes long to make.
+# Two tests run at a time, on one core each. The tests of a file run one after the other, because they share slow fixtures.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
-test: lint  ## style, types and all tests but the slow ones, in about ten minutes
+test: lint  ## style, types and all tests except the slow ones, in about ten minutes
 	$(PYTEST)
 
 test-quick: $(READY)  ## unit and golden tests, in under two minutes
@@ -49,7 +49,7 @@ test-quick: $(READY)  ## unit and golden tests, in under two minutes
 test-slow: lint  ## the slow tests: gigabytes, and half an hour
 	$(BIN)/python -m pytest -m slow
 
-# With an environment of its own: docstrings are read without importing PyTorch.
+# It has an environment of its own, since docstrings are read without importing PyTorch.
 DOCS_TOOLS := 'mkdocs-material>=9.5' 'mkdocstrings[python]>=0.27' 'ruff>=0.8'
 docs:  ## build the site of docs/ in site/, strictly
 	@[ -x .venv-docs/bin/mkdocs ] || { $(PYTHON) -m venv .venv-docs && \
@@ -60,8 +60,8 @@ docs:  ## build the site of docs/ in site/, strictly
 clean:  ## remove the environments and what was built
 	rm -rf $(VENV) .venv-docs site *.egg-info build dist .mypy_cache .pytest_cache .ruff_cache
 
-# The miniature model from nothing: its world, CLIP, autoencoder, prior, and Paint by Example on them, in logs/mini. What
-# is trained already is not trained again; what was stopped goes on.
+# The miniature model from nothing: its world, autoencoder, CLIP, oracle, prior and Paint by Example, in logs/mini. An
+# interrupted training is resumed; a finished one is not repeated.
 train = if [ -f logs/mini/$(1)/checkpoints/last.ckpt ]; then $(BIN)/python main.py -r logs/mini/$(1); \
   else $(BIN)/python main.py --project logs/mini/$(1) --base $(2) $(3); fi
 mini: $(READY)  ## train the miniature model from nothing
@@ -80,7 +80,8 @@ mini: $(READY)  ## train the miniature model from nothing
 	$(BIN)/python scripts/mini_table.py --ckpt logs/mini/mini.safetensors --clip logs/mini/clip/clip.safetensors \
 	  --oracle logs/mini/mini_oracle.safetensors --outdir logs/mini/table
 
-# The paper's Table 3 on it, after make mini: each row trained for the same number of steps, the last two with two seeds.
+# The paper's Table 3 in miniature, after make mini: each row is trained for the same number of steps, the last two rows
+# with two seeds.
 define row
 	$(call train,table3/$(1)-$(2),configs/mini/paint_by_example.yaml configs/ablation/$(1).yaml configs/mini/budget.yaml,--seed $(2))
 	$(BIN)/python scripts/convert_checkpoint.py --ema logs/mini/table3/$(1)-$(2)/checkpoints/last.ckpt \
