@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 FORMATS = {  # name -> what --annotations has to be
     "openimages": "the layout of dataset/README.md",
     "coco": "a JSON file of instances, bbox is x,y,width,height in pixels",
-    "yolo": "a txt of the same name per picture, with lines `class x y width height` in 0..1",
+    "yolo": "a txt of the same name per picture, with lines `class x y width height` as fractions",
     "voc": "an XML file of the same name per picture",
     "csv": "rows path,x0,y0,x1,y1 in pixels",
     "masks": "a mask of the same name per picture, 255 = object",
@@ -51,7 +51,9 @@ def parser() -> argparse.ArgumentParser:
     from ldm.data.index import SPLITS
 
     p = command_parser(__doc__)
-    p.add_argument("--dataset_dir", type=Path, help="where to write bbox/ (openimages: dataset/open-images)")
+    p.add_argument(
+        "--dataset_dir", type=Path, help="folder in which bbox/ is written (openimages: dataset/open-images)"
+    )
     p.add_argument("--format", choices=FORMATS, default="openimages", help="of the annotations (%(default)s)")
     p.add_argument("--images", type=Path, help="folder of the pictures (openimages has its own layout)")
     p.add_argument(
@@ -117,7 +119,7 @@ def read_own_pictures(opt: argparse.Namespace, problems: Problems) -> Indices:
 
 
 def write_indices(indices: Indices, root: Path, txt: bool) -> None:
-    """Write the index of every split, and with `txt` the published files, too; warn of pictures in several splits."""
+    """Write the index of each split and warn of pictures in several splits. txt: also write the published txt files."""
     from ldm.data.index import SPLITS
     from ldm.data.prepare.annotations import read_index, write_index, write_txt
 
@@ -146,7 +148,7 @@ def report_problems(problems: Problems, opt: argparse.Namespace) -> None:
 
 
 def update_shards(indices: Indices, root: Path, pictures_per_shard: int | None) -> None:
-    """Pack the pictures into shards if asked for; else warn of shards that were made from an earlier index."""
+    """Pack the pictures into shards, or without `pictures_per_shard` warn of shards from an earlier index."""
     from ldm.data.shards import is_stale, pack
 
     for split in (split for split, index in indices.items() if index.height):

@@ -34,6 +34,7 @@ class MissingSplit(UserError):
 
 
 def index_path(root: Path, split: str) -> Path:
+    """The index of a split under the data set's folder."""
     return root / "bbox" / f"{split}.parquet"
 
 
@@ -93,6 +94,7 @@ class BoxIndex:
         return len(self.arrays["ends"])
 
     def path(self, i: int) -> Path:
+        """The file of the i-th picture."""
         ends = self.arrays["path_ends"]
         start = ends[i - 1] if i else 0
         return self.root / bytes(self.arrays["letters"][start : ends[i]]).decode()

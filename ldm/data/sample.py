@@ -84,6 +84,7 @@ class Recipe:
 
     @cached_property
     def augment(self) -> Augmentation | None:
+        """The reference's augmentation, or None."""
         return load_augmentation(self.reference_augmentation)
 
     def sample(self, picture: PictureFile, boxes: np.ndarray, rng: np.random.Generator) -> Sample:

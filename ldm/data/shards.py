@@ -161,6 +161,7 @@ class ShardDataset(IterableDataset):
         self.divide()
 
     def set_epoch(self, epoch: int) -> None:
+        """The epoch that the next iteration belongs to, in worker processes too."""
         self._epoch[0] = epoch
 
     def max_workers(self, world: int) -> int:

@@ -26,6 +26,7 @@ class Score:
     cases: int
 
     def as_json(self) -> dict[str, Any]:
+        """The metric's entry in scores.json."""
         metric = self.metric
         return {
             "key": metric.key,

@@ -109,6 +109,7 @@ class _Crops(Dataset):
         return len(self.objects)
 
     def path(self, i: int) -> Path:
+        """The file of the i-th object's scene."""
         return self.root / self.objects[i].image
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:

@@ -112,6 +112,7 @@ class SampleGrid(Callback):
         trainer.strategy.barrier("pictures")
 
     def draw(self, trainer: lightning.Trainer, model: Any, step: int) -> None:
+        """Writes the grid of a step to a file and to the loggers. Raises UserError: an unusable validation split."""
         kinds = {FirstStage: self.reconstructions, Prior: self.generated, LatentDiffusion: self.edits}
         columns = next((columns for kind, columns in kinds.items() if isinstance(model, kind)), None)
         if columns is None:  # a model that makes no pictures, such as CLIP
@@ -128,6 +129,7 @@ class SampleGrid(Callback):
                 logger.log_image("samples", [sheet], step=step)
 
     def edits(self, model: LatentDiffusion, batch: dict[str, Tensor]) -> Columns:
+        """Input, masked input and reference, and an edit at each scale."""
         inputs = Inputs(batch["GT"], batch["inpaint_mask"], batch["ref_imgs"])
         seeds = range(len(batch["GT"]))
         columns = [
@@ -144,6 +146,7 @@ class SampleGrid(Callback):
 
     @torch.no_grad()
     def generated(self, model: Prior, batch: dict[str, Tensor]) -> Columns:
+        """PRIOR_COLUMNS pictures per row, of the batch's size, each from its own seed."""
         shape = (model.channels, *(side // model.first_stage_model.factor for side in batch["GT"].shape[-2:]))
         context = unconditional_token(model, len(batch["GT"]))
         columns = []
@@ -160,6 +163,7 @@ class SampleGrid(Callback):
 
     @torch.no_grad()
     def reconstructions(self, model: FirstStage, batch: dict[str, Tensor]) -> Columns:
+        """Input and reconstruction."""
         images = batch["GT"]
         reconstructed = model.first_stage_model.reconstruct(images.to(model.device))
         return [[tensor_to_image(image) for image in column] for column in (images, reconstructed)]

@@ -83,10 +83,12 @@ def load_own_weights(model: TrainableModel, given: StateDict, path: str | Path) 
 
 
 def with_prefixes(tensors: StateDict, *prefixes: str) -> StateDict:
+    """The tensors whose names begin with one of the prefixes."""
     return {name: tensor for name, tensor in tensors.items() if name.startswith(prefixes)}
 
 
 def without_prefixes(tensors: StateDict, *prefixes: str) -> StateDict:
+    """The tensors whose names begin with none of the prefixes."""
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}
 
 

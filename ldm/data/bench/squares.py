@@ -38,7 +38,8 @@ def cut_square(pixels: np.ndarray, square: Box, size: int) -> Image.Image:
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
-    picture.save(path, "PNG", compress_level=3)  # twice as fast as the default, for 4% more bytes
+    """Write a PNG, twice as fast as at the default level of compression, with 4% more bytes."""
+    picture.save(path, "PNG", compress_level=3)
 
 
 def square_names(paths: Iterable[Path]) -> dict[Path, Path]:

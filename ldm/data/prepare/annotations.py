@@ -50,10 +50,12 @@ class Problems:
         self.filtered = 0
 
     def add(self, kind: str, names: Iterable[str]) -> None:
+        """Add names to a kind of problem; a kind without names is not listed."""
         if names := list(names):
             self.names.setdefault(kind, []).extend(map(_printable, names))
 
     def update(self, other: Problems) -> None:
+        """Add all problems of another reader."""
         for kind, names in other.names.items():
             self.add(kind, names)
         self.filtered += other.filtered
@@ -265,6 +267,7 @@ def _sizes_or_errors(paths: list[str]) -> list[tuple[int, int] | str]:
 
 
 def in_chunks(items: list[Item]) -> Iterator[list[Item]]:
+    """The items in lists of at most CHUNK."""
     return (items[i : i + CHUNK] for i in range(0, len(items), CHUNK))
 
 
