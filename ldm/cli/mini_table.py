@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class Setup:
-    """What the rows of a table have in common. samplings: one for each of --scales."""
+    """The model and judge that all rows of a table share. samplings: one for each of --scales."""
 
     config: DictConfig
     edit: PaintByExample

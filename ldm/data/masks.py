@@ -18,15 +18,15 @@ from PIL import Image, ImageDraw
 
 Box = tuple[int, int, int, int]
 
-GROWTH = 0.4  # of the free space on a side, at most
-JITTER = 5  # px, of a blob's vertices, at most
-SHRINK = 0.6  # of the smallest margin between the grown box and its square, at most
+GROWTH = 0.4  # maximum share of the free space on a side
+JITTER = 5  # maximum shift of a blob's vertex, px
+SHRINK = 0.6  # maximum share of the smallest margin between the grown box and its square
 REFERENCE_PADDING = 10  # px
 ARC_STEPS = np.arange(1, 19) * 0.05  # the curve parameter t of an arc's vertices
 
 
 def growth_limits(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """By how many pixels each side (left, top, right, bottom) may move outwards."""
+    """The most pixels by which each side (left, top, right, bottom) may move outwards."""
     (x0, y0, x1, y1), (width, height) = box, size
     return tuple(int(GROWTH * free) for free in (x0, y0, width - x1, height - y1))
 
@@ -104,7 +104,7 @@ def window_positions(grown: Box, size: tuple[int, int]) -> tuple[int, int] | Non
 
 
 def shrink_limit(grown: Box, square: Box) -> int:
-    """By how many pixels each side of the square may move inwards."""
+    """The most pixels by which each side of the square may move inwards."""
     margins = (grown[0] - square[0], grown[1] - square[1], square[2] - grown[2], square[3] - grown[3])
     return int(SHRINK * min(margins))
 

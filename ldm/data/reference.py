@@ -19,9 +19,9 @@ Augmentation = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 SIZE = 224
 P_FLIP, P_ROTATE, P_BLUR, P_AFFINE = 0.5, 0.5, 0.3, 0.3
-ANGLE = 20.0  # degrees, at most
+ANGLE = 20.0  # maximum, degrees
 BLUR_SIZES = (3, 5, 7)  # px
-ANCHOR_SHIFT = 50.0  # px, at most, in x and in y
+ANCHOR_SHIFT = 50.0  # maximum in x and in y, px
 
 
 def _warp(picture: np.ndarray, matrix: np.ndarray) -> np.ndarray:

@@ -67,13 +67,14 @@ class Scorer(Protocol):
     extractor: Extractor | None
 
     def prepare(self, case: Case) -> Any:
-        """What `score` needs of a case: arrays or numbers, since it comes from another process. None: no score."""
+        """A case's input for `score`: arrays or numbers, since other processes prepare it. None: the case has no
+        score."""
 
     def score(self, inputs: Sequence[Any]) -> Mapping[str, Sequence[float | None]]:
-        """What `prepare` made of a batch of cases -> metric -> a value per case. Metrics of sets are not among them."""
+        """The inputs of a batch of cases -> metric -> a value per case, without metrics of sets."""
 
     def distances(self) -> Mapping[str, float]:
-        """Metrics of sets, over all cases that were scored."""
+        """Metric of sets -> its value over all scored cases."""
 
 
 class ClipFeatures:

@@ -23,7 +23,7 @@ from ldm.miniworld.patterns import PATTERNS
 from ldm.miniworld.shapes import SHAPES
 from ldm.util import UserError
 
-ATTRIBUTES = "attributes.json"  # of a benchmark: the identities of each case's reference and replaced object
+ATTRIBUTES = "attributes.json"  # in a benchmark: the identities of each case's reference and replaced object
 SIDE = 40  # pixels of a region as the oracle sees it
 
 

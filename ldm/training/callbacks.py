@@ -34,7 +34,7 @@ from ldm.util import UserError
 TILE = 256  # px, of a picture in a grid
 PRIOR_COLUMNS = 4  # pictures in a row, where a prior is trained
 
-Columns = list[list[Image.Image]]  # of a grid, each from top to bottom
+Columns = list[list[Image.Image]]  # the columns of a grid, each from top to bottom
 
 
 class Throughput(Callback):

@@ -11,7 +11,7 @@ from ldm.training.checkpoints import LastCheckpoint
 def test_what_a_killed_run_left_goes(tmp_path):
     for name in ("last.ckpt", "step00000004-loss1.ckpt", "step00000009-loss0.5.ckpt", ".partial-last.ckpt"):
         (tmp_path / name).touch()
-    (tmp_path / ".partial-abc").mkdir()  # where an adapter was being written
+    (tmp_path / ".partial-abc").mkdir()  # left by a killed write of an adapter
     (tmp_path / ".partial-abc/lora.safetensors").touch()
     last = LastCheckpoint(tmp_path, 5)
     last.step = 4

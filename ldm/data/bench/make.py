@@ -173,8 +173,9 @@ class Instances:
 
 @dataclass
 class Summary:
-    """What make_bench did. cases: their number; left_out: reason -> number of pictures without a case for that reason;
-    unreadable: messages about unreadable files, the keys of a dict, which keeps them in order and drops repetitions."""
+    """The outcome of make_bench. cases: their number; left_out: reason -> number of pictures without a case for that
+    reason; unreadable: messages about unreadable files, the keys of a dict, which keeps them in order and drops
+    repetitions."""
 
     cases: int = 0
     left_out: Counter[str] = field(default_factory=Counter)

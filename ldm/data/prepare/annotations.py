@@ -34,16 +34,16 @@ from ldm.util import UserError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-MIN_AREA, MAX_AREA = 0.02, 0.8  # of the picture's area: the published recipe keeps boxes between the two
+MIN_AREA, MAX_AREA = 0.02, 0.8  # the published recipe keeps boxes with a share of the picture's area between the two
 CHUNK = 500  # pictures that one process takes at a time
-OVERSHOOT = 0.005  # of the picture's side: how far rounding may put an edge outside the picture
+OVERSHOOT = 0.005  # share of the picture's side by which rounding may move an edge outside the picture
 NO_TEXT = "pictures whose name is not UTF-8"
 EDGES = ("x0", "y0", "x1", "y1")
 
 
 class Problems:
-    """What was left out or corrected. names: kind of problem -> names of the files or boxes that have it; filtered: the
-    number of boxes that are correct but smaller or larger than asked for."""
+    """The boxes and pictures that were left out or corrected. names: kind of problem -> names of the files or boxes
+    that have it; filtered: the number of boxes that are correct but smaller or larger than asked for."""
 
     def __init__(self) -> None:
         self.names: dict[str, list[str]] = {}
