@@ -1,4 +1,4 @@
-"""Make a benchmark from one's own pictures, laid out like COCOEE: photos, a region of each, and a reference.
+"""Make a benchmark from your own pictures, laid out like COCOEE: photos, each with a region and a reference.
 
     python scripts/read_bbox.py --format coco --images photos --annotations photos.json --dataset_dir dataset/mine
     python scripts/make_test_bench.py --dataset_dir dataset/mine --outdir test_bench_mine
@@ -14,9 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ldm.cli.command import command, command_parser
-from ldm.util import UserError
-
-RANGES = {"count": (1, 10**6), "size": (8, 4096), "seed": (0, 2**63 - 1)}
+from ldm.cli.flags import check_range
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,9 +33,9 @@ def parser() -> argparse.ArgumentParser:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     opt = parser().parse_args(argv)
-    for name, (minimum, maximum) in RANGES.items():
-        if not minimum <= getattr(opt, name) <= maximum:
-            raise UserError(f"--{name} {getattr(opt, name)} is out of range: use {minimum} to {maximum}")
+    check_range(opt, "count", 1, 10**6)
+    check_range(opt, "size", 8, 4096)
+    check_range(opt, "seed", 0, 2**63 - 1)
     from ldm.data.bench.make import Instances, make_bench
 
     instances = Instances(opt.dataset_dir, opt.split)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ldm.cli.command import command, command_parser
-from ldm.util import UserError
+from ldm.cli.flags import check_range
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,8 +26,7 @@ def parser() -> argparse.ArgumentParser:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     opt = parser().parse_args(argv)
-    if not 8 <= opt.size <= 4096:
-        raise UserError(f"--size {opt.size} is out of range: use 8 to 4096")
+    check_range(opt, "size", 8, 4096)
     from ldm.data.bench.squares import square_folder
 
     count, problems = square_folder(opt.images, opt.outdir, opt.size)
