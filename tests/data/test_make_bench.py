@@ -111,7 +111,7 @@ def test_pictures_that_cannot_be_read_are_named(tmp_path, script):
     assert "2 pictures cannot be read" in err and "cut.png" in err and "empty.jpg" in err
     (tmp_path / "photos/good.png").unlink()
     code, _, err = squares(script, tmp_path / "photos", tmp_path / "out2")
-    assert code == 2 and "none of 2 pictures can be read" in err
+    assert code == 2 and "none of the 2 pictures in" in err and "name another folder" in err
 
 
 def test_squares_errors(tmp_path, script):
@@ -401,24 +401,24 @@ def test_bench_errors(data, tmp_path):
     refused("cannot be written to", out="file")
     assert data.make(tmp_path / "made", "--count", 2)[0] == 0
     before = contents(tmp_path / "made")
-    refused("has cases already", out="made")
+    refused("contains cases already: name another folder", out="made")
     assert contents(tmp_path / "made") == before
 
     index = data.root / "bbox/validation.parquet"
     table = pl.read_parquet(index)
     for labels in (pl.lit(None, pl.List(pl.String)), pl.col("label").list.eval(pl.lit("", pl.String))):
         table.with_columns(labels.alias("label")).write_parquet(index)
-        refused("none of its boxes has a label")
+        refused("has no labelled box: prepare it")
     table.with_columns(pl.lit(float("nan")).repeat_by(4).repeat_by(1).alias("boxes")).write_parquet(index)
-    refused("cannot be read")
+    refused(": make it again with scripts/read_bbox.py")
     table.drop("label").write_parquet(index)
-    refused("cannot be read")
+    refused(": make it again with scripts/read_bbox.py")
     index.write_bytes(b"no index")
-    refused("cannot be read")
+    refused(": make it again with scripts/read_bbox.py")
     table.with_columns(label=pl.format("thing of {}", "path").repeat_by(pl.col("boxes").list.len())).write_parquet(
         index
     )
-    refused(f"no case can be made from it (24 {module.ALONE})")
+    refused(f"(24 {module.ALONE}): prepare more pictures")
 
 
 def test_an_outdir_with_other_things_keeps_them(data, tmp_path):
