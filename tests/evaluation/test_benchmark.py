@@ -169,8 +169,8 @@ def test_missing_damaged_and_wrong_results(here, script, tmp_path):
     (["--batch_size", "0"], "--batch_size 0 is out of range"),
     (["--gmm", "absent.npz"], "mixture absent.npz does not exist: make it with"),
     (["--real", "absent"], "folder of real pictures absent does not exist: make it with"),
-    (["--clip_model", "none"], "open_clip has no model of that name"),
-    (["--dino_model", "none"], "timm has no model of that name"),
+    (["--clip_model", "none"], "--clip_model none is unknown to open_clip: check the name"),
+    (["--dino_model", "none"], "--dino_model none is unknown to timm: check the name"),
     (["--clip_weights", "configs/v1.yaml"], "is neither"),
 ])  # fmt: skip
 def test_what_a_user_can_get_wrong(words, sentence, here, script, tmp_path, evaluated):

@@ -92,7 +92,7 @@ def test_statistics_of_real_pictures_are_stored(place, weights, tmp_path):
     assert real_statistics(folder, clip).n == 39  # computed again
     folder.rename(tmp_path / "away")
     assert real_statistics(folder, clip).n == 39  # from the file alone
-    with pytest.raises(UserError, match="nor real-"):  # equal weights in another network
+    with pytest.raises(UserError, match="nor does real-"):  # equal weights in another network
         real_statistics(folder, replace(clip, model="another"))
     (tmp_path / "away").rename(folder)
     arrays = dict(np.load(stored))
