@@ -315,4 +315,4 @@ def test_shards_of_an_earlier_index_are_reported(two, tmp_path, script):
     assert code == 0 and "1 shards" in out
     assert "earlier index" not in script("read_bbox", *words)[1]
     (tmp_path / "a.csv").write_text("a.jpg,10,10,60,60\nb.jpg,10,10,60,60\n")
-    assert "train shards in" in script("read_bbox", *words)[1]
+    assert "were made from an earlier index: add --shards" in script("read_bbox", *words)[1]
