@@ -1,12 +1,13 @@
-"""Edit every case of a benchmark, for scripts/eval_fid_qs_clip.py to score.
+"""Edit every case of a benchmark. paint-by-example evaluate then scores the results.
 
-    python scripts/inference_test_bench.py --outdir results/test_bench --scale 5
+    paint-by-example edit-benchmark --outdir results/test_bench --scale 5
     torchrun --nproc_per_node 8 scripts/inference_test_bench.py --outdir results/test_bench --scale 5
 
-Writes <outdir>/results/<id>.png, of the size of the case's photo, and <outdir>/settings.json, what they were made with.
-Under torchrun (or with RANK and WORLD_SIZE set) each process takes its share, on the GPU of its LOCAL_RANK. Finished
-results are skipped, so that an interrupted run continues, with another number of processes too. Each case has its own
-seed: batches and the number of processes change nothing except rounding."""
+Writes <outdir>/results/<id>.png, of the size of the case's photo, and <outdir>/settings.json with the settings of
+the edits. Under torchrun (or with RANK and WORLD_SIZE set) each process takes its share, on the GPU of its LOCAL_RANK.
+Finished results are skipped, so an interrupted run continues, even with another number of processes. Each case has
+its own seed: batches and the number of processes change nothing except rounding. scripts/inference_test_bench.py
+is the same command."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """Score the results of a benchmark: a table, scores.json, and a page to look at.
 
-    python scripts/eval_fid_qs_clip.py --results results/test_bench/results --bench test_bench
+    paint-by-example evaluate --results results/test_bench/results --bench test_bench
 
 The first three rows are computed as in the paper's tables: FID and QS use the features of CLIP ViT-B/32, not of
-Inception. The other rows are further metrics. The real pictures are <bench>/test2017_square (see
-scripts/create_square_gt_for_fid.py), the mixture of QS is <bench>/quality_gmm.npz (see scripts/fit_quality_gmm.py).
-Weights are downloaded once, or are local files; scores.json records which were used."""
+Inception. The other rows are further metrics. The real pictures are <bench>/test2017_square (see paint-by-example
+squares), the mixture of QS is <bench>/quality_gmm.npz (see paint-by-example fit-quality). Weights are downloaded
+once, or are local files; scores.json records which were used. scripts/eval_fid_qs_clip.py is the same command."""
 
 from __future__ import annotations
 

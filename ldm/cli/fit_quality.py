@@ -1,10 +1,11 @@
 """Fit the mixture of Gaussians of the quality score (QS) to real pictures, or convert the published one.
 
-    python scripts/fit_quality_gmm.py --images test_bench/test2017_square
-    python scripts/fit_quality_gmm.py --pickle coco2017_gmm_k20
+    paint-by-example fit-quality --images test_bench/test2017_square
+    paint-by-example fit-quality --pickle coco2017_gmm_k20
 
 The first fits it to the CLIP features of a folder of real pictures; the second reads a pickled scikit-learn object,
-without running code from it. Both write --output, an npz file of numbers."""
+without running code from it. Both write --output, an npz file of numbers. scripts/fit_quality_gmm.py is the same
+command."""
 
 from __future__ import annotations
 

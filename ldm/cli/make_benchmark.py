@@ -1,10 +1,11 @@
 """Make a benchmark from your own pictures, laid out like COCOEE: photos, each with a region and a reference.
 
-    python scripts/read_bbox.py --format coco --images photos --annotations photos.json --dataset_dir dataset/mine
-    python scripts/make_test_bench.py --dataset_dir dataset/mine --outdir test_bench_mine
+    paint-by-example prepare --format coco --images photos --annotations photos.json --dataset_dir dataset/mine
+    paint-by-example make-benchmark --dataset_dir dataset/mine --outdir test_bench_mine
 
 The region is a box around an object; the reference is an object with the same label on another picture, so the boxes
-need labels. cases.csv lists what each case was made from. The same seed makes the same benchmark."""
+need labels. cases.csv lists the pictures and boxes of each case. The same seed makes the same benchmark.
+scripts/make_test_bench.py is the same command."""
 
 from __future__ import annotations
 

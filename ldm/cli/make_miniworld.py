@@ -1,10 +1,10 @@
 """Draw the small world: scenes of painted shapes, as a data set in OpenImages' layout and a benchmark in COCOEE's.
 
-    python scripts/make_miniworld.py
-    python scripts/read_bbox.py --dataset_dir dataset/miniworld
+    paint-by-example make-miniworld
+    paint-by-example prepare --dataset_dir dataset/miniworld
 
-Writes dataset/miniworld and test_bench_mini; equal flags write equal files. Training never sees the pairs of shape and
-pattern that the benchmark's references have."""
+Writes dataset/miniworld and test_bench_mini; equal flags write equal files. Training never sees the pairs of shape
+and pattern that the benchmark's references have. scripts/make_miniworld.py is the same command."""
 
 from __future__ import annotations
 

@@ -1,20 +1,20 @@
-"""Score a miniature model: what its parts can do, and how its edits score on the small world's benchmark.
+"""Score a miniature model: its parts by themselves, and its edits on the small world's benchmark.
 
-    python scripts/mini_table.py                                   # the model that ships, in minutes
-    python scripts/mini_table.py --scales 1 2 3 5 7.5 10           # guidance
+    paint-by-example mini-table                                   # the model that ships, in minutes
+    paint-by-example mini-table --scales 1 2 3 5 7.5 10           # several guidance scales
+    paint-by-example mini-table --show A.json B.json --name both  # rows of earlier runs
+    paint-by-example mini-table --presets                         # fewer steps, compared with 50 of PLMS at scale 5
 
-Draws the benchmark if it is missing (test_bench_mini), edits its 600 cases at each scale, and prints the table. Scale 0
-takes the learned vector instead of the reference: the floor. Writes <outdir>/<name>.json, <name>.png and the edits, and
-<name>-failures.png: edits at the last scale in which the oracle sees another shape than the reference's. Existing edits
-are kept.
+Draws the benchmark (test_bench_mini) if it is missing, edits its 600 cases at each scale, and prints the table. Scale 0
+uses the learned vector instead of the reference; its scores are the floor. Writes the edits, <outdir>/<name>.json,
+<name>.png, and <name>-failures.png: edits at the last scale in which the oracle sees another shape than the
+reference's. Existing edits are kept.
 
-    python scripts/mini_table.py --show A.json B.json --name both  # rows of several such files
+--show prints the rows of such JSON files. From several files it also writes both.json and, if the edits still exist,
+both.png.
 
-prints the rows; of several files it also writes both.json and, where the edits still lie beside the files, both.png.
-
-    python scripts/mini_table.py --presets                         # fewer steps, compared with 50 of PLMS at scale 5
-
-writes <outdir>/presets.json, presets.jpg and the edits; --student adds the rows of a distilled model, at scale 1."""
+--presets writes <outdir>/presets.json, presets.jpg and the edits; --student adds the rows of a distilled model, at
+scale 1. scripts/mini_table.py is the same command."""
 
 from __future__ import annotations
 

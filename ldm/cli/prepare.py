@@ -1,11 +1,12 @@
 """Prepare pictures with boxes for training: read annotations, write <dataset_dir>/bbox/<split>.parquet.
 
-    python scripts/read_bbox.py                        # OpenImages, laid out as in dataset/README.md
-    python scripts/read_bbox.py --format masks --images photos --annotations masks --dataset_dir dataset/mine
-    python scripts/read_bbox.py --format coco --images photos --annotations photos.json --dataset_dir dataset/mine
+    paint-by-example prepare                        # OpenImages, laid out as in dataset/README.md
+    paint-by-example prepare --format masks --images photos --annotations masks --dataset_dir dataset/mine
+    paint-by-example prepare --format coco --images photos --annotations photos.json --dataset_dir dataset/mine
 
 For OpenImages it also writes the published txt files, bbox/<folder>/<id>.txt. Pictures stay where they are. Problems
-with pictures or boxes are counted, and listed in bbox/problems.csv. Running it again is safe."""
+with pictures or boxes are counted, and listed in bbox/problems.csv. Running it again is safe. scripts/read_bbox.py
+is the same command."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Draw a contact sheet of training samples, to check data before training on it.
 
-    python scripts/show_samples.py --dataset_dir dataset/mine
+    paint-by-example show-samples --dataset_dir dataset/mine
 
 Each row is a sample: the picture with its box (red), the randomly grown box (yellow) and the square that is cut out
 (blue; where no square contains the grown box, the whole picture is squeezed instead); the cut-out; the masked image;
-the mask (white = paint); the augmented reference."""
+the mask (white = paint); the augmented reference. scripts/show_samples.py is the same command."""
 
 from __future__ import annotations
 

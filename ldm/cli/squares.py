@@ -1,8 +1,9 @@
 """Cut the central square of each picture in a folder and save it as PNG: the real pictures that FID compares with.
 
-    python scripts/create_square_gt_for_fid.py --images coco/test2017 --outdir test_bench/test2017_square
+    paint-by-example squares --images coco/test2017 --outdir test_bench/test2017_square
 
-Reads subfolders, too. After an interruption, run it again: finished squares are kept."""
+Reads subfolders, too. After an interruption, run it again: finished squares are kept.
+scripts/create_square_gt_for_fid.py is the same command."""
 
 from __future__ import annotations
 

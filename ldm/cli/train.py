@@ -1,10 +1,11 @@
 """Train Paint by Example.
 
-    python main.py --base configs/v1.yaml --gpus 0,1,2,3,4,5,6,7
-    python main.py --base configs/v1.yaml --gpus 0,1,...,63 --num_nodes 8     # on each node; see docs/training.md
-    python main.py -r logs/2026-11-21T10-00-00_v1                             # resume a run
+    paint-by-example train --base configs/v1.yaml --gpus 0,1,2,3,4,5,6,7
+    paint-by-example train --base configs/v1.yaml --gpus 0,1,...,63 --num_nodes 8  # on each node; see docs/training.md
+    paint-by-example train -r logs/2026-11-21T10-00-00_v1                          # resume a run
 
-Configs are merged from left to right; then key=value arguments, such as model.base_learning_rate=2e-5; then flags."""
+Configs are merged from left to right; then key=value arguments, such as model.base_learning_rate=2e-5; then flags.
+main.py is the same command."""
 
 from __future__ import annotations
 
@@ -95,7 +96,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UserError("no config is named: add --base configs/v1.yaml, or -r logs/... to resume a run")
     for word in opt.overrides:
         if "=" not in word:
-            raise UserError(f"{word} is neither a flag nor key=value: see python main.py --help")
+            raise UserError(f"{word} is neither a flag nor key=value: see --help")
         if word.split("=")[0].split(".")[0] not in SECTIONS:
             raise UserError(f"{word} begins with none of {', '.join(SECTIONS)}: correct the key, or use a flag")
     return opt
