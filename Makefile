@@ -54,7 +54,7 @@ DOCS_TOOLS := 'mkdocs-material>=9.5' 'mkdocstrings[python]>=0.27' 'ruff>=0.8'
 docs:  ## build the site of docs/ in site/, strictly
 	@[ -x .venv-docs/bin/mkdocs ] || { $(PYTHON) -m venv .venv-docs && \
 	  .venv-docs/bin/python -m pip install --disable-pip-version-check --quiet $(DOCS_TOOLS); }
-	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build  # with --quiet, warnings would not count as errors
 	@echo 'Look at site/index.html.'
 
 clean:  ## remove the environments and what was built

@@ -362,7 +362,22 @@ def test_the_minimal_edit_is_the_pipelines(monkeypatch):
 
 def test_the_site_builds_strictly(tmp_path):
     pytest.importorskip("mkdocs", reason="needs the extra named docs")
-    words = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path / "site")]
+    words = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "site/api.html").stat().st_size > 100_000
+    api = (tmp_path / "site/api.html").read_text()
+    assert len(api) > 100_000 and "ldm.pipeline.PaintByExample.__call__" in api
+
+
+def test_a_broken_link_fails_the_site(tmp_path):
+    """By the command of `make docs`."""
+    pytest.importorskip("mkdocs", reason="needs the extra named docs")
+    (line,) = (line for line in (ROOT / "Makefile").read_text().splitlines() if "mkdocs build" in line)
+    flags = shlex.split(line.split("#")[0].partition(" -m ")[2])
+    assert flags == ["mkdocs", "build"]
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/index.md").write_text("# A page\n\n[a link](nowhere.md)\n")
+    validation = (ROOT / "mkdocs.yml").read_text().partition("validation:")[2].partition("\n\n")[0]
+    (tmp_path / "mkdocs.yml").write_text(f"site_name: A site\nstrict: true\nvalidation:{validation}\n")
+    done = subprocess.run([sys.executable, "-m", *flags], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "nowhere.md" in done.stderr and "strict mode" in done.stderr

@@ -262,7 +262,7 @@ def test_names_survive_any_extension(run, tmp_path, name):
         ([], {"C": 3}, "--C 3 does not fit the model"),
         ([], {"f": 4}, "--f 4 does not fit the model"),
         ([], {"device": "toaster"}, "device 'toaster' cannot be used here"),
-        ([], {"sampler": "euler"}, "sampler 'euler' is unknown"),
+        ([], {"sampler": "nosuch"}, "sampler 'nosuch' is unknown"),
         ([], {"seed": 2**63 - 1, "n_samples": 2}, "is out of range"),
         ([], {"precision": "double"}, "precision 'double' is unknown"),
         ([], {"scale": "five"}, "invalid float value"),
