@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import json
 import re
+import shlex
 import subprocess
 import sys
 from functools import partial
