@@ -7,17 +7,16 @@ Four parts: samples from 1024 x 768 JPEGs at 512 x 512, on one core; read_bbox.p
 boxes of a CSV as long as OpenImages' (--rows), without the pictures' headers; an index as long as OpenImages'
 (--entries), and what each worker process adds to its memory. The published procedure needs pandas."""
 
-import argparse
 import tempfile
 from pathlib import Path
 
-from ldm.cli.command import command
+from ldm.cli.command import command, command_parser
 from ldm.speed.data import measure_large_index, measure_loading, measure_long_csv, measure_preparation, photographs
 
 
 @command
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = command_parser(__doc__)
     p.add_argument("--pictures", type=int, default=20_000, help="pictures to prepare (%(default)s)")
     p.add_argument("--rows", type=int, default=14_600_000, help="rows of the long CSV (%(default)s)")
     p.add_argument("--samples", type=int, default=400, help="samples to load (%(default)s)")

@@ -6,12 +6,10 @@
 Measured with random pictures and random weights. The estimate needs no device: it counts the weights, gradients,
 optimizer states and the tensors kept for the backward pass, without allocating any of them."""
 
-import argparse
-
 import torch
 from omegaconf import DictConfig
 
-from ldm.cli.command import command
+from ldm.cli.command import command, command_parser
 from ldm.editing.checks import pick_device
 from ldm.speed.training import PRECISIONS, TrainingStep, estimate_memory, image_size, measure_training
 from ldm.util import UserError, load_config
@@ -51,7 +49,7 @@ def estimate(config: DictConfig, batch_sizes: list[int]) -> None:
 
 @command
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = command_parser(__doc__)
     p.add_argument("--config", default="configs/v1.yaml")
     p.add_argument("--batch_size", type=int, nargs="+", default=[4], help="of a process; several for --memory")
     p.add_argument("--steps", type=int, default=5, help="steps to measure, after two that are not (5)")

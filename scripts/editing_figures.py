@@ -5,7 +5,6 @@
 Writes editing.jpg (whole photo or window, backgrounds, several regions), editing_python.jpg (strengths) and
 editing_batch.jpg (a table of edits) to --outdir."""
 
-import argparse
 import csv
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from ldm.checkpoint.locate import MINI_CKPT, MINI_CONFIG
-from ldm.cli.command import command
+from ldm.cli.command import command, command_parser
 from ldm.editing.regions import Region, box_mask
 from ldm.files import staging
 from ldm.images import grid
@@ -124,7 +123,7 @@ def batch_sheet(folder: Path) -> Image.Image:
 
 @command
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = command_parser(__doc__)
     p.add_argument("--outdir", type=Path, default=Path("docs"), help="(%(default)s)")
     opt = p.parse_args()
     edit = PaintByExample.load(MINI_CONFIG, MINI_CKPT, "cpu")

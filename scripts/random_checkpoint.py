@@ -5,15 +5,13 @@
 
 Edits with it are noise."""
 
-import argparse
-
 from ldm.checkpoint.load import random_model, write_checkpoint
-from ldm.cli.command import command
+from ldm.cli.command import command, command_parser
 
 
 @command
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = command_parser(__doc__)
     p.add_argument("config", help="for instance configs/tiny.yaml")
     p.add_argument("output", help="*.ckpt, *.safetensors, or a new folder for diffusers' layout")
     p.add_argument("--seed", type=int, default=0, help="of the random weights (0)")

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ldm.util import UserError
 
@@ -21,9 +21,16 @@ def program() -> str:
     return " ".join([name, *sys.argv[1:2]]) if name in ("paint-by-example", "python -m ldm") else name
 
 
+class CommandParser(argparse.ArgumentParser):
+    """Reports a wrong flag in one sentence, without the usage of all others."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; --help lists the flags\n")
+
+
 def command_parser(description: str | None) -> argparse.ArgumentParser:
     """An empty parser with the program's name, which prints the description with its own line breaks."""
-    return argparse.ArgumentParser(program(), None, description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return CommandParser(program(), None, description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def command(main: Callable[..., None]) -> Callable[..., None]:

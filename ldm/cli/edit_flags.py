@@ -97,16 +97,20 @@ def parse(argv: Sequence[str] | None, description: str | None = None) -> argpars
     """The values of the flags; of those not given, the settings of the picture of --from; of the rest, the defaults.
 
     regions becomes a list of Region; `start`, if there is one, is the seed of the first picture's x_T, where that is
-    not the picture's own seed. Raises UserError: a picture without settings, or with settings that make no sense."""
+    not the picture's own seed. Raises UserError: no photo, region or reference; a picture
+    without settings, or with settings that make no sense."""
     p = parser(description)
     opt = p.parse_args(argv)
     if opt.repeat:
         opt = argparse.Namespace(**vars(opt) | _values_of_picture(opt.repeat, argv))
     if opt.fixed_code:
         opt.start = opt.seed
-    needed = (("image_path", "--image_path"), ("regions", "--mask_path"), ("references", "--reference_path"))
-    if missing := [flag for name, flag in needed if not getattr(opt, name)]:
-        p.error(f"the following arguments are required: {', '.join(missing)}")
+    if not opt.image_path:
+        raise UserError("no photo is given: name one with --image_path")
+    if not opt.regions:
+        raise UserError("no region is marked: use --mask_path, --box, --polygon or --alpha")
+    if not opt.references:
+        raise UserError("no reference is given: name one with --reference_path")
 
     from ldm.editing.regions import Region
 

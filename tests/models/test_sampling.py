@@ -9,6 +9,7 @@ from diffusers import DDIMScheduler, PNDMScheduler
 
 from ldm.models.diffusion.denoiser import blended_eps
 from ldm.models.diffusion.sampling import (
+    DIFFUSERS_SAMPLERS,
     SAMPLERS,
     check_sampler,
     ddim_timesteps,
@@ -42,7 +43,9 @@ def flow_error(name, steps):
     x_T = torch.randn(2, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     seen = []
     x = sample(name, gaussian_eps, x_T, SCHEDULE, steps, callback=seen.append)
-    abar_end = SCHEDULE.alphas_cumprod[0] if name not in DIFFUSERS_SAMPLERS else 1.0  # diffusers' samplers end without noise
+    abar_end = (
+        SCHEDULE.alphas_cumprod[0] if name not in DIFFUSERS_SAMPLERS else 1.0
+    )  # diffusers' samplers end without noise
     expected = gaussian_flow(x_T, seen[0].t, abar_end)
     return ((x - expected).abs().max() / expected.abs().max()).item()
 
