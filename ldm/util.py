@@ -82,25 +82,33 @@ def instantiate_from_config(config: Any, kind: type = object) -> Any:
         raise UserError(f"config: {target} cannot be built ({error!r}): correct its params") from error
 
 
+def read_yaml(path: str | os.PathLike) -> Any:
+    """A YAML file, or one of the project's own configs by its path, as an OmegaConf node.
+
+    Raises UserError: unreadable, not YAML."""
+    path = own_or_shipped(path)
+    try:
+        return OmegaConf.load(path)
+    except OSError as error:
+        raise UserError(f"config {path} cannot be read ({error.strerror}): give a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException, RecursionError) as error:
+        raise UserError(f"config {path} is not valid YAML ({' '.join(str(error).split())}): correct it") from error
+
+
 def load_config(config: str | os.PathLike | DictConfig | dict) -> DictConfig:
-    """A YAML file, one of the project's own configs by its path, or a config that was read already -> an OmegaConf node
-    with a `model`. Raises UserError: unreadable, not YAML, no `model`."""
-    path: str | Path = "given"
-    node: Any = OmegaConf.create(config) if isinstance(config, dict) else config
+    """A config by its path (see read_yaml), or one that was read already -> an OmegaConf node with a `model`.
+
+    Raises UserError as read_yaml does, and if there is no `model`."""
     if isinstance(config, (str, os.PathLike)):
-        path = own_or_shipped(config)
-        try:
-            node = OmegaConf.load(path)
-        except OSError as error:
-            raise UserError(f"config {path} cannot be read ({error.strerror}): give a YAML file") from error
-        except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException, RecursionError) as error:
-            raise UserError(f"config {path} is not valid YAML ({' '.join(str(error).split())}): correct it") from error
+        name, node = f"config {own_or_shipped(config)}", read_yaml(config)
+    else:
+        name, node = "the config", OmegaConf.create(config) if isinstance(config, dict) else config
     try:
         fits = isinstance(node["model"], DictConfig)
     except (OmegaConfBaseException, TypeError):
         fits = False
     if not fits:
-        raise UserError(f"config {path} has no 'model': give one such as configs/v1.yaml")
+        raise UserError(f"{name} has no 'model': give one such as configs/v1.yaml")
     return node
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from ldm.cli.command import command, command_parser
-from ldm.util import UserError, load_config, own_or_shipped
+from ldm.util import UserError, load_config, read_yaml
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -110,7 +110,7 @@ def merge_configs(opt: argparse.Namespace, base: Sequence[Path]) -> DictConfig:
     from ldm.training.run import DEFAULTS
 
     try:
-        parts = [OmegaConf.load(own_or_shipped(path)) for path in base]
+        parts = [read_yaml(path) for path in base]
         config = load_config(OmegaConf.merge({"lightning": DEFAULTS}, *parts, OmegaConf.from_dotlist(opt.overrides)))
         if "data" not in config:
             raise UserError(f"config {base[0]} has no 'data' to train on: see configs/v1.yaml")
