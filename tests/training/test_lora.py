@@ -70,7 +70,7 @@ def test_only_the_factors_train_and_their_number_is_right(injected):
 
 def test_the_fast_networks_refuse_a_model_with_peft_layers(injected):
     """peft's layers show W_0 as their weight, so a pipeline that reads weights would leave the adapter out."""
-    with pytest.raises(AssertionError, match="merge them"):
+    with pytest.raises(AssertionError, match="layers of peft: merge the adapter"):
         PaintByExample(injected)
     PaintByExample(injected, fast=False)
 

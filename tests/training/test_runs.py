@@ -210,7 +210,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(undisturbed, tmp_path):
     before = last.read_bytes()
     limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))}
     done = run([sys.executable, "main.py", "-r", str(folder), "--max_steps", "18"], **limit)
-    assert done.returncode == 2 and "last.ckpt: cannot be written" in done.stderr
+    assert done.returncode == 2 and "last.ckpt cannot be written" in done.stderr
     assert "the previous one is untouched" in done.stderr.splitlines()[-1]
     assert last.read_bytes() == before and not list(last.parent.glob(".partial*"))
 
