@@ -25,6 +25,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # RGB, of pixels in [0,1]
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 NOISY_LATENT = slice(0, 4)  # the UNet's input channels
+MASK = slice(8, 9)  # 1 = keep
 INPAINT = slice(4, 9)  # latent of the masked image and mask: what stays fixed during an edit
 
 

@@ -1,4 +1,4 @@
-"""Makes weights from other weights: 4 -> 9 input channels, A + (B - C), half precision."""
+"""Makes weights from other weights: 4 -> 9 input channels, A + (B - C), a larger autoencoder, half precision."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from ldm.checkpoint.files import StateDict
 from ldm.checkpoint.names import FIRST_CONV, UNET, VAE
 from ldm.models.diffusion.schedule import BUFFERS
 from ldm.util import UserError
+
+KINDS = ("weight", "bias")
 
 
 def widen(tensors: StateDict, in_channels: int = 9) -> StateDict:
@@ -47,6 +49,44 @@ def add_difference(a: StateDict, b: StateDict, c: StateDict) -> StateDict:
         shared = value[:, : delta.shape[1]] if name == FIRST_CONV else value
         shared += delta
         out[name] = value.to(a[name].dtype)
+    return out
+
+
+def deepen(tensors: StateDict, own: StateDict) -> StateDict:
+    """Gives an autoencoder another level at twice the resolution (progressive growing, Karras et al. 2018), so that
+    training starts from what it knows: the latents of a picture are nearly those of the same picture at half its size.
+
+    own: random weights of the larger autoencoder, whose first two levels have as many channels as `tensors`' first one.
+
+    The new convolutions copy: the encoder's first one keeps a pixel's 3 x 3 neighbours in 27 channels, from which the
+    downsampling computes the mean of 2 x 2 pixels and the former first convolution; the new blocks add zero."""
+    out = {}
+    for name, tensor in tensors.items():
+        for levels in (f"{VAE}encoder.down.", f"{VAE}decoder.up."):
+            if name.startswith(levels):
+                level, rest = name.removeprefix(levels).split(".", 1)
+                name = f"{levels}{int(level) + 1}.{rest}"
+        out[name] = tensor
+    first, down = f"{VAE}encoder.conv_in", f"{VAE}encoder.down.0.downsample.conv"
+    up = f"{VAE}decoder.up.1.upsample.conv"
+    out |= {
+        name: torch.zeros_like(tensor) if ".conv2." in name else tensor
+        for name, tensor in own.items()
+        if name.startswith((f"{VAE}encoder.down.0.block.", f"{VAE}decoder.up.0.block."))
+    }
+    out |= {f"{name}.{kind}": torch.zeros_like(own[f"{name}.{kind}"]) for name in (first, down, up) for kind in KINDS}
+    out[f"{down}.bias"] = tensors[f"{first}.bias"]
+    out[f"{up}.weight"][:, :, 1, 1] = torch.eye(len(out[f"{up}.weight"]))
+    channels = torch.arange(27).view(3, 3, 3)  # by row and column of the neighbour, and by colour
+    out[f"{first}.weight"].flatten(1)[channels.permute(2, 0, 1).flatten(), torch.arange(27)] = 1
+    taken = {-2: (0, 0), -1: (0, 0), 0: (0, 1), 1: (1, 1), 2: (2, 1), 3: (2, 2)}  # offset -> tap, neighbour
+    kernel = tensors[f"{first}.weight"].float()
+    for y, (tap_y, row) in taken.items():
+        for x, (tap_x, column) in taken.items():
+            taps = out[f"{down}.weight"][:, channels[row, column], tap_y, tap_x]
+            out[f"{down}.weight"][:, channels[row, column], tap_y, tap_x] = (
+                taps + kernel[:, :, y // 2 + 1, x // 2 + 1] / 4
+            )
     return out
 
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "Training": {
         "prepare": "turn annotations of boxes into an index for training",
         "show-samples": "draw training samples into a picture, to look at them",
+        "prepare-latents": "encode training samples once, for many epochs",
         "train": "train or fine-tune a model",
     },
     "Evaluation": {

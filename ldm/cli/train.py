@@ -90,19 +90,26 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             if name not in TRAINER_FLAGS:
                 p.add_argument(f"--{name}", type=yaml.safe_load, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     opt = p.parse_intermixed_args(argv)
-    opt.overrides += [str(word) for word in opt.base if "=" in str(word)]  # --base takes all words that follow it
-    opt.base = [path for path in opt.base if "=" not in str(path)]
+    separate_words(opt)
     if not (opt.base or opt.resume):
         raise UserError("no config is named: add --base configs/v1.yaml, or -r logs/... to resume a run")
+    return opt
+
+
+def separate_words(opt: argparse.Namespace) -> None:
+    """Moves key=value words from `base`, which takes all words that follow it, to `overrides`. Raises UserError."""
+    opt.overrides += [str(word) for word in opt.base if "=" in str(word)]
+    opt.base = [path for path in opt.base if "=" not in str(path)]
     for word in opt.overrides:
         if "=" not in word:
             raise UserError(f"{word} is neither a flag nor key=value: see --help")
         if word.split("=")[0].split(".")[0] not in SECTIONS:
             raise UserError(f"{word} begins with none of {', '.join(SECTIONS)}: correct the key, or use a flag")
-    return opt
 
 
-def merge_configs(opt: argparse.Namespace, base: Sequence[Path]) -> DictConfig:
+def merge_configs(
+    base: Sequence[Path], overrides: Sequence[str], flags: argparse.Namespace | None = None
+) -> DictConfig:
     """Defaults, configs, key=value words and flags as one config; later ones win. Raises UserError."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -111,10 +118,11 @@ def merge_configs(opt: argparse.Namespace, base: Sequence[Path]) -> DictConfig:
 
     try:
         parts = [read_yaml(path) for path in base]
-        config = load_config(OmegaConf.merge({"lightning": DEFAULTS}, *parts, OmegaConf.from_dotlist(opt.overrides)))
+        config = load_config(OmegaConf.merge({"lightning": DEFAULTS}, *parts, OmegaConf.from_dotlist(list(overrides))))
         if "data" not in config:
             raise UserError(f"config {base[0]} has no 'data' to train on: see configs/v1.yaml")
-        apply_flags(opt, config["lightning"])
+        if flags is not None:
+            apply_flags(flags, config["lightning"])
         OmegaConf.resolve(config)
         return config
     except (OSError, yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, TypeError, ValueError) as error:
@@ -173,10 +181,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     opt = parse(argv)
     if opt.resume:
         folder, checkpoint = find_resumed_run(opt.resume)
-        config = merge_configs(opt, [folder / "config.yaml", *opt.base])
+        config = merge_configs([folder / "config.yaml", *opt.base], opt.overrides, opt)
     else:
         folder, checkpoint = new_run_folder(opt), None
-        config = merge_configs(opt, opt.base)
+        config = merge_configs(opt.base, opt.overrides, opt)
     from ldm.training.run import train
 
     try:

@@ -139,7 +139,7 @@ class DataModuleFromConfig(lightning.LightningDataModule):
         options = {
             "batch_size": self.batch_size,
             "num_workers": workers,
-            "worker_init_fn": _use_one_thread,
+            "worker_init_fn": use_one_thread,
             "persistent_workers": workers > 0,
             "pin_memory": torch.cuda.is_available(),
         }
@@ -157,6 +157,6 @@ class DataModuleFromConfig(lightning.LightningDataModule):
         return loader
 
 
-def _use_one_thread(_: int) -> None:
+def use_one_thread(_: int) -> None:
     """The workers already use all cores; OpenCV's own threads would only slow them down."""
     cv2.setNumThreads(0)

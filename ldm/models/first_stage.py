@@ -27,7 +27,8 @@ class FirstStage(TrainableModel):
     divergence from the standard normal (Rombach et al. 2022, appendix G, without the adversarial and perceptual loss).
 
     first_stage_config: target and params of AutoencoderKL. Its weights are first_stage_model.*, as in LatentDiffusion.
-    kl_weight: weight of the divergence if both losses are summed over a picture"""
+    kl_weight: weight of the divergence if both losses are summed over a picture
+    train_encoder: if false, only the decoder is trained, and latents stay what they are"""
 
     def __init__(
         self,
@@ -35,10 +36,13 @@ class FirstStage(TrainableModel):
         kl_weight: float = 1e-6,
         monitor: str | None = "val/rec_loss",
         scheduler_config: Mapping[str, Any] | None = None,
+        train_encoder: bool = True,
     ):
         super().__init__()
         self.kl_weight, self.monitor, self.scheduler_config = kl_weight, monitor, scheduler_config
         self.first_stage_model = instantiate_from_config(first_stage_config, nn.Module)
+        for network in (self.first_stage_model.encoder, self.first_stage_model.quant_conv):
+            network.requires_grad_(train_encoder)
 
     def batch_loss(self, batch: Mapping[str, Tensor], seeds: Sequence[Sequence[int]] | None) -> ReconstructionLoss:
         """seeds: one for the noise of each sample; without seeds the posterior's mean is decoded."""

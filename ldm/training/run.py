@@ -29,6 +29,7 @@ from ldm.models.base import TrainableModel
 from ldm.training.callbacks import FiniteLoss, SampleGrid, Throughput
 from ldm.training.checkpoints import AtomicCheckpointIO, LastCheckpoint, best_checkpoints
 from ldm.training.devices import trainer_options
+from ldm.training.latents import SameNetworks
 from ldm.training.lora import AdapterCheckpoints, inject_adapter
 from ldm.training.start import initial_model
 from ldm.util import UserError, instantiate_from_config, require
@@ -126,7 +127,13 @@ def build_callbacks(
         samples = SampleGrid(folder / "images", **settings["images"])
     except TypeError as error:
         raise UserError(f"config: lightning.images cannot be used ({error}): correct its keys") from error
-    callbacks: list[Callback] = [Throughput(), FiniteLoss(settings["nonfinite"] == "skip", last), samples, last]
+    callbacks: list[Callback] = [
+        SameNetworks(),
+        Throughput(),
+        FiniteLoss(settings["nonfinite"] == "skip", last),
+        samples,
+        last,
+    ]
     if config["model"].get("lora"):
         callbacks.append(AdapterCheckpoints(model))
     if validate:

@@ -10,12 +10,13 @@ from ldm.checkpoint import read_checkpoint
 from ldm.checkpoint.files import StateDict, read_file
 from ldm.checkpoint.load import load_weights
 from ldm.checkpoint.names import CLIP, FIRST_CONV, MAPPER, TOWER, UNET, VAE
-from ldm.checkpoint.surgery import widen
+from ldm.checkpoint.surgery import deepen, widen
 from ldm.models.base import TrainableModel
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.encoders.modules import CLIP_VERSION
 from ldm.util import UserError, instantiate_from_config, listing, own_or_shipped
 
+LEVEL_BELOW, TOP_LEVEL = (f"{VAE}encoder.down.{level}.downsample.conv.weight" for level in (1, 2))
 STABLE_DIFFUSION = Path("pretrained_models/sd-v1-4-modified-9channel.ckpt")
 
 
@@ -41,6 +42,9 @@ def initial_model(config: DictConfig, pretrained: str | None = None) -> Trainabl
         given = latent_diffusion_weights(model, given, section)
         load_weights(model, {name: tensor.clone() for name, tensor in given.items()}, f"checkpoint {path}")
     else:
+        own = model.state_dict()
+        if TOP_LEVEL in own and TOP_LEVEL not in given and LEVEL_BELOW in given:
+            given = deepen(given, own)
         load_own_weights(model, given, path)
     return model
 

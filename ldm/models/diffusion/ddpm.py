@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.conventions import INPAINT, NOISY_LATENT, resize_tensor
+from ldm.conventions import INPAINT, MASK, NOISY_LATENT, resize_tensor
 from ldm.models.diffusion import conditioning
 from ldm.models.diffusion.draws import Draws
 from ldm.models.diffusion.schedule import NoiseSchedule
@@ -41,6 +41,10 @@ class LatentDiffusion(DiffusionTraining):
         image_size, channels: of the latent, in latent pixels; a picture's native size is image_size * factor pixels
         first_stage_key, cond_stage_key: "inpaint" and "image", as published
         u_cond_percent: share (0 to 1) of training conditions that the learned vector replaces
+        min_snr_gamma: gamma of the loss weight min(SNR_t, gamma) / SNR_t (Hang et al. 2023, arXiv 2303.09556, section
+            3.4); null: no weight, as published
+        background_weight: weight, 0 to 1, of the errors outside the region to paint, where the latent of the masked
+            image already shows what to predict; 1 as published. A sample's weights are divided by their mean
         u_cond_drop: what is replaced together: "sample", each condition by itself, or "batch", all of a batch or none,
             as published
         cond_stage_trainable: also train the reference's mapper and last norm; CLIP itself is never trained
@@ -49,7 +53,8 @@ class LatentDiffusion(DiffusionTraining):
         monitor: the logged value by which checkpoints are compared
         conditioning_key, num_timesteps_cond, log_every_t: of published configs; accepted and not used"""
 
-    sqrt_alphas_cumprod: Tensor  # (T,) float32, as all of schedule.BUFFERS
+    alphas_cumprod: Tensor  # (T,) float32, as all of schedule.BUFFERS
+    sqrt_alphas_cumprod: Tensor
     sqrt_one_minus_alphas_cumprod: Tensor
     lvlb_weights: Tensor
 
@@ -77,6 +82,8 @@ class LatentDiffusion(DiffusionTraining):
         use_ema: bool = False,
         ema_decay: float = 0.9999,
         u_cond_drop: str = "sample",
+        min_snr_gamma: float | None = None,
+        background_weight: float = 1.0,
     ):
         super().__init__()
         for name, value, only in (
@@ -89,6 +96,8 @@ class LatentDiffusion(DiffusionTraining):
             if value != only:
                 raise UserError(f"config: LatentDiffusion's {name} is {value}: use {only}, the only supported value")
         check_settings(scale_factor, image_size, u_cond_percent, u_cond_drop)
+        check_weights(min_snr_gamma, background_weight)
+        self.min_snr_gamma, self.background_weight = min_snr_gamma, background_weight
         self.scale_factor = scale_factor
         self.image_size = image_size
         self.channels = channels
@@ -172,13 +181,10 @@ class LatentDiffusion(DiffusionTraining):
     ) -> Tensor:
         """A data set's batch -> (B,9,h,w): latent of GT ++ latent of inpaint_image ++ resized inpaint_mask, 1 = keep.
 
-        noise, noise_inpaint: standard normals (B,4,h,w) of the two posterior samples, drawn in this order if absent.
-        Both pictures go through the autoencoder together."""
-        images = torch.cat([batch["GT"], batch["inpaint_image"]])
-        shape = (len(batch["GT"]), *self.latent_shape(images))
-        draws = [torch.randn(shape, device=images.device) if n is None else n for n in (noise, noise_inpaint)]
-        z, inpaint = conditioning.encode_to_latent(self, images, torch.cat(draws)).chunk(2)
-        return torch.cat([z, inpaint, resize_tensor(batch["inpaint_mask"], z.shape[-2:])], dim=1)
+        noise, noise_inpaint: standard normals (B,4,h,w) of the two posterior samples, drawn in this order if absent."""
+        shape, device = (len(batch["GT"]), *self.latent_shape(batch["GT"])), batch["GT"].device
+        draws = [torch.randn(shape, device=device) if n is None else n for n in (noise, noise_inpaint)]
+        return self.input_of(self.encode_pictures(batch), *draws)
 
     def p_losses(
         self, x_start: Tensor, cond: Tensor, t: Tensor, noise: Tensor | None = None
@@ -192,36 +198,80 @@ class LatentDiffusion(DiffusionTraining):
         | cond     | c, (B,M,context_dim)                               |
         | noise    | eps, (B,4,h,w), drawn if absent                    |
 
-        x_start (B,9,h,w): of get_input; t (B,) -> the mean loss, and values to log. Among these, loss_vlb weights each
-        sample's error as the variational bound does."""
+        x_start (B,9,h,w): of get_input; t (B,) -> the loss, and values to log: loss, and without the weights of
+        min_snr_gamma and background_weight loss_simple, their mean, and loss_vlb, which weights each sample's error as
+        the variational bound does."""
         z = x_start[:, NOISY_LATENT]
         noise = torch.randn_like(z) if noise is None else noise
         x = torch.cat([self.q_sample(z, t, noise), x_start[:, INPAINT]], dim=1)
-        error = (self.apply_model(x, t, cond) - self.target(x, t, cond, noise)).square().mean(dim=(1, 2, 3))
-        loss = error.mean()
+        squared = (self.apply_model(x, t, cond) - self.target(x, t, cond, noise)).square()
+        error = squared.mean(dim=(1, 2, 3))
+        loss = self.weighted_loss(squared, error, t, x_start)
         stage = "train" if self.training else "val"
         return loss, {
-            f"{stage}/loss_simple": loss.detach(),
+            f"{stage}/loss_simple": error.mean().detach(),
             f"{stage}/loss_vlb": (self.lvlb_weights[t] * error).mean().detach(),
             f"{stage}/loss": loss.detach(),
         }
+
+    def weighted_loss(self, squared: Tensor, error: Tensor, t: Tensor, x_start: Tensor) -> Tensor:
+        """The mean of squared errors (B,4,h,w), of which error (B,) is each sample's mean, with the config's weights."""
+        if self.background_weight != 1:
+            weight = 1 + (self.background_weight - 1) * x_start[:, MASK]
+            error = (weight * squared).mean(dim=(1, 2, 3)) / weight.mean(dim=(1, 2, 3))
+        if self.min_snr_gamma is not None:
+            snr = self.alphas_cumprod[t] / (1 - self.alphas_cumprod[t])
+            error = snr.clamp(max=self.min_snr_gamma) / snr * error
+        return error.mean()
 
     def target(self, x: Tensor, t: Tensor, cond: Tensor, noise: Tensor) -> Tensor:
         """What the UNet learns to predict for x (B,9,h,w): the noise (B,4,h,w) in it."""
         return noise
 
+    @torch.no_grad()
+    def encode_batch(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A data set's batch -> what the frozen networks make of it, all that training needs of the pictures:
+
+        | key             | value                                                                                |
+        |-----------------|--------------------------------------------------------------------------------------|
+        | gt_moments      | (B,8,h,w), mean ++ log variance of the autoencoder's posterior, not scaled           |
+        | inpaint_moments | the same of inpaint_image                                                            |
+        | mask            | (B,1,h,w), the resized inpaint_mask, 1 = keep                                        |
+        | ref_features    | (B,M,width), CLIP's features of the reference, before the mapper                     |
+
+        A batch that was encoded before, by scripts/prepare_latents.py, only becomes float32."""
+        if "gt_moments" in batch:
+            return {name: tensor.float() for name, tensor in batch.items()}
+        return {**self.encode_pictures(batch), "ref_features": self.cond_stage_model.features(batch["ref_imgs"])}
+
+    @torch.no_grad()
+    def encode_pictures(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """encode_batch without the reference. Both pictures go through the autoencoder together."""
+        gt, inpaint = self.first_stage_model.moments(torch.cat([batch["GT"], batch["inpaint_image"]])).chunk(2)
+        mask = resize_tensor(batch["inpaint_mask"], gt.shape[-2:])
+        return {"gt_moments": gt, "inpaint_moments": inpaint, "mask": mask}
+
+    def input_of(self, encoded: Mapping[str, Tensor], noise: Tensor, noise_inpaint: Tensor) -> Tensor:
+        """get_input of an encoded batch."""
+        z, inpaint = (
+            self.get_first_stage_encoding(DiagonalGaussianDistribution(encoded[name]), each)
+            for name, each in (("gt_moments", noise), ("inpaint_moments", noise_inpaint))
+        )
+        return torch.cat([z, inpaint, encoded["mask"]], dim=1)
+
     def batch_loss(
         self, batch: Mapping[str, Tensor], draws: Draws, u_cond_percent: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """p_losses of a data set's batch. The learned vector v replaces the condition of samples whose draws.uniform is
-        below u_cond_percent (Yang et al. 2022, section 3.4).
+        """p_losses of a data set's batch, encoded or not. The learned vector v replaces the condition of samples whose
+        draws.uniform is below u_cond_percent (Yang et al. 2022, section 3.4).
 
         v and the condition are computed for all samples, so that every parameter has a gradient in every step."""
-        x_start = self.get_input(batch, noise=draws.noise_gt, noise_inpaint=draws.noise_inpaint)
+        encoded = self.encode_batch(batch)
+        x_start = self.input_of(encoded, draws.noise_gt, draws.noise_inpaint)
         uniform = draws.uniform if self.u_cond_drop == "sample" else draws.uniform[:1].expand_as(draws.uniform)
         dropped = (uniform < u_cond_percent).view(-1, 1, 1)
         v = conditioning.unconditional_token(self, len(dropped))
-        c = torch.where(dropped, v, conditioning.reference_token(self, batch["ref_imgs"]))
+        c = torch.where(dropped, v, self.proj_out(self.cond_stage_model.project(encoded["ref_features"])))
         return self.p_losses(x_start, c, draws.t, draws.noise)
 
 
@@ -235,3 +285,11 @@ def check_settings(scale_factor: float, image_size: int, u_cond_percent: float, 
         raise UserError(f"config: LatentDiffusion's u_cond_drop is {u_cond_drop}: use sample or batch")
     if not 0 <= u_cond_percent <= 1:
         raise UserError(f"config: LatentDiffusion's u_cond_percent is {u_cond_percent}: use a number from 0 to 1")
+
+
+def check_weights(min_snr_gamma: float | None, background_weight: float) -> None:
+    """Raises UserError for weights of the loss that are out of range."""
+    if min_snr_gamma is not None and not 0 < min_snr_gamma < math.inf:
+        raise UserError(f"config: LatentDiffusion's min_snr_gamma is {min_snr_gamma}: use a number above 0, or null")
+    if not 0 < background_weight <= 1:
+        raise UserError(f"config: LatentDiffusion's background_weight is {background_weight}: use a number up to 1")

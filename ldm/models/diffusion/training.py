@@ -30,6 +30,9 @@ class DiffusionTraining(TrainableModel):
     cond_stage_trainable: bool
     ema_decay: float
 
+    def encode_batch(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        raise NotImplementedError
+
     def latent_shape(self, images: Tensor) -> tuple[int, int, int]:
         raise NotImplementedError
 
@@ -41,11 +44,16 @@ class DiffusionTraining(TrainableModel):
     # ------------------------------------------------------------------------------------------ steps
 
     def make_draws(self, batch: Mapping[str, Tensor], seeds: Sequence[Sequence[int]]) -> Draws:
-        """The random numbers of a step for this batch, from a seed for each sample."""
-        return Draws.from_seeds(seeds, self.latent_shape(batch["GT"]), self.num_timesteps, batch["GT"].device)
+        """The random numbers of a step for this batch, encoded or not, from a seed for each sample."""
+        if "gt_moments" in batch:
+            _, channels, *sides = batch["gt_moments"].shape
+            shape = (channels // 2, *sides)
+        else:
+            shape = self.latent_shape(batch["GT"])
+        return Draws.from_seeds(seeds, shape, self.num_timesteps, next(iter(batch.values())).device)
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        seeds = self.training_seeds(len(batch["GT"]))
+        seeds = self.training_seeds(len(next(iter(batch.values()))))
         loss, values = self.batch_loss(batch, self.make_draws(batch, seeds), self.u_cond_percent)
         loss_simple = values.pop("train/loss_simple")
         self.log("train/loss_simple", loss_simple, on_step=True, prog_bar=True, sync_dist=True, batch_size=len(seeds))
@@ -57,7 +65,8 @@ class DiffusionTraining(TrainableModel):
 
         Timesteps and noise are the same in every validation and no condition is dropped, so checkpoints can be
         compared."""
-        positions = self.sample_positions(len(batch["GT"]))
+        batch = self.encode_batch(batch)
+        positions = self.sample_positions(len(batch["gt_moments"]))
         first = batch_idx * getattr(self.trainer, f"{stage}_dataloaders").batch_size * self.trainer.world_size
         draws = self.make_draws(batch, [(0, VALIDATION, first + position) for position in positions])
         _, values = self.batch_loss(batch, draws, 0.0)

@@ -91,13 +91,20 @@ class FrozenCLIPImageEmbedder(nn.Module):
         """M, the number of tokens of the condition."""
         return 1 if self.bottleneck else self.transformer.positions
 
+    @torch.no_grad()
+    def features(self, image: Tensor) -> Tensor:
+        """What the frozen CLIP makes of an image (B,3,S,S), CLIP-normalised: its class token after CLIP's last norm
+        (B,1,width), or without the bottleneck all of its tokens (B,M,width)."""
+        clip = self.transformer(pixel_values=image)
+        return clip.pooler_output[:, None] if self.bottleneck else clip.last_hidden_state
+
+    def project(self, features: Tensor) -> Tensor:
+        """CLIP's features -> learned conditioning (B,M,width): the mapper and the last norm, which are trained."""
+        return self.final_ln(self.mapper(features) if self.bottleneck else features)
+
     def forward(self, image: Tensor) -> Tensor:
         """image (B,3,S,S), CLIP-normalised -> (B,M,width)."""
-        with torch.no_grad():  # CLIP is frozen
-            clip = self.transformer(pixel_values=image)
-        if self.bottleneck:
-            return self.final_ln(self.mapper(clip.pooler_output[:, None]))  # the class token after CLIP's last norm
-        return self.final_ln(clip.last_hidden_state)
+        return self.project(self.features(image))
 
     def encode(self, image: Tensor) -> Tensor:
         """forward under its published name."""
