@@ -32,9 +32,12 @@ CURE = "make it with scripts/prepare_latents.py"
 class Description:
     """The content of <split>.json.
 
-    networks: fingerprint of the autoencoder and CLIP; recipe: the fields of ldm.data.sample.Recipe; seed: of the draws;
-    pictures: in the split; epochs: draws of each picture; per_shard: pictures in a shard, except the last one; precision:
-    of the networks, a name of torch's types."""
+    networks: fingerprint of the autoencoder and CLIP
+    recipe: the fields of ldm.data.sample.Recipe
+    seed: of the draws
+    pictures: in the split; epochs: draws of each picture
+    per_shard: pictures in a shard, except the last one
+    precision: of the networks, a name of torch's types"""
 
     networks: str
     recipe: dict[str, Any]
@@ -71,8 +74,9 @@ class LatentDataset(Dataset):
     """`dataset[epoch, i]` -> the encoded sample of OpenImageDataset's `[epoch % epochs, i]`, in half precision; see
     LatentDiffusion.encode_batch for its keys. A run on it sees the same samples in the same order as on pictures.
 
-    dataset_dir: the folder with latents/. The recipe's parameters are those of OpenImageDataset and must be the ones that
-    the samples were made with. Raises UserError: not prepared, made otherwise, a damaged shard."""
+    dataset_dir: the folder with latents/. The recipe's parameters are those of OpenImageDataset and must be the ones
+    that the samples were made with; seed has no effect. Raises UserError: not prepared, made otherwise, a damaged
+    shard."""
 
     def __init__(
         self,

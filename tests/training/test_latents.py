@@ -48,8 +48,8 @@ def prepared(photos, weights):
 
 
 def test_a_run_on_latents_has_the_losses_of_the_run_on_pictures(photos, weights, prepared, tmp_path):
-    """14 steps of 4 samples are more than two epochs of 26 pictures; up to there all losses are equal to the rounding of
-    half precision. The third epoch shows the first one's samples again."""
+    """14 steps of 4 samples are more than two epochs of 26 pictures. Up to there all losses are equal, to the rounding
+    of half precision; the third epoch shows the first one's samples again."""
     start = ("--pretrained_model", weights)
     found = []
     for name, more in (("pictures", ()), ("latents", ("data.params.train.target=ldm.data.latents.LatentDataset",))):
@@ -82,7 +82,7 @@ def test_its_samples_are_those_of_the_pictures(photos, prepared, weights):
 def test_what_does_not_fit_is_refused(photos, prepared, weights, tmp_path):
     with pytest.raises(UserError, match="made with image_size 64 but the config has 128"):
         LatentDataset(dataset_dir=photos, **{**SETTINGS, "image_size": 128})
-    with pytest.raises(UserError, match="validation.json does not exist"):
+    with pytest.raises(UserError, match=r"validation\.json does not exist"):
         LatentDataset(dataset_dir=photos, **{**SETTINGS, "state": "validation"})
     other = load_file(weights)
     name = next(name for name in other if name.startswith("first_stage_model.encoder"))

@@ -215,7 +215,7 @@ class LatentDiffusion(DiffusionTraining):
         }
 
     def weighted_loss(self, squared: Tensor, error: Tensor, t: Tensor, x_start: Tensor) -> Tensor:
-        """The mean of squared errors (B,4,h,w), of which error (B,) is each sample's mean, with the config's weights."""
+        """The mean of squared errors (B,4,h,w), or of their means (B,), with the config's weights."""
         if self.background_weight != 1:
             weight = 1 + (self.background_weight - 1) * x_start[:, MASK]
             error = (weight * squared).mean(dim=(1, 2, 3)) / weight.mean(dim=(1, 2, 3))
