@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ldm.checkpoint import read_checkpoint
+from ldm.checkpoint.surgery import deepen
 from ldm.models.diffusion.draws import Draws
 from ldm.training.start import initial_model
 from ldm.util import UserError, load_config
@@ -60,3 +61,21 @@ def test_the_autoencoder_is_trained_by_main(photos, tmp_path, first_stage_config
     assert again.keys() == tensors.keys() and all(torch.equal(t, tensors[name]) for name, t in again.items())
     with pytest.raises(UserError, match=r"lacks this model's \d+ tensors"):
         initial_model(first_stage_config, str(GOLDEN / "model.safetensors"))
+
+
+def test_another_level_starts_from_the_smaller_autoencoder(first_stage_config):
+    """Latents are those of the picture at half its size: exactly, if every pixel of that one was doubled. Then only the
+    decoder is trained."""
+    torch.manual_seed(0)
+    small = initial_model(first_stage_config)
+    config = OmegaConf.merge(first_stage_config, OmegaConf.load(ROOT / "configs/mini/first_stage_128.yaml"))
+    large = initial_model(config, "none")
+    large.load_state_dict(deepen(small.state_dict(), large.state_dict()))
+    picture = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        expected = small.first_stage_model.moments(picture)
+        found = large.first_stage_model.moments(picture.repeat_interleave(2, 2).repeat_interleave(2, 3))
+        assert large.first_stage_model.decode(expected[:, :4]).shape == (2, 3, 64, 64)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    trained = {name.split(".")[1] for name, p in large.named_parameters() if p.requires_grad}
+    assert trained == {"decoder", "post_quant_conv"}
