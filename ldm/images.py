@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 from collections.abc import Iterator, Sequence
@@ -10,15 +11,27 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from ldm.util import UserError
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}  # of files that count as pictures
+WITHOUT_PIXELS = {"EPS", "MPEG"}  # formats that Pillow names, but needs another program to draw, or cannot
 ORIENTATION = 0x0112  # EXIF tag
 JPEG = b"\xff\xd8"
 HEADER_BYTES = 16384  # at the start of a JPEG, which contain its size
 Colour = str | tuple[int, int, int]  # a name, or RGB of 0..255
+
+
+@functools.cache
+def picture_endings() -> frozenset[str]:
+    """Extensions, lower case, of the files that count as pictures: of every format whose pixels Pillow reads."""
+
+    def is_read(name: str) -> bool:
+        opener = Image.OPEN.get("JPEG" if name == "MPO" else name, (None,))[0]  # JPEG's opens MPO as well
+        is_stub = isinstance(opener, type) and issubclass(opener, ImageFile.StubImageFile)
+        return opener is not None and not is_stub and name not in WITHOUT_PIXELS
+
+    return frozenset(ending for ending, name in Image.registered_extensions().items() if is_read(name))
 
 
 @contextmanager
@@ -44,10 +57,11 @@ def pictures_below(folder: Path) -> list[Path]:
     Raises UserError: a missing folder, no pictures in it."""
     if not folder.is_dir():
         raise UserError(f"folder {folder} does not exist: give the one that contains the pictures")
-    found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in EXTENSIONS and path.is_file())
+    endings = picture_endings()
+    found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in endings and path.is_file())
     paths = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     if not paths:
-        raise UserError(f"folder {folder} contains no pictures: give a folder of {', '.join(sorted(EXTENSIONS))}")
+        raise UserError(f"folder {folder} contains no pictures: give a folder of JPEG, PNG or other pictures")
     return paths
 
 

@@ -17,7 +17,7 @@ from ldm.conventions import (
     resize_tensor,
     tensor_to_image,
 )
-from ldm.images import ORIENTATION, grid, open_picture, upright_mask, upright_rgb
+from ldm.images import ORIENTATION, grid, open_picture, picture_endings, upright_mask, upright_rgb
 from ldm.util import UserError
 
 RAMP = np.tile(np.linspace(0, 255, 48).astype(np.uint8), (32, 1))  # 48 wide, 32 high, dark on the left
@@ -185,3 +185,14 @@ def test_grid():
     sheet = grid(cells, rows=2, gap=2)
     assert sheet.size == (3 * 12 - 2, 2 * 8 - 2)
     assert sheet.getpixel((0, 0)) == (255, 0, 0) and sheet.getpixel((12, 8)) == (255, 255, 0)
+
+
+def test_every_ending_of_a_format_whose_pixels_pillow_reads_is_a_picture(tmp_path):
+    modes = {"BLP": "P", "MSP": "1", "XBM": "1"}  # formats that cannot hold RGB
+    for ending in sorted(picture_endings()):
+        if (kind := Image.registered_extensions()[ending]) in Image.SAVE:
+            picture = Image.new("RGB", (32, 32), "white").convert(modes.get(kind, "RGB"))
+            picture.save(tmp_path / f"a{ending}", kind)
+            assert upright_rgb(open_picture(tmp_path / f"a{ending}", "image")).getpixel((9, 9)) >= (250,) * 3, ending
+    assert {".jpg", ".jfif", ".jpe", ".gif", ".jp2", ".ppm", ".webp", ".tif", ".bmp", ".mpo"} <= picture_endings()
+    assert not {".txt", ".xml", ".json", ".csv", ".h5", ".pdf", ".eps", ".mpg", ".npy"} & picture_endings()

@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if opt.n < 1 or opt.seed < 0:
         raise UserError(f"--n {opt.n} or --seed {opt.seed} is out of range: use at least 1 sample and seed 0")
-    if opt.output.suffix.lower() not in Image.registered_extensions():
+    if Image.registered_extensions().get(opt.output.suffix.lower()) not in Image.SAVE:
         raise UserError(f"--output {opt.output} has no extension of a picture: name a file such as samples.png")
     dataset = OpenImageDataset(opt.split, opt.dataset_dir, opt.arbitrary_mask_percent, opt.image_size, seed=opt.seed)
     order = np.random.default_rng(opt.seed).permutation(len(dataset))

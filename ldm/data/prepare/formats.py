@@ -10,13 +10,13 @@ import csv
 import json
 import os
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from ldm.data.prepare.annotations import EDGES, Boxes, Problems, chunked_map, in_chunks, reason_of
-from ldm.images import EXTENSIONS, open_picture, upright_mask, upright_size
+from ldm.images import open_picture, picture_endings, upright_mask, upright_size
 from ldm.util import UserError
 
 CSV_NAMES = {  # column -> accepted names; without a header row the columns are in this order
@@ -158,7 +158,7 @@ def _add_unannotated(images: Path, named: set[str], problems: Problems) -> None:
     """Add the pictures in the folder that the annotations do not name to `problems`. Raises UserError: no folder."""
     if not images.is_dir():
         raise UserError(f"images {images} is not a folder: name the one that contains them")
-    found = (str(file) for file in sorted(images.rglob("*")) if file.suffix.lower() in EXTENSIONS)
+    found = (str(file) for file in sorted(images.rglob("*")) if file.suffix.lower() in picture_endings())
     problems.add("pictures without an annotation", (file for file in found if file not in named))
 
 
@@ -172,7 +172,7 @@ def _is_number(cell: str) -> bool:
 def read_masks(images: Path, annotations: Path) -> Boxes:
     """A mask (255 = object) of the same name per picture, whose bounding box is used."""
     problems, rows = Problems(), []
-    pairs = list(_pair_by_name(images, annotations, EXTENSIONS, problems))
+    pairs = list(_pair_by_name(images, annotations, picture_endings(), problems))
     boxes = chunked_map(_mask_boxes, in_chunks(pairs), len(pairs), "masks")
     for (picture, _), box in zip(pairs, boxes, strict=True):
         if isinstance(box, str):
@@ -200,7 +200,7 @@ def _mask_boxes(pairs: list[tuple[str, Path]]) -> list[tuple[float, float, float
     return boxes
 
 
-def _by_name(folder: Path, kinds: set[str], problems: Problems) -> dict[Path, Path]:
+def _by_name(folder: Path, kinds: Collection[str], problems: Problems) -> dict[Path, Path]:
     """Path in the folder without its extension -> file. Of several files with the same name the last is used, and the
     repetition added to `problems`."""
     found: dict[Path, Path] = {}
@@ -222,7 +222,7 @@ def _pair_by_name(
     for folder, name in ((images, "images"), (annotations, "annotations")):
         if not folder.is_dir():
             raise UserError(f"{name} {folder} is not a folder: name the one that contains them")
-    pictures, files = _by_name(images, EXTENSIONS, problems), _by_name(annotations, set(extensions), problems)
+    pictures, files = _by_name(images, picture_endings(), problems), _by_name(annotations, set(extensions), problems)
     files.pop(Path("classes"), None)
     problems.add("pictures without an annotation", (str(pictures[key]) for key in pictures if key not in files))
     problems.add("annotations without a picture", (str(files[key]) for key in files if key not in pictures))

@@ -10,7 +10,7 @@ import polars as pl
 
 from ldm.data.index import split_folders
 from ldm.data.prepare.annotations import NO_TEXT, Boxes, Problems, is_text, reason_of
-from ldm.images import EXTENSIONS
+from ldm.images import picture_endings
 from ldm.util import UserError
 
 ANNOTATION_FILES = {  # split -> file in annotations/
@@ -40,7 +40,7 @@ def read_open_images(dataset_dir: Path, split: str) -> Boxes:
         )
         for folder in split_folders(dataset_dir / "images", split)
     )
-    pictures = pictures.filter(pl.col("path").str.extract(r"(\.[^.]*)$").str.to_lowercase().is_in(EXTENSIONS))
+    pictures = pictures.filter(pl.col("path").str.extract(r"(\.[^.]*)$").str.to_lowercase().is_in(picture_endings()))
     once = pictures.unique("ImageID", keep="first", maintain_order=True)
     problems.add("pictures of the same name as another", pictures.join(once, on="path", how="anti")["path"])
     pictures = once.with_row_index("picture")
