@@ -1,4 +1,4 @@
-"""Writing files atomically, and hashing them."""
+"""Walking folders, writing files atomically, and hashing them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -15,10 +17,78 @@ from safetensors import SafetensorError
 from ldm.util import UserError
 
 
+@dataclass
+class Walk:
+    """The files below a folder, and what is left out of them.
+
+    files: sorted. left_out: reason -> paths, relative to the folder. others: ending -> number of files that have it and
+    were not asked for."""
+
+    folder: Path
+    files: list[Path] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    others: Counter[str] = field(default_factory=Counter)
+
+    def summary(self, kind: str) -> str:
+        """What was found and what was left out, in one line. kind: of the files, in the plural."""
+        parts = [
+            f"{len(paths):,} {reason} ({', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''})"
+            for reason, paths in self.left_out.items()
+        ]
+        if self.others:
+            endings = ", ".join(f"{count:,} {ending or 'without one'}" for ending, count in sorted(self.others.items()))
+            parts.append(f"{self.others.total():,} files of other endings ({endings})")
+        left_out = f"; left out: {', '.join(parts)}" if parts else ""
+        return f"{self.folder}: {len(self.files):,} {kind} found{left_out}"
+
+    def leave_out(self, reason: str, path: str) -> None:
+        """Note a path that is not used."""
+        name = os.path.relpath(path, self.folder)
+        self.left_out.setdefault(reason, []).append(name if name.isprintable() else ascii(name)[1:-1])
+
+
+def walk(folder: Path, endings: Container[str] | None = None, hidden: bool = False) -> Walk:
+    """The files of a folder and its subfolders. Links are followed, except those that lead back to a folder that they
+    are in.
+
+    endings: of the files to find, in lower case, with the dot; None: all. hidden: include files and folders whose name
+    begins with a dot."""
+    found = Walk(folder)
+    inside = {os.fspath(folder): [os.path.realpath(folder)]}  # folder -> where it and those above it really are
+    unreadable = "folders that cannot be read"
+    for place, folders, names in os.walk(
+        folder, followlinks=True, onerror=lambda error: found.leave_out(unreadable, error.filename)
+    ):
+        above = inside.pop(place)
+        for name in sorted(folders):
+            path = os.path.join(place, name)
+            real = Path(os.path.realpath(path))
+            if name.startswith(".") and not hidden:
+                found.leave_out("hidden folders", path)
+            elif any(Path(each).is_relative_to(real) for each in above):
+                found.leave_out("links that lead back to a folder above them", path)
+            else:
+                inside[path] = [*above, os.fspath(real)]
+                continue
+            folders.remove(name)
+        for name in sorted(names):
+            path, ending = os.path.join(place, name), os.path.splitext(name)[1].lower()
+            if name.startswith(".") and not hidden:
+                found.leave_out("hidden files", path)
+            elif endings is not None and ending not in endings:
+                found.others[ending] += 1
+            elif not os.path.isfile(path):
+                found.leave_out("broken links" if os.path.islink(path) else "special files", path)
+            else:
+                found.files.append(Path(path))
+    found.files.sort()
+    return found
+
+
 def sha256_of(path: str | os.PathLike) -> str:
     """The SHA-256, in hexadecimal, of a file, or of all files of a folder with their names. Raises UserError."""
     path, digest = Path(path), hashlib.sha256()
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    files = walk(path, hidden=True).files if path.is_dir() else [path]
     try:
         for file in files:
             if path.is_dir():

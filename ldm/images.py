@@ -13,6 +13,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from ldm.files import Walk, walk
 from ldm.util import UserError
 
 WITHOUT_PIXELS = {"EPS", "MPEG"}  # formats that Pillow names, but needs another program to draw, or cannot
@@ -51,18 +52,19 @@ def _reading(path: str | os.PathLike, name: str) -> Iterator[None]:
         raise UserError(f"{name} {path} cannot be read ({error}): save it again as PNG or JPEG") from error
 
 
-def pictures_below(folder: Path) -> list[Path]:
-    """All picture files of a folder and its subfolders, sorted, without hidden ones.
+def pictures_below(folder: Path) -> Walk:
+    """All picture files of a folder and its subfolders, without hidden ones; see ldm.files.walk.
 
     Raises UserError: a missing folder, no pictures in it."""
     if not folder.is_dir():
         raise UserError(f"folder {folder} does not exist: give the one that contains the pictures")
-    endings = picture_endings()
-    found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in endings and path.is_file())
-    paths = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-    if not paths:
-        raise UserError(f"folder {folder} contains no pictures: give a folder of JPEG, PNG or other pictures")
-    return paths
+    found = walk(folder, picture_endings())
+    if not found.files:
+        raise UserError(
+            f"folder {folder} contains no pictures ({found.summary('pictures')}): give a folder of JPEG, PNG or other "
+            "pictures"
+        )
+    return found
 
 
 def open_picture(path: str | os.PathLike, name: str) -> Image.Image:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tests.conftest import ROOT
 
-GROUND = ["ldm.conventions", "ldm.util", "ldm.files", "ldm.images", "ldm.lr_scheduler"]
+GROUND = ["ldm.conventions", "ldm.util", "ldm.files", "ldm.images", "ldm.tables", "ldm.lr_scheduler"]
 FLOORS = [
     GROUND,
     ["ldm.modules"],

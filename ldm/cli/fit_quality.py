@@ -68,7 +68,9 @@ def fit(opt: argparse.Namespace) -> Mixture:
     from ldm.evaluation.quality import Mixture
     from ldm.images import pictures_below
 
-    paths = pictures_below(opt.images)
+    found = pictures_below(opt.images)
+    paths = found.files
+    print(found.summary("pictures"), flush=True)
     if len(paths) < opt.components:
         raise UserError(
             f"--images {opt.images} has {len(paths)} pictures, too few for {opt.components} components: add pictures, "

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 FORMATS = {  # name -> what --annotations has to be
     "openimages": "the layout of dataset/README.md",
     "coco": "a JSON file of instances, bbox is x,y,width,height in pixels",
-    "yolo": "a txt of the same name per picture, with lines `class x y width height` as fractions",
+    "yolo": "a txt of the same name per picture, with lines `class x y width height`, or polygons, as fractions",
+    "yolo-polygons": "as yolo, with lines `class x y x y x y ...`",
+    "yolo-pose": "as yolo, with lines `class x y width height` and keypoints",
     "voc": "an XML file of the same name per picture",
     "csv": "rows path,x0,y0,x1,y1 in pixels",
     "masks": "a mask of the same name per picture, 255 = object",
@@ -112,6 +114,8 @@ def read_own_pictures(opt: argparse.Namespace, problems: Problems) -> Indices:
     from ldm.data.prepare.formats import READERS
 
     boxes = READERS[opt.format](Path(os.path.abspath(opt.images)), opt.annotations)
+    for line in boxes.problems.found:
+        print(line)
     index = prepare(boxes, opt.dataset_dir, opt.min_area, opt.max_area)
     problems.update(boxes.problems)
     if opt.split:

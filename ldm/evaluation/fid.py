@@ -88,10 +88,12 @@ def _square_root(covariance: np.ndarray) -> np.ndarray:
 def frechet_distance(mean1: np.ndarray, covariance1: np.ndarray, mean2: np.ndarray, covariance2: np.ndarray) -> float:
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), Heusel et al. 2017, eq. 6.
 
-    The trace of the root is the sum of the singular values of L1^T L2, where Li Li^T = Ci. It is real and never
-    negative, and exact for covariances without full rank, where a matrix root needs a small number on the diagonal."""
+    The trace of the root is the sum of the singular values of L1^T L2, where Li Li^T = Ci. It is real, and exact for
+    covariances without full rank, where a matrix root needs a small number on the diagonal. Never negative: rounding
+    below 0 becomes 0."""
     root = np.linalg.svd(_square_root(covariance1).T @ _square_root(covariance2), compute_uv=False).sum()
-    return float(((mean1 - mean2) ** 2).sum() + np.trace(covariance1) + np.trace(covariance2) - 2.0 * root)
+    distance = ((mean1 - mean2) ** 2).sum() + np.trace(covariance1) + np.trace(covariance2) - 2.0 * root
+    return float(np.maximum(distance, 0.0))  # which keeps a nan
 
 
 def kernel_distance(real: np.ndarray, made: np.ndarray, seed: int = 0) -> float:

@@ -85,7 +85,8 @@ def real_statistics(place: Path, extractor: Extractor, batch_size: int = 32) -> 
             f"the folder of real pictures {place} does not exist, nor does {stored.name} with its statistics in "
             f"{extractor.model}: name another with --real"
         )
-    paths = pictures_below(place)
+    found = pictures_below(place)
+    paths = found.files
     if len(paths) < 2:
         raise UserError(f"real pictures {place}: {len(paths)} is too few: use at least two, better thousands")
     content = hashlib.sha256()
@@ -99,6 +100,7 @@ def real_statistics(place: Path, extractor: Extractor, batch_size: int = 32) -> 
         statistics = Statistics.read(stored)
         if statistics.texts == texts:
             return statistics
+    print(found.summary("real pictures"), file=sys.stderr)
     statistics, keep, done = Statistics(texts=texts), rows_to_keep(len(paths)), 0
     for features in features_of(paths, extractor, batch_size, f"real pictures, {extractor.model}"):
         statistics.add(features, np.array([done + i in keep for i in range(len(features))]))

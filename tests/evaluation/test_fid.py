@@ -30,6 +30,14 @@ def test_the_published_frechet_distance(numbers, name):
     assert frechet_distance(a.mean, a.covariance, a.mean, a.covariance) == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_the_distance_of_a_set_from_itself_is_not_negative(seed):
+    features = np.random.default_rng(seed).normal(size=(10 + 5 * seed, 24))
+    one = features.mean(0), np.cov(features, rowvar=False)
+    assert 0 <= frechet_distance(*one, *one) < 1e-10
+    assert np.isnan(frechet_distance(one[0] * np.nan, one[1], *one))
+
+
 @pytest.mark.parametrize("count", [200, 12])
 def test_frechet_distance_agrees_with_torchmetrics(count):
     from torchmetrics.image.fid import FrechetInceptionDistance

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -61,10 +62,11 @@ def square_folder(images: Path, outdir: Path, size: int) -> tuple[int, list[str]
 
     -> how many squares there are now, and messages about unreadable pictures. Raises UserError: no folder, no readable
     picture in it, outdir is in images or cannot be written to."""
-    paths = pictures_below(images)
+    found = pictures_below(images)
     if outdir.resolve().is_relative_to(images.resolve()):
         raise UserError(f"outdir {outdir} is inside {images} and would be read as well: name a folder outside")
-    names = square_names(path.relative_to(images) for path in paths)
+    names = square_names(path.relative_to(images) for path in found.files)
+    print(found.summary("pictures"), file=sys.stderr)
     tasks = [(images / path, outdir / name, size) for path, name in names.items()]
     try:
         for folder in {target.parent for _, target, _ in tasks}:

@@ -43,10 +43,13 @@ EDGES = ("x0", "y0", "x1", "y1")
 
 class Problems:
     """The boxes and pictures that were left out or corrected. names: kind of problem -> names of the files or boxes
-    that have it; filtered: the number of boxes that are correct but smaller or larger than asked for."""
+    that have it; filtered: the number of boxes that are correct but smaller or larger than asked for; found: what each
+    walk
+    of a folder found, in a line."""
 
     def __init__(self) -> None:
         self.names: dict[str, list[str]] = {}
+        self.found: list[str] = []
         self.filtered = 0
 
     def add(self, kind: str, names: Iterable[str]) -> None:
@@ -59,6 +62,7 @@ class Problems:
         for kind, names in other.names.items():
             self.add(kind, names)
         self.filtered += other.filtered
+        self.found += other.found
 
 
 def _printable(name: str) -> str:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from ldm.data.prepare.annotations import EDGES, Boxes, Problems, chunked_map, in_chunks, reason_of
+from ldm.data.prepare.pairs import add_unannotated, pair_by_name
+from ldm.data.prepare.yolo import read_yolo, read_yolo_polygons, read_yolo_pose
 from ldm.images import open_picture, picture_endings, upright_mask, upright_size
+from ldm.tables import read_rows
 from ldm.util import UserError
 
 CSV_NAMES = {  # column -> accepted names; without a header row the columns are in this order
@@ -29,74 +32,98 @@ CSV_NAMES = {  # column -> accepted names; without a header row the columns are 
 }
 
 
+NO_CROWD = (None, False, 0, "", "0", "0.0", "false", "False")  # of `iscrowd`
+
+
 def read_coco(images: Path, annotations: Path) -> Boxes:
-    """COCO's instances JSON: `bbox` is x, y, width, height in pixels. Skips groups (iscrowd).
+    """COCO's instances JSON: `bbox` is x, y, width, height in pixels. Numbers and ids may be text. Skips groups
+    (iscrowd).
 
     Raises UserError: not such a file."""
     problems, rows = Problems(), []
     try:
         content = json.loads(annotations.read_bytes())
-        pictures = {picture["id"]: os.path.join(images, picture["file_name"]) for picture in content["images"]}
+        named = [(picture["id"], _place(images, picture["file_name"])) for picture in content["images"]]
+        pictures = _Ids(named)
         annotated = {
-            pictures[picture["id"]]: (picture["width"], picture["height"])
-            for picture in content["images"]
+            path: (_whole(picture["width"]), _whole(picture["height"]))
+            for (_, path), picture in zip(named, content["images"], strict=True)
             if picture.get("width") and picture.get("height")
         }
-        labels = {category["id"]: category["name"] for category in content.get("categories", ())}
+        labels = _Ids((category["id"], category["name"]) for category in content.get("categories", ()))
+        problems.add("pictures whose id another has, too", pictures.repeated)
         for annotation in content["annotations"]:
-            path = pictures.get(annotation["image_id"])
+            path = pictures.find(annotation["image_id"])
             if path is None:
                 problems.add("boxes of an unknown image_id", [f"annotation {annotation.get('id')}"])
-            elif annotation.get("iscrowd"):
+            elif annotation.get("iscrowd") not in NO_CROWD:
                 problems.add("boxes around a crowd", [path])
             elif len(annotation.get("bbox") or ()) != 4:
                 problems.add("annotations without a box", [path])
             else:
                 x, y, width, height = map(float, annotation["bbox"])
-                rows.append((path, x, y, x + width, y + height, str(labels.get(annotation.get("category_id"), ""))))
+                label = labels.find(annotation.get("category_id"))
+                rows.append((path, x, y, x + width, y + height, "" if label is None else str(label)))
     except OSError as error:
         raise UserError(f"annotations {annotations} cannot be read ({error.strerror}): name a JSON file") from error
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise UserError(
             f"annotations {annotations} are not COCO's instances ({reason_of(error)}): name a JSON file of instances"
         ) from error
-    _add_unannotated(images, set(pictures.values()), problems)
+    add_unannotated(images, {path for _, path in named}, problems)
     return Boxes.from_rows(rows, False, problems, annotated)
 
 
-def read_yolo(images: Path, annotations: Path) -> Boxes:
-    """A txt of the same name per picture: lines `class x y width height`, the box's centre and size as fractions; for a
-    polygon (`class x y x y ...`) its bounding box is used. classes.txt, if present, names the classes."""
-    names = annotations / "classes.txt"
-    classes = names.read_text(errors="replace").splitlines() if names.is_file() else []
-    problems, rows = Problems(), []
-    for picture, file in _pair_by_name(images, annotations, [".txt"], problems):
-        for line in file.read_text("utf-8-sig", errors="replace").splitlines():
-            if not line.strip():
-                continue
-            try:
-                kind, *numbers = line.split()
-                box, kind = _yolo_box(np.array(numbers, dtype=np.float64)), int(kind)
-            except ValueError:
-                problems.add("lines that cannot be read", [f"{file}: {line:.60}"])
-                continue
-            rows.append((picture, *map(float, box), classes[kind] if 0 <= kind < len(classes) else str(kind)))
-    return Boxes.from_rows(rows, True, problems)
+class _Ids:
+    """Values by id. An id also finds what has it in another type: 7, 7.0, "7" and "0007" are the same id, unless the
+    file uses them for different things. repeated: values that are not found, since a later one has the same id."""
+
+    def __init__(self, pairs: Iterable[tuple[Hashable, Any]]):
+        self.exact: dict[Hashable, Any] = {}
+        self.repeated = []
+        for key, value in pairs:
+            if self.exact.get(key, value) != value:
+                self.repeated.append(self.exact[key])
+            self.exact[key] = value
+        same: dict[str, list[Any]] = {}
+        for key, value in self.exact.items():
+            same.setdefault(self._plain(key), []).append(value)
+        self.loose = {key: values[0] for key, values in same.items() if len(values) == 1}
+
+    @staticmethod
+    def _plain(key: Hashable) -> str:
+        text = str(key).strip()
+        return text.removesuffix(".0").lstrip("0") or "0"
+
+    def find(self, key: Hashable) -> Any:
+        """The value; None: there is none."""
+        return self.exact[key] if key in self.exact else self.loose.get(self._plain(key))
 
 
-def _yolo_box(numbers: np.ndarray) -> tuple[float, ...]:
-    """A line's numbers after the class -> x0, y0, x1, y1. Raises ValueError: too few or too many."""
-    if len(numbers) >= 6 and len(numbers) % 2 == 0:
-        points = numbers.reshape(-1, 2)
-        return (*points.min(0), *points.max(0))
-    x, y, width, height = numbers[: 4 if len(numbers) == 5 else None]  # a fifth is a detector's confidence
-    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+def _whole(value: Any) -> Any:
+    """A side in pixels, 200, 200.0, "200" or "200.0", as a whole number; anything else as it is."""
+    try:
+        return int(float(value)) if float(value).is_integer() else value
+    except (TypeError, ValueError, OverflowError):
+        return value
+
+
+def _place(images: Path, name: str) -> str:
+    """A picture's path from its name in an annotation file; names from Windows have backslashes, which are characters
+    like any other elsewhere."""
+    path = os.path.join(images, name)
+    if not {"\\", " "} & set(name) or os.path.exists(path):
+        return path
+    for other in (name.strip(), name.strip().replace("\\", "/")):
+        if os.path.exists(os.path.join(images, other)):
+            return os.path.join(images, other)
+    return path
 
 
 def read_voc(images: Path, annotations: Path) -> Boxes:
     """Pascal VOC: an XML file of the same name per picture; xmin, ymin, xmax, ymax in pixels, used unchanged."""
     problems, rows = Problems(), []
-    for picture, file in _pair_by_name(images, annotations, [".xml"], problems):
+    for picture, file in pair_by_name(images, annotations, [".xml"], problems):
         try:
             things = list(ET.parse(file).getroot().iter("object"))
         except (ET.ParseError, ValueError, LookupError, OSError) as error:
@@ -106,9 +133,9 @@ def read_voc(images: Path, annotations: Path) -> Boxes:
             try:
                 box = [float(thing.findtext(f"bndbox/{edge}", "")) for edge in ("xmin", "ymin", "xmax", "ymax")]
             except ValueError:
-                problems.add("objects without a box", [str(file)])
+                problems.add("objects without a box", [f"{file}: {thing.findtext('name', '').strip()}"])
             else:
-                rows.append((picture, *box, thing.findtext("name", "")))
+                rows.append((picture, *box, thing.findtext("name", "").strip()))
     return Boxes.from_rows(rows, False, problems)
 
 
@@ -118,28 +145,29 @@ def read_csv(images: Path, annotations: Path) -> Boxes:
     Raises UserError: not such a file."""
     problems, rows = Problems(), []
     try:
-        with open(annotations, newline="", encoding="utf-8-sig", errors="replace") as file:
-            first = file.readline()
-            file.seek(0)
-            lines = list(csv.reader(file, delimiter=";" if ";" in first and "," not in first else ","))
+        lines = read_rows(annotations, "replace")
     except (OSError, csv.Error) as error:
         raise UserError(f"annotations {annotations} cannot be read ({reason_of(error)}): name a CSV file") from error
     columns = dict(zip(CSV_NAMES, range(6), strict=True))
-    if lines and len(lines[0]) > 1 and not any(map(_is_number, lines[0])):
-        columns = _csv_columns(lines.pop(0), annotations)
+    if lines and len(lines[0][1]) > 1 and not any(map(_is_number, lines[0][1])):
+        columns = _csv_columns(lines.pop(0)[1], annotations)
     named = set()
-    for number, line in enumerate(lines, 1):
-        if not line:
-            continue
-        named.update(os.path.join(images, cell) for cell in line[columns["path"] :][:1])
+    for number, line in lines:
+        path = _place(images, "".join(line[columns["path"] :][:1]))
+        named.add(path)
         try:
-            path, *box = (line[columns[name]] for name in ("path", *EDGES))
+            box = [_number(line[columns[edge]]) for edge in EDGES]
             label = line[columns["label"]] if columns.get("label", len(line)) < len(line) else ""
-            rows.append((os.path.join(images, path), *map(float, box), label))
+            rows.append((path, *box, label))
         except (ValueError, IndexError):
-            problems.add("lines that cannot be read", [f"row {number}: {','.join(line):.60}"])
-    _add_unannotated(images, named, problems)
+            problems.add("lines that cannot be read", [f"line {number}: {','.join(line):.60}"])
+    add_unannotated(images, named, problems)
     return Boxes.from_rows(rows, False, problems)
+
+
+def _number(cell: str) -> float:
+    """10.5, or 10,5 as spreadsheets of some countries write it. Raises ValueError."""
+    return float(cell.replace(",", ".") if cell.count(",") == 1 and "." not in cell else cell)
 
 
 def _csv_columns(names: list[str], annotations: Path) -> dict[str, int]:
@@ -154,17 +182,9 @@ def _csv_columns(names: list[str], annotations: Path) -> dict[str, int]:
     return columns
 
 
-def _add_unannotated(images: Path, named: set[str], problems: Problems) -> None:
-    """Add the pictures in the folder that the annotations do not name to `problems`. Raises UserError: no folder."""
-    if not images.is_dir():
-        raise UserError(f"images {images} is not a folder: name the one that contains them")
-    found = (str(file) for file in sorted(images.rglob("*")) if file.suffix.lower() in picture_endings())
-    problems.add("pictures without an annotation", (file for file in found if file not in named))
-
-
 def _is_number(cell: str) -> bool:
     try:
-        return bool(np.isfinite(float(cell)))
+        return math.isfinite(_number(cell))
     except ValueError:
         return False
 
@@ -172,7 +192,7 @@ def _is_number(cell: str) -> bool:
 def read_masks(images: Path, annotations: Path) -> Boxes:
     """A mask (255 = object) of the same name per picture, whose bounding box is used."""
     problems, rows = Problems(), []
-    pairs = list(_pair_by_name(images, annotations, picture_endings(), problems))
+    pairs = list(pair_by_name(images, annotations, picture_endings(), problems))
     boxes = chunked_map(_mask_boxes, in_chunks(pairs), len(pairs), "masks")
     for (picture, _), box in zip(pairs, boxes, strict=True):
         if isinstance(box, str):
@@ -200,38 +220,11 @@ def _mask_boxes(pairs: list[tuple[str, Path]]) -> list[tuple[float, float, float
     return boxes
 
 
-def _by_name(folder: Path, kinds: Collection[str], problems: Problems) -> dict[Path, Path]:
-    """Path in the folder without its extension -> file. Of several files with the same name the last is used, and the
-    repetition added to `problems`."""
-    found: dict[Path, Path] = {}
-    for file in sorted(folder.rglob("*")):
-        if file.suffix.lower() in kinds and file.is_file():
-            key = file.relative_to(folder).with_suffix("")
-            if key in found:
-                problems.add("files of the same name as another", [str(file)])
-            found[key] = file
-    return found
-
-
-def _pair_by_name(
-    images: Path, annotations: Path, extensions: Iterable[str], problems: Problems
-) -> Iterator[tuple[str, Path]]:
-    """(picture, annotation file) of the same name in the same subfolder; one without the other is a problem.
-
-    Raises UserError: a folder does not exist."""
-    for folder, name in ((images, "images"), (annotations, "annotations")):
-        if not folder.is_dir():
-            raise UserError(f"{name} {folder} is not a folder: name the one that contains them")
-    pictures, files = _by_name(images, picture_endings(), problems), _by_name(annotations, set(extensions), problems)
-    files.pop(Path("classes"), None)
-    problems.add("pictures without an annotation", (str(pictures[key]) for key in pictures if key not in files))
-    problems.add("annotations without a picture", (str(files[key]) for key in files if key not in pictures))
-    return ((str(pictures[key]), files[key]) for key in pictures if key in files)
-
-
 READERS: dict[str, Callable[[Path, Path], Boxes]] = {
     "coco": read_coco,
     "yolo": read_yolo,
+    "yolo-polygons": read_yolo_polygons,
+    "yolo-pose": read_yolo_pose,
     "voc": read_voc,
     "csv": read_csv,
     "masks": read_masks,
