@@ -6,8 +6,8 @@ import importlib
 import os
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any, TypeVar
+from types import ModuleType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -74,12 +74,29 @@ def instantiate_from_config(config: Any, kind: type = object) -> Any:
     cls = get_obj_from_str(target)
     if not (isinstance(cls, type) and issubclass(cls, kind)):
         raise UserError(f"config: target {target!r} is not a {kind.__name__}: correct its name")
+    for name, kind in parameter_kinds(cls).items():
+        if isinstance(value := params.get(name), (bool, int, float)) and is_text(kind):
+            raise UserError(f"config: {target}'s {name} is {value!r}, which is not text: put it in quotes")
     try:
         return cls(**params)
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"config: {target} cannot be built ({error!r}): correct its params") from error
+
+
+def parameter_kinds(cls: Any) -> dict[str, Any]:
+    """The annotations of a class's parameters, by name; empty if they cannot be found out."""
+    try:
+        return get_type_hints(cls.__init__)
+    except (NameError, TypeError, AttributeError):
+        return {}
+
+
+def is_text(kind: Any) -> bool:
+    """Whether an annotation admits text or a path, or null, and nothing else."""
+    members = set(get_args(kind)) if isinstance(kind, UnionType) or get_origin(kind) is Union else {kind}
+    return members <= {str, Path, os.PathLike, type(None)} and members != {type(None)}
 
 
 def read_yaml(path: str | os.PathLike) -> Any:

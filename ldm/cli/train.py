@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from ldm.cli.command import command, command_parser
+from ldm.cli.values import override, read_value, trainer_kinds
 from ldm.util import UserError, load_config, read_yaml
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ RUN_VARIABLE = "PAINT_BY_EXAMPLE_RUN"  # tells the processes that Lightning star
 def parser() -> argparse.ArgumentParser:
     p = command_parser(__doc__)
     p.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configs")
-    p.add_argument("-b", "--base", nargs="*", default=[], type=Path, metavar="YAML", help="configs, from left to right")
+    p.add_argument("-b", "--base", nargs="*", default=[], metavar="YAML", help="configs, from left to right")
     p.add_argument("-n", "--name", help="name of the run (default: that of the first config)")
     p.add_argument("-f", "--postfix", default="", help="appended to the name")
     p.add_argument("-l", "--logdir", type=Path, default=Path("logs"), help="folder for all runs (%(default)s)")
@@ -67,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--wandb", action="store_true", help="log to Weights & Biases, too")
     group = p.add_argument_group("Lightning's Trainer (all its other parameters are flags, too)")
     for name, text in TRAINER_FLAGS.items():
-        group.add_argument(f"--{name}", type=yaml.safe_load, default=argparse.SUPPRESS, help=text, metavar="X")
+        group.add_argument(f"--{name}", default=argparse.SUPPRESS, help=text, metavar="X")
     return p
 
 
@@ -88,7 +89,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if not {"-h", "--help"} & set(sys.argv[1:] if argv is None else argv):  # Lightning takes seconds to import
         for name in trainer_parameters():
             if name not in TRAINER_FLAGS:
-                p.add_argument(f"--{name}", type=yaml.safe_load, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+                p.add_argument(f"--{name}", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     opt = p.parse_intermixed_args(argv)
     separate_words(opt)
     if not (opt.base or opt.resume):
@@ -98,8 +99,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def separate_words(opt: argparse.Namespace) -> None:
     """Moves key=value words from `base`, which takes all words that follow it, to `overrides`. Raises UserError."""
-    opt.overrides += [str(word) for word in opt.base if "=" in str(word)]
-    opt.base = [path for path in opt.base if "=" not in str(path)]
+    words = [word for word in opt.base if "=" in str(word) and not Path(word).is_file()]
+    opt.overrides += map(str, words)
+    opt.base = [Path(word) for word in opt.base if word not in words]
     for word in opt.overrides:
         if "=" not in word:
             raise UserError(f"{word} is neither a flag nor key=value: see --help")
@@ -108,7 +110,7 @@ def separate_words(opt: argparse.Namespace) -> None:
 
 
 def merge_configs(
-    base: Sequence[Path], overrides: Sequence[str], flags: argparse.Namespace | None = None
+    base: Sequence[str | os.PathLike], overrides: Sequence[str], flags: argparse.Namespace | None = None
 ) -> DictConfig:
     """Defaults, configs, key=value words and flags as one config; later ones win. Raises UserError."""
     from omegaconf import OmegaConf
@@ -118,23 +120,35 @@ def merge_configs(
 
     try:
         parts = [read_yaml(path) for path in base]
-        config = load_config(OmegaConf.merge({"lightning": DEFAULTS}, *parts, OmegaConf.from_dotlist(list(overrides))))
+        config = load_config(OmegaConf.merge({"lightning": DEFAULTS}, *parts))
+        for word in overrides:
+            override(config, word)
         if "data" not in config:
             raise UserError(f"config {base[0]} has no 'data' to train on: see configs/v1.yaml")
         if flags is not None:
             apply_flags(flags, config["lightning"])
         OmegaConf.resolve(config)
+        if missing := sorted(OmegaConf.missing_keys(config)):
+            raise UserError(f"config: {missing[0]} is ???, which stands for a value to be given: give one")
         return config
     except (OSError, yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"the config cannot be used ({error}): correct the files of --base, or the key=value words"
+            f"the config cannot be used ({reason}): correct the files of --base, or the key=value words"
         ) from error
+
+
+def merged(opt: argparse.Namespace, base: Sequence[str | os.PathLike]) -> DictConfig:
+    """The config of these files and of the words and flags of the command line. Raises UserError."""
+    return merge_configs(base, opt.overrides, opt)
 
 
 def apply_flags(opt: argparse.Namespace, section: DictConfig) -> None:
     """Write the flags into a config's `lightning` section. Raises UserError for flags that do not go together."""
     trainer = section["trainer"]
-    flags = {name: getattr(opt, name) for name in trainer_parameters() if hasattr(opt, name)}  # null is a value, too
+    kinds = trainer_kinds()
+    flags = {name: getattr(opt, name) for name in trainer_parameters() if hasattr(opt, name)}
+    flags = {name: read_value(text, kinds[name], f"--{name} {text}") for name, text in flags.items()}
     if opt.gpus is not None:
         flags["gpus"] = opt.gpus
     if "gpus" in flags:
@@ -181,10 +195,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     opt = parse(argv)
     if opt.resume:
         folder, checkpoint = find_resumed_run(opt.resume)
-        config = merge_configs([folder / "config.yaml", *opt.base], opt.overrides, opt)
+        config = merged(opt, [folder / "config.yaml", *opt.base])
     else:
         folder, checkpoint = new_run_folder(opt), None
-        config = merge_configs(opt.base, opt.overrides, opt)
+        config = merged(opt, opt.base)
     from ldm.training.run import train
 
     try:
