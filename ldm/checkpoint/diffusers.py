@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save_file
 
-from ldm.checkpoint.files import StateDict, read_file
+from ldm.checkpoint.files import StateDict
 from ldm.checkpoint.names import (
     MAPPER,
     OLD_VAE_ATTENTION,
@@ -34,6 +34,7 @@ from ldm.checkpoint.names import (
     unet_table,
     vae_table,
 )
+from ldm.checkpoint.shards import weights_in
 from ldm.models.diffusion.schedule import BUFFERS, NoiseSchedule
 from ldm.util import UserError
 
@@ -85,12 +86,11 @@ def _read_component(folder: Path) -> StateDict | None:
     """The weights in one folder of a diffusers model, or None if the folder does not exist."""
     if not folder.is_dir():
         return None
-    for stem in ("diffusion_pytorch_model", "model", "pytorch_model"):
-        for variant in ("", ".fp16"):
-            for suffix in (".safetensors", ".bin"):
-                if (path := folder / f"{stem}{variant}{suffix}").is_file():
-                    return read_file(path)
-    raise UserError(f"checkpoint {folder} has no weights: add diffusion_pytorch_model.safetensors or model.safetensors")
+    if not (weights := weights_in(folder)):
+        raise UserError(
+            f"checkpoint {folder} has no weights: add diffusion_pytorch_model.safetensors or model.safetensors"
+        )
+    return weights.read()
 
 
 def _unet_from_diffusers(unet: StateDict, folder: Path) -> StateDict:

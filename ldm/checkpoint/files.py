@@ -9,7 +9,7 @@ import os
 import pickle
 import struct
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ldm.util import UserError
+from ldm.util import UserError, listing
 
 StateDict = dict[str, Tensor]
 
@@ -183,19 +183,31 @@ def _read_legacy(path: Path) -> Any:
     return content
 
 
-def _state_dict(content: Any) -> StateDict:
-    """Finds the tensors in a Lightning checkpoint, a bare state dict or a TorchScript module."""
+NESTS = ("state_dict", "model_state_dict", "model", "module")  # keys under which training loops keep a model's tensors
+WRAPPERS = ("module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+def _state_dict(content: Any, depth: int = 4) -> StateDict:
+    """Finds the tensors in a Lightning checkpoint, another training loop's, a bare state dict or a TorchScript module.
+
+    depth: of NESTS within one another, as in {"state_dict": {"model": tensors}}."""
     if isinstance(content, _ScriptModule):
         return content.state_dict()
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
     if not isinstance(content, dict):
         return {}
+    for key in NESTS if depth else ():
+        if isinstance(content.get(key), dict) and (found := _state_dict(content[key], depth - 1)):
+            return found
     return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
 
 
+def unwrapped(name: str) -> str:
+    """A tensor's name without the parts that DistributedDataParallel, torch.compile and others add."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
 def read_file(path: Path) -> StateDict:
-    """Reads a file's tensors, memory-mapped, under the names in the file.
+    """Reads a file's tensors, memory-mapped, under the names in the file, unwrapped.
 
     Raises UserError: the file is missing, damaged, of another format or without tensors."""
     try:
@@ -204,22 +216,28 @@ def read_file(path: Path) -> StateDict:
             start = file.read(64)
     except OSError as error:
         raise UserError(f"checkpoint {path} cannot be read ({error.strerror}): check the path") from error
+    content: Any = None
     try:
         if start[8:9] == b"{":  # safetensors: 8 bytes of length, then JSON
-            tensors = load_file(path)
+            content = load_file(path)
         elif start[:2] == b"PK":
-            tensors = _state_dict(_read_zip(path))
+            content = _read_zip(path)
         elif start[:1] == b"\x80":
-            tensors = _state_dict(_read_legacy(path))
+            content = _read_legacy(path)
         else:
             raise UserError(f"checkpoint {path} {_describe_other_file(start)}")
+        tensors = _state_dict(content)
     except UserError:
         raise
     except Exception as error:  # a hostile or damaged file can make Python raise anything
         raise UserError(f"checkpoint {path} is truncated or damaged ({size} bytes): download it again") from error
     if not tensors:
-        raise UserError(f"checkpoint {path} has no tensors: use a file of model weights")
-    return tensors
+        raise UserError(f"checkpoint {path} has no tensors{_describe_other_content(content)}")
+    plain = {unwrapped(name): tensor for name, tensor in tensors.items()}
+    if len(plain) < len(tensors):
+        twice = [name for name, n in Counter(map(unwrapped, tensors)).items() if n > 1]
+        raise UserError(f"checkpoint {path} has {listing(twice)} twice, by itself and in a wrapper: remove one of them")
+    return plain
 
 
 def _describe_other_file(start: bytes) -> str:
@@ -231,3 +249,14 @@ def _describe_other_file(start: bytes) -> str:
     if start.startswith(b"version https://git-lfs"):
         return "is a git-lfs pointer: fetch the file itself with `git lfs pull`"
     return "is neither a .ckpt nor a .safetensors file: use one of these"
+
+
+def _describe_other_content(content: Any) -> str:
+    """A pickle in which no tensors are found, described, and the cure."""
+    if isinstance(content, UnknownObject):
+        return " but a pickled object, whose code is not run: save its state_dict() instead"
+    parts = content.items() if isinstance(content, dict) else ()
+    names = [str(key) for key, value in parts if isinstance(value, dict) and _state_dict(value)]
+    if names:
+        return f" where they are looked for, but under {names[0]!r:.40}: save that part alone"
+    return ": use a file of model weights"

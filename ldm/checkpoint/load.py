@@ -8,6 +8,9 @@ of Stable Diffusion's sd-v1-4.ckpt. Formats are recognised by a file's content, 
 | .ckpt .pt .pth   | pickled by torch.save, complete Lightning files too  | {"state_dict": tensors}         |
 | .safetensors     | published names                                      | published names (the default)   |
 | diffusers folder | Paint by Example and Stable Diffusion v1             | the same                        |
+| shards           | of each of these (shards.py)                         | never                           |
+
+Tensors may be nested ({"model": ...}, {"module": ...}) and their names wrapped (module., _orig_mod.).
 
 Tensors are memory-mapped: those that are not used are not read from the disk. Reading a checkpoint never runs code from
 it (files.py)."""
@@ -29,6 +32,7 @@ from ldm.checkpoint.diffusers import read_diffusers, to_diffusers
 from ldm.checkpoint.files import StateDict, read_file
 from ldm.checkpoint.locate import DEFAULT_CONFIG
 from ldm.checkpoint.names import CLIP, EMA, FIRST_CONV, MAPPER, POSITION_IDS, TEACHER, UNET, VAE
+from ldm.checkpoint.shards import Weights, weights_in
 from ldm.files import staging
 from ldm.models.diffusion.schedule import BUFFERS
 from ldm.util import UserError, instantiate_from_config, listing, load_config
@@ -50,13 +54,14 @@ def read_checkpoint(path: str | os.PathLike, ema: bool = False) -> StateDict:
     weights."""
     path = Path(path)
     try:
-        tensors = read_diffusers(path) if path.is_dir() else read_file(path)
+        tensors = _without_prefix(_read(path))
     except OSError as error:
         raise UserError(f"checkpoint {path} cannot be read ({error.strerror}): check the path") from error
     except (RuntimeError, TypeError, IndexError) as error:  # tensors of shapes that cannot be translated
         raise UserError(f"checkpoint {path} is damaged ({str(error).splitlines()[0]}): download it again") from error
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(TEACHER)}
-    averaged = {name: tensors.pop(name) for name in list(tensors) if name.startswith(EMA)}
+    averages = [name for name in tensors if name.startswith(EMA)]
+    averaged = {name.replace("_orig_mod", ""): tensors.pop(name) for name in averages}  # of a compiled model
     if ema:
         # the average of model.diffusion_model.a.b is stored as model_ema.diffusion_modelab
         stored = {EMA + name.removeprefix("model.").replace(".", ""): name for name in tensors if name.startswith(UNET)}
@@ -64,6 +69,24 @@ def read_checkpoint(path: str | os.PathLike, ema: bool = False) -> StateDict:
             raise UserError(f"checkpoint {path} lacks averaged weights for {listing(missing)}: read it without --ema")
         tensors |= {name: averaged[average] for average, name in stored.items()}
     return add_position_ids(tensors)
+
+
+def _read(path: Path) -> StateDict:
+    """A file, one of a file's shards or their index, a diffusers folder, or a folder of one file or its shards."""
+    weights = Weights.named(path)
+    if path.is_dir():
+        weights = None if (path / "unet").is_dir() else weights_in(path)
+        return weights.read() if weights else read_diffusers(path)
+    return weights.read() if weights and path.is_file() else read_file(path)
+
+
+def _without_prefix(tensors: StateDict) -> StateDict:
+    """Removes what a training loop puts before all published names, such as net.model.diffusion_model..."""
+    if FIRST_CONV in tensors:
+        return tensors
+    prefixes = [name.removesuffix(FIRST_CONV) for name in tensors if name.endswith("." + FIRST_CONV)]
+    prefix = min((prefix for prefix in prefixes if not prefix.endswith(TEACHER)), key=len, default="")
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
 def add_position_ids(tensors: StateDict) -> StateDict:
