@@ -17,13 +17,15 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from ldm.batch.table import DONE, FAILED, Job, Outcome
+from ldm.batch.account import DONE, FAILED, Outcome
+from ldm.batch.table import Job
 from ldm.conventions import tensor_to_image
 from ldm.editing.inputs import PlannedEdit, SamplingTask
 from ldm.editing.marked import MarkedPhoto
 from ldm.editing.metadata import save_with_settings
-from ldm.editing.options import Blending, Loading, Placement, settings_of
+from ldm.editing.options import Blending, Loading, settings_of
 from ldm.editing.painter import SampledBatch
+from ldm.editing.references import read_references
 from ldm.editing.watermark import check_watermark, embed
 from ldm.fast import memory
 from ldm.images import open_picture
@@ -41,8 +43,6 @@ class BatchOptions:
     batch_size: largest number of pictures to make at once."""
 
     loading: Loading
-    placement: Placement = Placement()
-    blending: Blending = Blending()
     settings: Mapping[str, Any] = field(default_factory=dict)
     watermark: bool = False
     batch_size: int = 4
@@ -50,8 +50,11 @@ class BatchOptions:
 
 @dataclass(frozen=True)
 class PlannedJob:
+    """blending: the job's own, which depends on its photo too."""
+
     job: Job
     plan: PlannedEdit
+    blending: Blending
 
     @property
     def task(self) -> SamplingTask:
@@ -61,30 +64,38 @@ class PlannedJob:
 def plan_job(edit: PaintByExample, job: Job, options: BatchOptions) -> PlannedJob:
     """Read a job's pictures. Raises UserError."""
     image = open_picture(job.image, "image")
-    reference = open_picture(job.reference, "reference")
+    masks = [job.reference_masks] if job.reference_masks else None
+    references = read_references(1, [job.references], masks)
     if options.watermark:
         check_watermark(image.size)
-    marked = MarkedPhoto.mark(image, [job.region], [reference], options.placement)
-    return PlannedJob(job, edit.plan(marked.photo, marked.masks[0], marked.references[0], options.placement))
+    marked = MarkedPhoto.mark(image, [job.region], references, job.placement)
+    plan = edit.plan(marked.photo, marked.masks[0], marked.references[0], job.placement)
+    return PlannedJob(job, plan, marked.blending(job.blending))
+
+
+def settings_of_job(job: Job, options: BatchOptions) -> dict[str, Any]:
+    """What is written into a job's picture."""
+    masks = {"reference_masks": [[os.fspath(path) for path in job.reference_masks]]} if job.reference_masks else {}
+    return {
+        "image": os.fspath(job.image),
+        "regions": [job.region.settings],
+        "references": [[os.fspath(path) for path in job.references]],
+        **masks,
+        **settings_of(job.placement, job.blending),
+        **options.settings,
+        **settings_of(job.sampling),
+        "seed": job.seed,
+    }
 
 
 def write(planned: PlannedJob, painted: Image.Image, options: BatchOptions) -> None:
     """Paste a job's painted window into its photo and save that, atomically. Raises UserError, OSError."""
     job = planned.job
-    picture = planned.plan.place.paste(painted, options.blending)
+    picture = planned.plan.place.paste(painted, planned.blending)
     if options.watermark:
         picture = embed(picture)
-    settings = {
-        "image": os.fspath(job.image),
-        "regions": [job.region.settings],
-        "references": [[os.fspath(job.reference)]],
-        **settings_of(options.placement, options.blending),
-        **options.settings,
-        **settings_of(job.sampling),
-        "seed": job.seed,
-    }
     job.out.parent.mkdir(parents=True, exist_ok=True)
-    save_with_settings(picture, job.out, settings)
+    save_with_settings(picture, job.out, settings_of_job(job, options))
 
 
 def submit_ahead(

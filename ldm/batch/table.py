@@ -1,182 +1,249 @@
-"""A table of edits: its rows, and the account of each row's outcome.
+"""A table of edits -> jobs.
 
-jobs.csv has the columns image, mask or box (x0,y0,x1,y1), reference, out and, optionally, seed, scale, sampler and
-steps; paths are relative to its folder. jobs.results.csv has a line for each of its rows: line, out, status, reason,
-seconds."""
+jobs.csv has the columns image, reference, out, one of mask, box (x0,y0,x1,y1), polygon (x,y x,y x,y ...) and alpha
+(yes) and, optionally, every setting of an edit; see COLUMNS. Names of columns may be those of the flags. Paths are
+relative to the table's folder; several references of one object are separated by |. An empty cell leaves a setting to
+the flags."""
 
 from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from ldm.editing.metadata import check_format
-from ldm.editing.options import Sampling, check_seed
-from ldm.editing.regions import Region, parse_box
-from ldm.files import staging
+from ldm.editing.options import WHOLE_PHOTO, Blending, Context, Placement, Sampling, check_seed
+from ldm.editing.regions import Region, parse_box, parse_point
+from ldm.models.diffusion.presets import resolve_preset
+from ldm.tables import read_rows
 from ldm.util import UserError
 
-REQUIRED = ("image", "reference", "out")
-COLUMNS = (*REQUIRED, "mask", "box", "seed", "scale", "sampler", "steps")
-SURPLUS = "too many values"  # key of the values beyond the last column
-DONE, FAILED = "done", "failed"
+Row = Mapping[str, str]  # column -> what its cell says; empty cells are left out
+Kinds = Mapping[str, Callable[[str], Any]]  # column -> its cell's text to a value; raises ValueError
 
 
 @dataclass(frozen=True)
 class Job:
-    """A row that can be tried."""
+    """A row that can be tried. reference_masks: none, or one for each of the references."""
 
     line: int
     image: Path
     region: Region
-    reference: Path
+    references: tuple[Path, ...]
+    reference_masks: tuple[Path, ...]
     out: Path
     seed: int
     sampling: Sampling
+    placement: Placement
+    blending: Blending
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of a row. seconds: the row's share of its batch's time, from sampling to the written file."""
+class Defaults:
+    """What holds for rows that say nothing else. preset: the name of `sampling`, whose sampler and steps a row must not
+    change."""
+
+    seed: int = 321
+    sampling: Sampling = Sampling()
+    placement: Placement = Placement()
+    blending: Blending = Blending()
+    preset: str | None = None
+
+
+def number(cell: str) -> float:
+    """2.5, or 2,5 as spreadsheets of some countries write it."""
+    return float(cell.replace(",", ".") if cell.count(",") == 1 and "." not in cell else cell)
+
+
+def whole(cell: str) -> int:
+    """7, or 7.0 as programs write whole numbers in a column with empty cells."""
+    if re.fullmatch(r"[+-]?\d+", cell):
+        return int(cell)
+    value = float(cell)
+    if not value.is_integer() or abs(value) >= 2**53:  # beyond, digits are lost
+        raise ValueError(cell)
+    return int(value)
+
+
+def flag(cell: str) -> bool:
+    """yes, true, 1 or no, false, 0."""
+    words = {"yes": True, "true": True, "on": True, "no": False, "false": False, "off": False}
+    return words[cell.lower()] if cell.lower() in words else bool(("0", "1").index(str(whole(cell))))
+
+
+def context(cell: str) -> Context:
+    """A length, or the whole photo."""
+    return WHOLE_PHOTO if cell.lower() == WHOLE_PHOTO else number(cell)
+
+
+REQUIRED = ("image", "reference", "out")
+REGIONS = ("mask", "box", "polygon", "alpha")
+SAMPLING: Kinds = {
+    **{"scale": number, "sampler": str.lower, "steps": whole, "eta": number},
+    **{"strength": number, "blend_latents": flag},
+}
+PLACEMENT: Kinds = {
+    **{"context": context, "height": whole, "width": whole, "grow": number, "invert": flag},
+    "reference_fit": str.lower,
+}
+BLENDING: Kinds = {"background": str.lower, "feather": number}
+COLUMNS = (*REQUIRED, *REGIONS, "reference_mask", "seed", "preset", *SAMPLING, *PLACEMENT, *BLENDING)
+ALIASES = {  # names of flags -> columns
+    **{f"{name}_path": name for name in ("image", "mask", "reference", "reference_mask")},
+    **{"ddim_steps": "steps", "ddim_eta": "eta", "h": "height", "w": "width"},
+}
+
+
+class BadRow(NamedTuple):
+    """A row that cannot be tried, and why."""
 
     line: int
     out: str
-    status: str
-    reason: str = ""
-    seconds: float | str = ""
+    reason: str
 
 
-def read_jobs(path: Path, seed: int, sampling: Sampling, preset: str | None = None) -> tuple[list[Job], list[Outcome]]:
-    """jobs.csv -> its jobs, and the outcomes of the rows that cannot be tried.
+def read_jobs(path: Path, defaults: Defaults) -> tuple[list[Job], list[BadRow]]:
+    """jobs.csv -> its jobs, and the rows that cannot be tried.
 
-    seed, sampling: for rows that give none of their own; preset: the name of `sampling`, whose sampler and steps a row
-    must not change. Raises UserError: a missing file, a missing or unknown column, no rows."""
-    jobs: dict[Path, Job] = {}
+    Raises UserError: a missing file, a missing or unknown column, no rows."""
+    jobs: dict[str, Job] = {}
     bad = []
-    for line, row in _read_rows(path):
+    for line, row in _read_table(path):
         try:
-            job = _job(line, row, path.parent, seed, sampling, preset)
-            if job.out in jobs:
-                raise UserError(f"out {row['out']} is also the out of line {jobs[job.out].line}: choose another")
-            jobs[job.out] = job
+            job = _job(line, row, path.parent, defaults)
+            out = os.path.normpath(job.out)
+            if out in jobs:
+                raise UserError(f"out {row['out']} is also the out of line {jobs[out].line}: choose another")
+            jobs[out] = job
         except UserError as error:
-            bad.append(Outcome(line, str(row.get("out") or ""), FAILED, str(error)))
+            bad.append(BadRow(line, row.get("out", ""), str(error)))
     return list(jobs.values()), bad
 
 
-def _read_rows(path: Path) -> list[tuple[int, Mapping[str, str | None]]]:
-    """The numbers of the lines, and their values by column. Raises UserError."""
+SURPLUS = "too many values"  # key of the values beyond the last column
+
+
+def _read_table(path: Path) -> list[tuple[int, Row]]:
+    """The numbers of the lines, and their cells by column. Raises UserError."""
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restkey=SURPLUS, strict=True)
-            columns = [name or "" for name in reader.fieldnames or ()]
-            rows = [(reader.line_num, row) for row in reader]
+        rows = read_rows(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): give a CSV file") from error
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (UnicodeError, csv.Error) as error:
         raise UserError(f"{path} is not a CSV file in UTF-8 ({error}): export it as one") from error
-    unknown = [name for name in columns if name not in COLUMNS]
-    missing = [name for name in REQUIRED if name not in columns]
-    if unknown or missing or not rows:
-        fault = "has no rows"
-        if unknown:
-            fault = f"has an unknown column {unknown[0]!r}"
-        if missing:
-            fault = f"has no column {missing[0]!r}"
+    names = [cell.strip().lower() for cell in rows[0][1]] if rows else []
+    columns, rows = [ALIASES.get(name, name) for name in names], rows[1:]
+    if fault := _fault(columns, rows):
         raise UserError(f"{path} {fault}: its first row names the columns, from {', '.join(COLUMNS)}")
-    return rows
+    named = [i for i, name in enumerate(columns) if name]
+    table = []
+    for line, cells in rows:
+        row = {columns[i]: cells[i].strip() for i in named if i < len(cells) and cells[i].strip()}
+        if surplus := [cell for cell in cells[len(columns) :] if cell.strip()]:
+            row[SURPLUS] = surplus[0]
+        table.append((line, row))
+    return table
 
 
-def _job(
-    line: int,
-    row: Mapping[str, str | None],
-    folder: Path,
-    seed: int,
-    sampling: Sampling,
-    preset: str | None,
-) -> Job:
+def _fault(columns: list[str], rows: list[tuple[int, list[str]]]) -> str | None:
+    """What is wrong with a table's columns, as the rest of a sentence. A column without a name may be empty or, as
+    pandas writes it, number the rows."""
+    for i, name in enumerate(columns):
+        cells = [row[i].strip() for _, row in rows if i < len(row)]
+        if not name and any(cells) and cells != [str(n) for n in range(len(rows))]:
+            return f"has no name for its column {i + 1}"
+        if name and name not in COLUMNS:
+            return f"has an unknown column {name!r}"
+        if name and name in columns[:i]:
+            return f"has the column {name!r} twice"
+    if missing := [name for name in REQUIRED if name not in columns]:
+        return f"has no column {missing[0]!r}"
+    return None if rows else "has no rows"
+
+
+def _job(line: int, row: Row, folder: Path, defaults: Defaults) -> Job:
     """Raises UserError for what is wrong with the row."""
-    given = {name: value.strip() for name, value in row.items() if isinstance(value, str) and value.strip()}
     if SURPLUS in row:
         raise UserError("there are more values than columns: quote values that contain commas, such as a box")
-    if missing := [name for name in REQUIRED if name not in given]:
+    if missing := [name for name in REQUIRED if name not in row]:
         raise UserError(f"{missing[0]} is missing: give one")
-    if ("mask" in given) == ("box" in given):
-        raise UserError("there are both a mask and a box, or neither: give one of them")
-    if preset and ("sampler" in given or "steps" in given):
-        raise UserError(f"sampler or steps contradict --preset {preset}: leave one of them out")
-    seed = int(_number(given, "seed", int, seed))
+    seed = _values(row, {"seed": whole}).get("seed", defaults.seed)
     check_seed(seed)
-    check_format(given["out"])
+    image, out = _path(folder, row["image"]), folder / row["out"].replace("\\", "/")
+    check_format(out)
+    references, masks = (
+        tuple(_path(folder, name.strip()) for name in row.get(column, "").split("|") if name.strip())
+        for column in ("reference", "reference_mask")
+    )
+    if masks and len(masks) != len(references):
+        raise UserError(f"there are {len(references)} references and {len(masks)} masks of them: give one for each")
+    region = _region(row, folder)
+    if os.path.normpath(out) in map(os.path.normpath, (image, *references, *masks)):
+        raise UserError(f"out {row['out']} is one of the row's own pictures: choose another")
     return Job(
         line=line,
-        image=folder / given["image"],
-        region=parse_box(given["box"]) if "box" in given else Region(mask=str(folder / given["mask"])),
-        reference=folder / given["reference"],
-        out=folder / given["out"],
+        image=image,
+        region=region,
+        references=references,
+        reference_masks=masks,
+        out=out,
         seed=seed,
-        sampling=replace(
-            sampling,
-            scale=_number(given, "scale", float, sampling.scale),
-            steps=_number(given, "steps", int, sampling.steps),
-            sampler=given.get("sampler", sampling.sampler),
-        ),
+        sampling=_sampling(row, defaults),
+        placement=replace(defaults.placement, **_values(row, PLACEMENT)),
+        blending=replace(defaults.blending, **_values(row, BLENDING)),
     )
 
 
-def _number(given: Mapping[str, str], name: str, kind: type[int] | type[float], default: float) -> float:
-    """Raises UserError if the value is not a number."""
-    if name not in given:
-        return default
-    try:
-        return kind(given[name])
-    except ValueError as error:
-        raise UserError(f"{name} {given[name]!r} is not a number: correct it") from error
+def _sampling(row: Row, defaults: Defaults) -> Sampling:
+    """Raises UserError."""
+    given, preset = _values(row, SAMPLING), row.get("preset", "").lower()
+    if preset:
+        named = resolve_preset(preset, given.get("sampler"), given.get("steps"))
+        return replace(defaults.sampling, **named._asdict(), **given)
+    if defaults.preset and given.keys() & {"sampler", "steps"}:
+        raise UserError(f"sampler or steps contradict --preset {defaults.preset}: leave one of them out")
+    return replace(defaults.sampling, **given)
 
 
-class Account:
-    """jobs.results.csv, kept up to date: every row of the table once, in the order in which they ended."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.names = [field.name for field in fields(Outcome)]
-
-    def begin(self, outcomes: Iterable[Outcome]) -> None:
-        """Start the file anew with the outcomes that are known before the work. Raises UserError."""
-        with staging(self.path.parent) as folder, open(folder / self.path.name, "w", newline="") as file:
-            writer = csv.DictWriter(file, self.names)
-            writer.writeheader()
-            writer.writerows(asdict(outcome) for outcome in outcomes)
-
-    def add(self, outcome: Outcome) -> None:
-        """Raises UserError."""
-        try:
-            with open(self.path, "a", newline="") as file:
-                csv.DictWriter(file, self.names).writerow(asdict(outcome))
-        except OSError as error:
-            raise UserError(f"{self.path} cannot be written ({error.strerror}): free some space") from error
-
-    def done_before(self) -> dict[str, Outcome]:
-        """The rows that an earlier run finished, by their `out`; empty if there was none or its file is unreadable."""
-        try:
-            with open(self.path, newline="", encoding="utf-8") as file:
-                rows = [Outcome(**row) for row in csv.DictReader(file)]
-        except (OSError, ValueError, TypeError, csv.Error):
-            return {}
-        return {outcome.out: outcome for outcome in rows if outcome.status == DONE}
+def _region(row: Row, folder: Path) -> Region:
+    """Raises UserError: none, several, or one that is not of its form."""
+    given = [name for name in REGIONS if name in row and not (name == "alpha" and not _values(row, {name: flag})[name])]
+    if len(given) != 1:
+        found = f"both {' and '.join(given)}" if given else "none"
+        raise UserError(f"the region is {found} of {', '.join(REGIONS)}: give one of them")
+    cell = row[given[0]]
+    words = re.sub(r"[\[\](){}\s,;]+", " ", cell).split()
+    if given[0] == "mask":
+        return Region(mask=str(_path(folder, cell)))
+    if given[0] == "alpha":
+        return Region(alpha=True)
+    if given[0] == "box":
+        return parse_box(",".join(words) if len(words) == 4 else cell)
+    if len(words) % 2:
+        raise UserError(f"polygon {cell!r} is not of the form x,y x,y x,y: give pixels of the photo")
+    return Region(polygon=tuple(parse_point(f"{x},{y}") for x, y in zip(words[::2], words[1::2], strict=True)))
 
 
-def split_finished(jobs: Iterable[Job], account: Account) -> tuple[list[Job], list[Outcome]]:
-    """The jobs whose picture does not exist yet, and the outcomes of the others."""
-    before, todo, finished = account.done_before(), [], []
-    for job in jobs:
-        out = os.fspath(job.out)
-        if not job.out.exists():
-            todo.append(job)
-        elif out in before:
-            finished.append(Outcome(job.line, out, DONE, before[out].reason, before[out].seconds))
-        else:
-            finished.append(Outcome(job.line, out, DONE, "was there"))
-    return todo, finished
+def _path(folder: Path, cell: str) -> Path:
+    """A picture that a cell names; a table from Windows has backslashes."""
+    path = folder / cell
+    return path if "\\" not in cell or path.exists() else folder / cell.replace("\\", "/")
+
+
+def _values(row: Row, kinds: Kinds) -> dict[str, Any]:
+    """The values of those of the columns that the row gives. Raises UserError: a cell is not of its kind."""
+    found = {}
+    for name, read in kinds.items():
+        if name in row:
+            try:
+                found[name] = read(row[name])
+            except (ValueError, OverflowError) as error:
+                kind = (
+                    "neither yes nor no" if read is flag else "not a whole number" if read is whole else "not a number"
+                )
+                raise UserError(f"{name} {row[name]!r} is {kind}: correct it") from error
+    return found

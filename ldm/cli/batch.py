@@ -2,11 +2,15 @@
 
     paint-by-example batch jobs.csv --scale 5
 
-jobs.csv has the columns image, mask or box (x0,y0,x1,y1, quoted), reference, out and, optionally, seed, scale, sampler
-and steps, which take precedence over the flags; its paths are relative to its folder. Rows of one size with the same
-settings are made together, --batch_size at once. Finished pictures are skipped, so that an interrupted run continues.
-A row that cannot be edited does not stop the others. jobs.results.csv, beside the table, says what became of each row:
-line, out, status, reason, seconds. scripts/edit_batch.py is the same command."""
+jobs.csv has the columns image, reference, out, one of mask, box (x0,y0,x1,y1, quoted), polygon (x,y x,y x,y, quoted)
+and alpha (yes) and, optionally, every setting of an edit, which takes precedence over its flag: seed, scale, preset,
+sampler, steps, eta, strength, blend_latents, background, feather, context, grow, invert, height, width, reference_fit
+and reference_mask. Its paths are relative to its folder; several references of one object are separated by |. Columns
+are separated by commas, semicolons or tabs. Rows of one size with the same settings are made together, --batch_size at
+once. Pictures that are there are kept, so that an interrupted run continues; those that other settings would make
+otherwise are named, and --overwrite makes them again. A row that cannot be edited does not stop the others.
+jobs.results.csv, beside the table, says what became of each row: line, out, status, reason, seconds.
+scripts/edit_batch.py is the same command."""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ldm.cli.command import command, command_parser
 from ldm.cli.flags import (
@@ -30,6 +35,9 @@ from ldm.cli.flags import (
 from ldm.fast import memory
 from ldm.util import UserError
 
+if TYPE_CHECKING:
+    from ldm.batch.account import Outcome
+
 LOADING_SETTINGS = ("precision", "config", "ckpt", "lora", "lora_scale", "decoder", "safety_checker", "watermark")
 
 
@@ -37,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     p = command_parser(__doc__)
     p.add_argument("jobs", type=Path, help="the table, a CSV file")
     p.add_argument("--batch_size", type=int, default=4, help="pictures made at once (4)")
+    p.add_argument("--overwrite", action="store_true", help="also make the pictures that are there already")
     p.add_argument("--devices", nargs="+", help="each takes its share, in a process of its own: cuda:0 cuda:1"
                    " (default: --device, or all NVIDIA GPUs)")  # fmt: skip
     add_editing(p)
@@ -44,6 +53,19 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--seed", type=int, default=321, help="of rows that give none (321)")
     add_model(p)
     return p
+
+
+def report_kept(finished: Sequence[Outcome]) -> None:
+    """Print how many pictures are kept, and which of them other settings would make otherwise."""
+    from ldm.batch.account import KEPT
+
+    if finished:
+        print(f"{len(finished)} pictures are kept, as they are there (--overwrite makes them again)")
+    others = [outcome for outcome in finished if outcome.reason.startswith(KEPT)]
+    for outcome in others[:10]:
+        print(f"line {outcome.line}: {outcome.out} is {outcome.reason}")
+    if len(others) > 10:
+        print(f"... and {len(others) - 10} more, see the account")
 
 
 @command
@@ -55,8 +77,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     import torch
     from tqdm import tqdm
 
-    from ldm.batch.runner import BatchOptions, run_on_devices
-    from ldm.batch.table import FAILED, Account, Outcome, read_jobs, split_finished
+    from ldm.batch.account import FAILED, Account, Outcome, split_finished
+    from ldm.batch.runner import BatchOptions, run_on_devices, settings_of_job
+    from ldm.batch.table import Defaults, read_jobs
     from ldm.checkpoint.locate import choose_model
     from ldm.editing.checks import pick_device
     from ldm.editing.options import check_seed
@@ -68,15 +91,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_seed(opt.seed)
     if opt.watermark:
         check_watermark()
-    jobs, bad = read_jobs(opt.jobs, opt.seed, sampling, opt.preset)
-    account = Account(opt.jobs.with_suffix(".results.csv"))
-    todo, finished = split_finished(jobs, account)
-    account.begin([*finished, *bad])
+    jobs, rows = read_jobs(opt.jobs, Defaults(opt.seed, sampling, placement, blending, opt.preset))
+    bad = [Outcome(row.line, row.out, FAILED, row.reason) for row in rows]
     for outcome in bad:
         print(f"line {outcome.line}: {outcome.reason}", file=sys.stderr)
-    if finished:
-        print(f"{len(finished)} of {len(jobs)} pictures are finished already")
-
     config, ckpt = choose_model(opt.config, opt.ckpt, adapted=opt.lora is not None)
     gpus = torch.cuda.device_count() if opt.device is None else 0
     devices = opt.devices or [f"cuda:{i}" for i in range(gpus)] or [opt.device]
@@ -84,7 +102,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         pick_device(device)
     settings = {name: getattr(opt, name) for name in LOADING_SETTINGS} | {"checkpoint": Path(ckpt).name}
     loading = replace(loading, config=config, ckpt=ckpt)
-    options = BatchOptions(loading, placement, blending, settings, opt.watermark, opt.batch_size)
+    options = BatchOptions(loading, settings, opt.watermark, opt.batch_size)
+    account = Account(opt.jobs.with_suffix(".results.csv"))
+    todo, finished = jobs, []
+    if not opt.overwrite:
+        todo, finished = split_finished(jobs, account, lambda job: settings_of_job(job, options))
+    account.begin([*finished, *bad])
+    report_kept(finished)
     failed = list(bad)
     with tqdm(desc="editing", total=len(todo), unit="picture") as bar:
 
@@ -97,7 +121,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         if todo:
             run_on_devices(devices, todo, options, report)
-    print(f"{len(todo) + len(bad) - len(failed)} pictures written; {account.path} accounts for all rows")
+    written = len(todo) + len(bad) - len(failed)
+    print(f"{written} pictures written, {len(finished)} kept; {account.path} accounts for all rows")
     if failed:
         raise UserError(
             f"{len(failed)} of {len(jobs) + len(bad)} rows could not be edited: correct them and run it again"

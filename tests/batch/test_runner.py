@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.batch.table import read_jobs
+from ldm.batch.table import Defaults, read_jobs
 from ldm.checkpoint.locate import MINI_CKPT, MINI_CONFIG
 from ldm.editing.metadata import read_settings
 from ldm.editing.options import Loading, Sampling
@@ -39,7 +39,7 @@ def bad_rows(folder):
         ({"image": "nowhere.jpg"}, "nowhere.jpg does not exist"),
         ({"mask": str(folder / "black.png")}, "has nothing to paint"),
         ({"out": "out/0.png"}, "is also the out of line 2"),
-        ({"steps": "many"}, "steps 'many' is not a number"),
+        ({"steps": "many"}, "steps 'many' is not a whole number"),
         ({"mask": "", "box": "900,900,950,950"}, "contains nothing of the photo"),
     ]
     good = next(rows_of(1))
@@ -66,18 +66,18 @@ def is_whole(path):
 
 KILLED = """
 import os, signal
-from ldm.batch import table
+from ldm.batch import account as accounts
 from ldm.cli.batch import main
 
-add, done = table.Account.add, []
+add, done = accounts.Account.add, []
 
 def add_and_die(account, outcome):
     add(account, outcome)
-    done.extend([outcome] * (outcome.status == table.DONE))
+    done.extend([outcome] * (outcome.status == accounts.DONE))
     if len(done) == {after}:
         os.kill(os.getpid(), signal.SIGKILL)
 
-table.Account.add = add_and_die
+accounts.Account.add = add_and_die
 main()
 """
 
@@ -164,7 +164,7 @@ def test_a_batch_gives_what_single_edits_give(tmp_path, script):
     # again: nothing to do, and the account as it was
     before = account_of(tmp_path)
     code, out, _ = script("edit_batch", tmp_path / "jobs.csv", *MODEL, "--ddim_steps", 3)
-    assert code == 0 and "6 of 6 pictures are finished already" in out
+    assert code == 0 and "6 pictures are kept, as they are there" in out
     assert account_of(tmp_path) == before
 
 
@@ -208,11 +208,11 @@ def test_rows_with_mistakes_are_reported(tmp_path):
         "a.jpg,m.png,,r.jpg,good.png,7\n"
     )
     sampling = Sampling(steps=10)
-    (job,), bad = read_jobs(tmp_path / "jobs.csv", 321, sampling)
+    (job,), bad = read_jobs(tmp_path / "jobs.csv", Defaults(sampling=sampling))
     assert job.seed == 7 and job.image == tmp_path / "a.jpg" and job.sampling == sampling
     words = [
-        "both a mask and a box, or neither",
-        "both a mask and a box",
+        "the region is none of mask, box, polygon, alpha",
+        "the region is both mask and box",
         "reference is missing",
         "no suffix of a format",
         "seed -1 is out",
@@ -237,9 +237,9 @@ def test_the_figures_of_the_documents(tmp_path, script):
 def test_a_row_must_not_contradict_a_preset(tmp_path):
     (tmp_path / "jobs.csv").write_text('image,box,reference,out,steps\na.png,"0,0,9,9",b.png,c.png,9\n')
     sampling = Sampling.choose("draft")
-    jobs, bad = read_jobs(tmp_path / "jobs.csv", 321, sampling, "draft")
+    jobs, bad = read_jobs(tmp_path / "jobs.csv", Defaults(sampling=sampling, preset="draft"))
     assert not jobs and "contradict --preset draft" in bad[0].reason
-    jobs, bad = read_jobs(tmp_path / "jobs.csv", 321, sampling)
+    jobs, bad = read_jobs(tmp_path / "jobs.csv", Defaults(sampling=sampling))
     assert jobs[0].sampling == replace(sampling, steps=9) and not bad
 
 
@@ -258,7 +258,7 @@ def test_a_row_that_fails_in_a_batch_fails_alone(tmp_path, monkeypatch):
 
     monkeypatch.setattr(edit, "sample", sample)
     write_table(tmp_path / "jobs.csv", rows_of(5))
-    jobs, _ = read_jobs(tmp_path / "jobs.csv", 321, Sampling(sampler="ddim", steps=2))
+    jobs, _ = read_jobs(tmp_path / "jobs.csv", Defaults(sampling=Sampling(sampler="ddim", steps=2)))
     outcomes = []
     run_jobs(edit, jobs, BatchOptions(Loading(), batch_size=4), outcomes.append)
     assert sorted((outcome.line, outcome.status) for outcome in outcomes) == [
