@@ -11,13 +11,25 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
+from ldm.colour import eight_bit, in_srgb, rgb_in_own_space, rgb_profile, tell_if_dark
 from ldm.files import Walk, walk
+from ldm.png import SIGNATURE, readable_png
 from ldm.util import UserError
 
 WITHOUT_PIXELS = {"EPS", "MPEG"}  # formats that Pillow names, but needs another program to draw, or cannot
 ORIENTATION = 0x0112  # EXIF tag
+TURNS = {  # value of ORIENTATION -> what makes the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+METADATA = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # keys of Image.info, may contain ORIENTATION
 JPEG = b"\xff\xd8"
 HEADER_BYTES = 16384  # at the start of a JPEG, which contain its size
 Colour = str | tuple[int, int, int]  # a name, or RGB of 0..255
@@ -73,15 +85,39 @@ def open_picture(path: str | os.PathLike, name: str) -> Image.Image:
     Raises UserError: missing, not a picture, damaged, too many pixels."""
     if os.path.isdir(path):
         raise UserError(f"{name} {path} is a folder: give a picture in it")
-    with _reading(path, name), Image.open(path) as image:
+    with _reading(path, name), _open(path) as image:
         image.load()
         return image
+
+
+def _open(source: str | os.PathLike | bytes, with_pixels: bool = True) -> Image.Image:
+    """As Image.open, of a path or a file's bytes, but metadata is never a reason to refuse the pixels of a PNG.
+
+    with_pixels: False if they will not be decoded, which spares reading those of a PNG."""
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        if file.read(len(SIGNATURE)) != SIGNATURE:
+            return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        file.seek(0)
+        data, profile, bits = readable_png(file, with_pixels)
+    image = Image.open(data)
+    image.info["bits"] = bits
+    if profile:
+        image.info["icc_profile"] = profile
+    if not isinstance(source, bytes):
+        image.filename = os.fspath(source)
+    return image
+
+
+def pixels_in_header(path: str | os.PathLike) -> int:
+    """How many pixels a picture file has, by its header. Raises as Image.open does."""
+    with _open(path, with_pixels=False) as image:
+        return image.width * image.height
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """(width, height) of a picture turned as its EXIF says. Decodes only TIFF, which Pillow turns when it loads it."""
     if image.format == "TIFF":
-        return _upright(image).size
+        image.load()
     return image.size[::-1] if _orientation(image) in (5, 6, 7, 8) else image.size
 
 
@@ -97,7 +133,7 @@ def size_in_header(path: str | os.PathLike) -> tuple[int, int]:
                 return width, height
             except ValueError:  # a longer header, or a damaged one
                 pass
-        with Image.open(path) as image:
+        with _open(path, with_pixels=False) as image:
             return upright_size(image)
 
 
@@ -111,8 +147,8 @@ class PictureFile:
         self.path = path
         with _reading(path, "image"):
             self.data = Path(path).read_bytes() if data is None else data
-            self.header = Image.open(io.BytesIO(self.data))
-        self.size = upright_size(self.header)
+            self.header = _open(self.data)
+            self.size = upright_size(self.header)
 
     def pixels(self, reduction: int = 1) -> np.ndarray:
         """(H,W,3) uint8 RGB, upright. reduction: 1, 2, 4 or 8, by which both sides are divided (rounded up); a JPEG is
@@ -121,10 +157,13 @@ class PictureFile:
             if self.header.format == "JPEG" and self.header.mode in ("RGB", "L"):
                 width, height = (-(-side // reduction) for side in self.header.size)
                 pixels = simplejpeg.decode_jpeg(self.data, "RGB", min_width=width, min_height=height, min_factor=1)
-                if (orientation := _orientation(self.header)) != 1:
+                profile = self.header.info.get("icc_profile")
+                if (turn := TURNS.get(_orientation(self.header))) is not None or profile:
                     picture = Image.fromarray(pixels)
-                    picture.getexif()[ORIENTATION] = orientation
-                    pixels = np.asarray(_upright(picture))
+                    if own := rgb_profile(profile or b"", self.header.mode):
+                        picture.info["icc_profile"] = own
+                    picture = in_srgb(picture)
+                    pixels = np.asarray(picture if turn is None else picture.transpose(turn))
             else:
                 self.header.load()
                 pixels = np.asarray(upright_rgb(self.header).reduce(reduction))
@@ -133,58 +172,69 @@ class PictureFile:
         return pixels
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit, 32-bit and float grey -> 8-bit L; other modes are unchanged."""
-    if image.mode.startswith("I"):
-        array = np.asarray(image).astype(np.float64)
-        array = array / 257.0 if array.max() > 255 else array
-    elif image.mode == "F":
-        array = np.nan_to_num(np.asarray(image).astype(np.float64))
-        array = array * 255.0 if array.max() <= 1 else array
-    else:
-        return image
-    return Image.fromarray(array.round().clip(0, 255).astype(np.uint8))
-
-
 def _is_transparent(image: Image.Image) -> bool:
     return "A" in image.getbands() or "transparency" in image.info
 
 
-def _opaque(image: Image.Image, background: Colour) -> Image.Image:
-    """RGB, over the background where the picture is transparent."""
-    image = _eight_bit(image)
-    if _is_transparent(image):
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, background), image).convert("RGB")
-    return image.convert("RGB")
-
-
 def _orientation(image: Image.Image) -> int:
     """EXIF's orientation, 1 to 8; 1 (upright) without readable EXIF."""
-    if image.format == "PNG" and not {"exif", "xmp", "XML:com.adobe.xmp"} & image.info.keys():
+    if image.format == "PNG" and not set(METADATA) & image.info.keys():
         return 1  # Pillow would decode the file to look for EXIF at its end
-    try:
-        return image.getexif().get(ORIENTATION, 1)
-    except Exception:  # Pillow raises many kinds of errors for damaged EXIF
-        return 1
+    for _ in range(2):  # Pillow raises many kinds of errors for damaged EXIF, but keeps what it has read before
+        try:
+            found = Image.Image.getexif(image).get(ORIENTATION, 1)
+            return found if found in tuple(TURNS) else 1
+        except Exception:
+            continue
+    return 1
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF says; unreadable EXIF is ignored."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # as in _orientation
-        return image
+    """8 bits, turned as its EXIF says; unreadable EXIF is ignored."""
+    image.load()  # a PNG may say only after its pixels how it is turned
+    turn, picture = TURNS.get(_orientation(image)), eight_bit(image)
+    if turn is None:
+        return picture
+    picture = picture.transpose(turn)
+    for key in METADATA:
+        picture.info.pop(key, None)  # it would be turned again
+    return picture
+
+
+def _over(rgb: Image.Image, picture: Image.Image, background: Colour) -> Image.Image:
+    """The colours `rgb` of a picture, over the background where the picture is transparent."""
+    if not _is_transparent(picture):
+        return rgb
+    profile, layer = rgb.info.get("icc_profile"), rgb.convert("RGBA")
+    layer.putalpha(picture.convert("RGBA").getchannel("A"))
+    opaque = Image.alpha_composite(Image.new("RGBA", rgb.size, background), layer).convert("RGB")
+    if profile:
+        opaque.info["icc_profile"] = profile
+    return opaque
 
 
 def upright_rgb(image: Image.Image, background: Colour = "white") -> Image.Image:
-    """Any mode -> RGB, turned as its EXIF says, over the background where it is transparent."""
-    return _opaque(_upright(image), background)
+    """Any mode and colour profile -> RGB in sRGB, turned as its EXIF says, over the background where it is
+    transparent."""
+    picture = _upright(image)
+    rgb = in_srgb(rgb_in_own_space(picture))
+    tell_if_dark(rgb, image, name_of(image, "picture"))
+    return _over(rgb, picture, background)
+
+
+def upright_photo(image: Image.Image) -> Image.Image:
+    """As upright_rgb, on white, but with the numbers of the file if it is grey or RGB: info["icc_profile"] then says
+    what they mean, see ldm.colour."""
+    picture = _upright(image)
+    rgb = rgb_in_own_space(picture)
+    tell_if_dark(rgb, image, name_of(image, "photo"))
+    return _over(rgb, picture, "white")
 
 
 def upright_alpha(image: Image.Image) -> Image.Image | None:
     """The picture's opacity, L, 255 = opaque, turned as its EXIF says; None if it has no transparency."""
-    return _upright(image).convert("RGBA").getchannel("A") if _is_transparent(image) else None
+    picture = _upright(image)
+    return picture.convert("RGBA").getchannel("A") if _is_transparent(picture) else None
 
 
 def have_same_proportions(a: Image.Image, b: Image.Image) -> bool:
@@ -213,7 +263,7 @@ def upright_mask(mask: Image.Image, image: Image.Image) -> Image.Image:
             f"{name_of(mask, 'mask')} is {turned.width} x {turned.height} but the image is {upright.width} x "
             f"{upright.height}: use a mask with the image's proportions"
         )
-    white = _opaque(turned, "black").convert("L")
+    white = _over(turned.convert("RGB"), turned, "black").convert("L")
     brightest = int(np.asarray(white).max())
     if brightest < 128:
         raise UserError(

@@ -99,6 +99,11 @@ class PaintByExample(Painter):
 
         seeds, starts: one for each photo, see `sample`; on_plan: called with every plan before it is sampled."""
         pictures = [marked.photo for marked in photos]
+        for marked in {
+            id(marked): marked for marked in photos
+        }.values():  # what cannot be painted is said before sampling
+            for mask, references in zip(marked.masks[1:], marked.references[1:], strict=True):
+                self.plan(marked.photo, mask, references, placement)
         for number in range(max((len(marked.masks) for marked in photos), default=0)):
             plans: dict[int, PlannedEdit] = {}
             for i, marked in enumerate(photos):

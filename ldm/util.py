@@ -32,6 +32,10 @@ class UserError(Exception):
     """A mistake that the user can correct: one sentence that names what is wrong with which thing, and the cure."""
 
 
+class UserNote(UserWarning):
+    """Something about the input that its owner should know, in one sentence; the work goes on."""
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Import a module that only one of EXTRAS installs. Raises UserError if it is not installed."""
     try:

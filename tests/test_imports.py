@@ -5,7 +5,16 @@ from pathlib import Path
 
 from tests.conftest import ROOT
 
-GROUND = ["ldm.conventions", "ldm.util", "ldm.files", "ldm.images", "ldm.tables", "ldm.lr_scheduler"]
+GROUND = [
+    "ldm.conventions",
+    "ldm.util",
+    "ldm.files",
+    "ldm.images",
+    "ldm.colour",
+    "ldm.png",
+    "ldm.tables",
+    "ldm.lr_scheduler",
+]
 FLOORS = [
     GROUND,
     ["ldm.modules"],

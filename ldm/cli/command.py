@@ -7,11 +7,13 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ldm.util import UserError
+from ldm.util import UserError, UserNote
 
 
 def program() -> str:
@@ -33,6 +35,24 @@ def command_parser(description: str | None) -> argparse.ArgumentParser:
     return CommandParser(program(), None, description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
+@contextmanager
+def _notes_as_lines() -> Iterator[None]:
+    """UserNotes of this block are one line each on stderr, without the place in the code that they come from."""
+    show_warning = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+        if issubclass(category, UserNote):
+            print(f"{program()}: note: {message}", file=sys.stderr)
+        else:
+            show_warning(message, category, *place, **options)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = show_warning
+
+
 def command(main: Callable[..., None]) -> Callable[..., None]:
     """Decorator of a command's main: a UserError becomes one line on stderr and exit code 2; Ctrl-C and SIGTERM end it
     with 130 and 143 and leave nothing half-written."""
@@ -41,7 +61,8 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **kwargs: Any) -> None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that temporary files are removed
         try:
-            main(*args, **kwargs)
+            with _notes_as_lines():
+                main(*args, **kwargs)
         except (UserError, MemoryError) as error:
             words = (
                 "the memory is full: ask for fewer or smaller pictures"

@@ -145,35 +145,37 @@ class ModelView:
         self.sources |= {prefix + kind: picture for kind, picture in pictures.items()}
 
 
-def write(
+def write_results(
     opt: argparse.Namespace,
     results: dict[int, Image.Image],
     settings: dict[str, Any],
     sources: dict[str, Image.Image],
-    sheet: Image.Image | None,
 ) -> None:
-    """One batch's files, atomically. results: by seed; sources, sheet: what belongs to the first and last batch."""
+    """One batch's files, atomically. results: by seed; sources: what belongs to the first batch."""
     from ldm.editing.metadata import save_with_settings
 
+    if opt.skip_save:
+        return
     outdir, name = Path(opt.outdir), Path(opt.image_path).stem
     start = getattr(opt, "start", None)
     with staging(outdir) as folder:
-        if not opt.skip_save:
-            (folder / "results").mkdir()
-            for i, (seed, picture) in enumerate(results.items()):
-                own = {"seed": seed, "start": None if start is None else start + i}
-                save_with_settings(picture, folder / "results" / f"{name}_{seed}.png", settings | own)
-        if not opt.skip_save and sources:
+        (folder / "results").mkdir()
+        for i, (seed, picture) in enumerate(results.items()):
+            own = {"seed": seed, "start": None if start is None else start + i}
+            save_with_settings(picture, folder / "results" / f"{name}_{seed}.png", settings | own)
+        if sources:
             (folder / "source").mkdir()
-            for kind, picture in sources.items():
-                picture.save(folder / "source" / f"{name}_{opt.seed}_{kind}.png")
-        if sheet is not None:
-            (folder / "grid").mkdir()
-            sheet.save(folder / "grid" / f"grid-{name}_{opt.seed}.png")
-    if not opt.skip_save:
-        print("\n".join(f"wrote {outdir / 'results' / f'{name}_{seed}.png'}" for seed in results))
-    if sheet is not None:
-        print(f"wrote {outdir / 'grid' / f'grid-{name}_{opt.seed}.png'}")
+        for kind, picture in sources.items():
+            picture.save(folder / "source" / f"{name}_{opt.seed}_{kind}.png")
+    print("\n".join(f"wrote {outdir / 'results' / f'{name}_{seed}.png'}" for seed in results))
+
+
+def write_grid(opt: argparse.Namespace, sheet: Image.Image) -> None:
+    path = Path("grid") / f"grid-{Path(opt.image_path).stem}_{opt.seed}.png"
+    with staging(Path(opt.outdir)) as folder:
+        (folder / "grid").mkdir()
+        sheet.save(folder / path)
+    print(f"wrote {Path(opt.outdir) / path}")
 
 
 def draw_grid(
@@ -186,11 +188,13 @@ def draw_grid(
     """Photo, masked photo, references and edits side by side; size: (width, height) of each."""
     from PIL import Image, ImageChops
 
+    from ldm.colour import in_srgb
     from ldm.images import grid
 
     painted = functools.reduce(ImageChops.lighter, marked.masks)
-    masked = Image.composite(Image.new("RGB", marked.photo.size, "gray"), marked.photo, painted)
-    cells = [marked.photo, masked, *references, *edits]
+    photo = in_srgb(marked.photo)
+    masked = Image.composite(Image.new("RGB", photo.size, "gray"), photo, painted)
+    cells = [photo, masked, *references, *map(in_srgb, edits)]
     return grid([cell.resize(size) for cell in cells], rows or -(-len(cells) // 4))
 
 
@@ -234,12 +238,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if opt.watermark:
             pictures = [embed(picture) for picture in pictures]
         edits += pictures
-        sheet = None
-        if not opt.skip_grid and iteration == opt.n_iter - 1:
-            size = edit.size_for(marked.photo, opt.H, opt.W)[::-1]
-            sheet = draw_grid(marked, view.references, edits, size, opt.n_rows)
-        results = dict(zip(batch, pictures, strict=True))
-        write(opt, results, settings, view.sources if iteration == 0 else {}, sheet)
+        write_results(opt, dict(zip(batch, pictures, strict=True)), settings, view.sources if iteration == 0 else {})
+    if not opt.skip_grid:
+        size = edit.size_for(marked.photo, opt.H, opt.W)[::-1]
+        write_grid(opt, draw_grid(marked, view.references, edits, size, opt.n_rows))
 
     step = statistics.median(b - a for a, b in pairwise([begin, *step_ends])) if step_ends else 0
     took = f"{len(step_ends)} steps of {step:.2f} s, {time.perf_counter() - begin:.0f} s in all"

@@ -58,9 +58,18 @@ def poisson(photo: np.ndarray, painted: np.ndarray, mask: np.ndarray) -> np.ndar
         for each in (photo, painted, mask.astype(np.uint8) * 255)
     )
     white[[0, 1, -2, -1]] = white[:, [0, 1, -2, -1]] = 0  # OpenCV needs pixels around the mask
+    return _clone(photo, painted, white)[pad:-pad, pad:-pad]
+
+
+def _clone(photo: np.ndarray, painted: np.ndarray, white: np.ndarray) -> np.ndarray:
+    """photo, painted (H,W,3), white (H,W), uint8; white is 0 in the outer two rows and columns."""
     x, y, width, height = cv2.boundingRect(white)
-    fitted = cv2.seamlessClone(painted, photo, white, (x + width // 2, y + height // 2), cv2.NORMAL_CLONE)
-    return fitted[pad:-pad, pad:-pad]
+    if min(width, height) < 3:  # OpenCV fails: three pixels of each
+        near = np.s_[y - 2 : y + height + 2, x - 2 : x + width + 2]
+        fitted = photo.copy()
+        fitted[near] = _clone(*(each[near].repeat(3, 0).repeat(3, 1) for each in (photo, painted, white)))[1::3, 1::3]
+        return fitted
+    return cv2.seamlessClone(painted, photo, white, (x + width // 2, y + height // 2), cv2.NORMAL_CLONE)
 
 
 def blend(

@@ -10,14 +10,15 @@ from PIL import Image
 from ldm.editing.options import Blending, Placement
 from ldm.editing.references import References
 from ldm.editing.regions import Region
-from ldm.images import upright_rgb
+from ldm.images import upright_photo
 from ldm.util import UserError
 
 
 @dataclass(frozen=True)
 class MarkedPhoto:
-    """photo: RGB, upright; masks: of its regions, L, 255 = paint, upright, of the photo's size; references: for each
-    region the pictures of its object, as opened; has_alpha_region: a region was given by the photo's transparency."""
+    """photo: RGB, upright, in its own colour space (see upright_photo); masks: of its regions, L, 255 = paint, upright,
+    of the photo's size; references: for each region the pictures of its object, as opened; has_alpha_region: a region
+    was given by the photo's transparency."""
 
     photo: Image.Image
     masks: tuple[Image.Image, ...]
@@ -47,7 +48,7 @@ class MarkedPhoto:
         if len(groups) != len(regions):
             raise UserError(f"there are {len(regions)} regions and {len(groups)} references: give one for each region")
         masks = tuple(region.mask_in(image, placement) for region in regions)
-        return cls(upright_rgb(image), masks, tuple(groups), any(region.alpha for region in regions))
+        return cls(upright_photo(image), masks, tuple(groups), any(region.alpha for region in regions))
 
     def blending(self, chosen: Blending) -> Blending:
         """The chosen blending for this photo. If its region was erased, there is nothing to blend with: the band's

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from ldm.colour import from_srgb, in_srgb
 from ldm.editing.background import blend
 from ldm.editing.options import WHOLE_PHOTO, Blending, Context
 
@@ -50,7 +51,8 @@ def window_around(mask: Image.Image, native: int, context: Context = None, aspec
 class PlacedWindow:
     """The place of an edit.
 
-    photo: RGB, upright; mask: L of the photo's size, 0 or 255 = paint; window: the part of the photo to edit."""
+    photo: RGB, upright, as ldm.images.upright_photo makes it; mask: L of its size, 0 or 255 = paint; window: the part
+    of the photo to edit."""
 
     photo: Image.Image
     mask: Image.Image
@@ -67,8 +69,8 @@ class PlacedWindow:
 
     @property
     def picture(self) -> Image.Image:
-        """The photo inside the window."""
-        return self.photo.crop(self.window)
+        """The photo inside the window, in sRGB."""
+        return in_srgb(self.photo.crop(self.window))
 
     @property
     def region(self) -> Image.Image:
@@ -76,10 +78,13 @@ class PlacedWindow:
         return self.mask.crop(self.window)
 
     def paste(self, painted: Image.Image, blending: Blending = Blending()) -> Image.Image:
-        """The window as the model painted it, of any size -> the whole photo with it, and with its colour profile."""
+        """The window as the model painted it, of any size, in sRGB -> the whole photo with it, in the photo's colour
+        space and with its profile."""
         x0, y0, x1, y1 = self.window
+        profile = self.photo.info.get("icc_profile")
         if painted.size != (x1 - x0, y1 - y0):
             painted = painted.resize((x1 - x0, y1 - y0), Image.Resampling.LANCZOS)
+        painted = from_srgb(painted, profile)
         # One more pixel around it: a mask that reaches the window's edge has its own edge there, unless the photo ends.
         outer = max(x0 - 1, 0), max(y0 - 1, 0), min(x1 + 1, self.photo.width), min(y1 + 1, self.photo.height)
         source = self.photo.crop(outer)
@@ -89,7 +94,6 @@ class PlacedWindow:
         result = Image.new("RGB", self.photo.size)
         result.paste(self.photo)
         result.paste(blend(source, new, self.mask.crop(outer), blending, known), outer[:2])
-        profile = self.photo.info.get("icc_profile")
-        if profile and profile[16:20] == b"RGB ":  # the profile of a CMYK photo does not fit the RGB result
+        if profile and profile[16:20] == b"RGB ":
             result.info["icc_profile"] = profile
         return result

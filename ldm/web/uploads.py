@@ -13,7 +13,7 @@ from gradio_client.utils import is_file_obj_with_meta
 from PIL import Image
 
 from ldm.editing.metadata import save_with_settings
-from ldm.images import open_picture, upright_rgb
+from ldm.images import open_picture, pixels_in_header, upright_rgb
 from ldm.util import UserError
 from ldm.web.worker import EditResult
 
@@ -57,8 +57,7 @@ def _pixels_in_header(path: str | os.PathLike) -> float:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as header:
-                return header.width * header.height
+            return pixels_in_header(path)
     except Image.DecompressionBombError:
         return math.inf
     except Exception:  # open_picture says what is wrong
