@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import io
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +13,10 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from ldm.colour import eight_bit, in_srgb, rgb_in_own_space, rgb_profile, tell_if_dark
 from ldm.files import Walk, walk
-from ldm.png import SIGNATURE, readable_png
-from ldm.util import UserError
+from ldm.pictures.colour import eight_bit, in_srgb, rgb_in_own_space, rgb_profile, tell_if_dark
+from ldm.pictures.metadata import open_tolerantly, without_metadata
+from ldm.util import UserError, UserNote
 
 WITHOUT_PIXELS = {"EPS", "MPEG"}  # formats that Pillow names, but needs another program to draw, or cannot
 ORIENTATION = 0x0112  # EXIF tag
@@ -85,32 +85,14 @@ def open_picture(path: str | os.PathLike, name: str) -> Image.Image:
     Raises UserError: missing, not a picture, damaged, too many pixels."""
     if os.path.isdir(path):
         raise UserError(f"{name} {path} is a folder: give a picture in it")
-    with _reading(path, name), _open(path) as image:
+    with _reading(path, name), open_tolerantly(path) as image:
         image.load()
         return image
 
 
-def _open(source: str | os.PathLike | bytes, with_pixels: bool = True) -> Image.Image:
-    """As Image.open, of a path or a file's bytes, but metadata is never a reason to refuse the pixels of a PNG.
-
-    with_pixels: False if they will not be decoded, which spares reading those of a PNG."""
-    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
-        if file.read(len(SIGNATURE)) != SIGNATURE:
-            return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-        file.seek(0)
-        data, profile, bits = readable_png(file, with_pixels)
-    image = Image.open(data)
-    image.info["bits"] = bits
-    if profile:
-        image.info["icc_profile"] = profile
-    if not isinstance(source, bytes):
-        image.filename = os.fspath(source)
-    return image
-
-
 def pixels_in_header(path: str | os.PathLike) -> int:
     """How many pixels a picture file has, by its header. Raises as Image.open does."""
-    with _open(path, with_pixels=False) as image:
+    with open_tolerantly(path, with_pixels=False) as image:
         return image.width * image.height
 
 
@@ -133,7 +115,7 @@ def size_in_header(path: str | os.PathLike) -> tuple[int, int]:
                 return width, height
             except ValueError:  # a longer header, or a damaged one
                 pass
-        with _open(path, with_pixels=False) as image:
+        with open_tolerantly(path, with_pixels=False) as image:
             return upright_size(image)
 
 
@@ -147,7 +129,7 @@ class PictureFile:
         self.path = path
         with _reading(path, "image"):
             self.data = Path(path).read_bytes() if data is None else data
-            self.header = _open(self.data)
+            self.header = open_tolerantly(self.data)
             self.size = upright_size(self.header)
 
     def pixels(self, reduction: int = 1) -> np.ndarray:
@@ -156,7 +138,7 @@ class PictureFile:
         with _reading(self.path, "image"):
             if self.header.format == "JPEG" and self.header.mode in ("RGB", "L"):
                 width, height = (-(-side // reduction) for side in self.header.size)
-                pixels = simplejpeg.decode_jpeg(self.data, "RGB", min_width=width, min_height=height, min_factor=1)
+                pixels = _decode_jpeg(self.data, width, height)
                 profile = self.header.info.get("icc_profile")
                 if (turn := TURNS.get(_orientation(self.header))) is not None or profile:
                     picture = Image.fromarray(pixels)
@@ -174,6 +156,15 @@ class PictureFile:
 
 def _is_transparent(image: Image.Image) -> bool:
     return "A" in image.getbands() or "transparency" in image.info
+
+
+def _decode_jpeg(data: bytes, width: int, height: int) -> np.ndarray:
+    """(H,W,3) uint8 RGB, of the smallest size that is at least this one. Raises ValueError: damaged."""
+    size = {"min_width": width, "min_height": height, "min_factor": 1}
+    try:
+        return simplejpeg.decode_jpeg(data, "RGB", **size)
+    except ValueError:  # it also refuses a broken profile
+        return simplejpeg.decode_jpeg(without_metadata(data), "RGB", **size)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -224,7 +215,7 @@ def upright_rgb(image: Image.Image, background: Colour = "white") -> Image.Image
 
 def upright_photo(image: Image.Image) -> Image.Image:
     """As upright_rgb, on white, but with the numbers of the file if it is grey or RGB: info["icc_profile"] then says
-    what they mean, see ldm.colour."""
+    what they mean, see ldm.pictures.colour."""
     picture = _upright(image)
     rgb = rgb_in_own_space(picture)
     tell_if_dark(rgb, image, name_of(image, "photo"))
@@ -270,7 +261,24 @@ def upright_mask(mask: Image.Image, image: Image.Image) -> Image.Image:
             f"{name_of(mask, 'mask')} has nothing to paint (its brightest value is {brightest}): make the region white,"
             " 255, on black"
         )
+    if note := note_about_mask(mask):
+        warnings.warn(note, UserNote, stacklevel=2)
     return white
+
+
+def note_about_mask(mask: Image.Image) -> str | None:
+    """What is odd about a mask, as opened, that is probably a photo: it has colours, or is grey on two thirds and more.
+
+    Of masks with edges as soft as a tenth of their shorter side (standard deviation of a Gaussian) at most 57% is grey,
+    of photos 75% and more."""
+    picture, step = _upright(mask), max(1, min(mask.size) // 512)
+    levels = np.asarray(_over(picture.convert("RGB"), picture, "black"))[::step, ::step]
+    darkest, brightest = levels.min(axis=2), levels.max(axis=2)
+    coloured, grey = brightest - darkest > 32, (darkest < 224) & (brightest > 31)
+    if coloured.mean() <= 0.01 and grey.mean() <= 2 / 3:
+        return None
+    cure = "--alpha takes what is erased in a photo" if _is_transparent(mask) else "make the region white, on black"
+    return f"{name_of(mask, 'mask')} looks like a photo, of which what is bright is painted: {cure}"
 
 
 def grid(pictures: Sequence[Image.Image], rows: int, gap: int = 2) -> Image.Image:

@@ -1,11 +1,12 @@
 """Pictures of every kind, and masks that follow them."""
 
 import io
+import warnings
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter, ImageOps
 
 from ldm.conventions import (
     CLIP_MEAN,
@@ -18,7 +19,8 @@ from ldm.conventions import (
     tensor_to_image,
 )
 from ldm.images import ORIENTATION, grid, open_picture, picture_endings, upright_mask, upright_rgb
-from ldm.util import UserError
+from ldm.util import UserError, UserNote
+from tests.conftest import ROOT
 
 RAMP = np.tile(np.linspace(0, 255, 48).astype(np.uint8), (32, 1))  # 48 wide, 32 high, dark on the left
 RGB = np.stack([RAMP, RAMP[:, ::-1], np.full_like(RAMP, 100)], axis=-1)
@@ -196,3 +198,20 @@ def test_every_ending_of_a_format_whose_pixels_pillow_reads_is_a_picture(tmp_pat
             assert upright_rgb(open_picture(tmp_path / f"a{ending}", "image")).getpixel((9, 9)) >= (250,) * 3, ending
     assert {".jpg", ".jfif", ".jpe", ".gif", ".jp2", ".ppm", ".webp", ".tif", ".bmp", ".mpo"} <= picture_endings()
     assert not {".txt", ".xml", ".json", ".csv", ".h5", ".pdf", ".eps", ".mpg", ".npy"} & picture_endings()
+
+
+def test_a_mask_that_is_a_photo_is_told_and_a_soft_one_is_not():
+    photo = Image.open(ROOT / "examples/image/example_1.jpg").convert("RGB").resize((320, 240))
+    mask = Image.open(ROOT / "examples/mask/example_1.png").convert("L").resize(photo.size)
+    erased = photo.copy()
+    erased.putalpha(ImageOps.invert(mask))
+    for given, cure in ((photo, "white, on black"), (photo.convert("L"), "white, on black"), (erased, "--alpha")):
+        with pytest.warns(UserNote, match=f"looks like a photo.*{cure}"):
+            upright_mask(given, photo)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for softness in (0, 1, 4, 12, 24):
+            upright_mask(mask.filter(ImageFilter.GaussianBlur(softness)), photo)
+        jpeg = io.BytesIO()
+        mask.convert("RGB").save(jpeg, "JPEG", quality=20)
+        upright_mask(Image.open(jpeg), photo)

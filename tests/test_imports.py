@@ -10,8 +10,8 @@ GROUND = [
     "ldm.util",
     "ldm.files",
     "ldm.images",
-    "ldm.colour",
-    "ldm.png",
+    "ldm.pictures.colour",
+    "ldm.pictures.metadata",
     "ldm.tables",
     "ldm.lr_scheduler",
 ]

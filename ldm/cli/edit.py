@@ -188,8 +188,8 @@ def draw_grid(
     """Photo, masked photo, references and edits side by side; size: (width, height) of each."""
     from PIL import Image, ImageChops
 
-    from ldm.colour import in_srgb
     from ldm.images import grid
+    from ldm.pictures.colour import in_srgb
 
     painted = functools.reduce(ImageChops.lighter, marked.masks)
     photo = in_srgb(marked.photo)

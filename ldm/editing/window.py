@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from ldm.colour import from_srgb, in_srgb
 from ldm.editing.background import blend
 from ldm.editing.options import WHOLE_PHOTO, Blending, Context
+from ldm.pictures.colour import from_srgb, in_srgb
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels; x1 and y1 are the first column and row outside
 

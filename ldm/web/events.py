@@ -13,6 +13,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from ldm.images import note_about_mask
 from ldm.util import UserError
 from ldm.web.canvas import CanvasValue, canvas_value, mask_from_layers
 from ldm.web.errors import report_errors
@@ -116,7 +117,11 @@ class Events:
 
     def take_mask(self, mask_path: str | None, photo_path: str | None) -> CanvasValue:
         with report_errors():
-            return canvas_value(open_upload(photo_path, "photo"), open_upload(mask_path, "mask"))
+            mask = open_upload(mask_path, "mask")
+            canvas = canvas_value(open_upload(photo_path, "photo"), mask)
+            if note := note_about_mask(mask):
+                gr.Warning(note, duration=None)
+            return canvas
 
     def take_reference(self, file: Any) -> tuple[str | None, Image.Image | None]:
         try:

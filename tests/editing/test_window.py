@@ -1,5 +1,7 @@
 """Windows around masks, and what of the photo is left around them."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -148,6 +150,27 @@ def test_poisson_fits_the_colours():
         assert np.abs(out - ramp).max() <= 3
     out = blend(photo, brighter, Image.new("L", photo.size, 255), Blending("poisson"))  # no edge, so nothing to fit to
     assert np.array_equal(np.asarray(out), ramp + 60)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 1), (2, 2), (3, 3), (1, 40), (40, 3), (40, 30)])
+@pytest.mark.parametrize("background", ["exact", "feather", "poisson", "none"])
+def test_regions_of_a_few_pixels(size, background):
+    """Painted is the photo, but 60 levels brighter: poisson gives the photo, where the region has an edge."""
+    width, height = size
+    ramp = np.add.outer(np.arange(height) * 2, np.arange(width) * 2)[..., None].repeat(3, 2).astype(np.uint8)
+    photo, brighter = Image.fromarray(ramp), Image.fromarray(ramp + 60)
+    corners = {(x, y) for x in (0, width // 2, width - 1) for y in (0, height // 2, height - 1)}
+    for (x, y), w, h in itertools.product(corners, (1, 2, 3, width), (1, 2, 3, height)):
+        mask = box_mask(size, (x, y, x + w, y + h))
+        out = np.asarray(blend(photo, brighter, mask, Blending(background, 0))).astype(int)
+        paint = np.asarray(mask) > 0
+        assert out.shape == ramp.shape
+        if background != "none":
+            assert np.array_equal(out[~paint], ramp[~paint])
+        if background == "poisson" and not paint.all():
+            assert np.abs(out - ramp).max() <= 6
+        if background == "exact":
+            assert (out[paint] > ramp[paint].astype(int)).any()
 
 
 def test_a_colour_profile_stays_unless_it_is_of_other_colours():
