@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ TURNS = {  # value of ORIENTATION -> what makes the picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+DAMAGED = (OSError, ValueError, SyntaxError, EOFError, RuntimeError, LookupError, TypeError, struct.error)  # of Pillow
 METADATA = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # keys of Image.info, may contain ORIENTATION
 JPEG = b"\xff\xd8"
 HEADER_BYTES = 16384  # at the start of a JPEG, which contain its size
@@ -60,7 +62,7 @@ def _reading(path: str | os.PathLike, name: str) -> Iterator[None]:
         raise UserError(f"{name} {path} is not a picture that can be read: use PNG or JPEG") from error
     except Image.DecompressionBombError as error:
         raise UserError(f"{name} {path} has too many pixels ({error}): make it smaller") from error
-    except (OSError, ValueError, SyntaxError, EOFError, RuntimeError) as error:
+    except DAMAGED as error:
         raise UserError(f"{name} {path} cannot be read ({error}): save it again as PNG or JPEG") from error
 
 

@@ -127,10 +127,14 @@ def test_files_that_are_not_pictures_are_errors(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(png, "PNG")
     (tmp_path / "cut.png").write_bytes(png.getvalue()[:2000])
     (tmp_path / "empty.png").write_bytes(b"")
+    qoi = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(qoi, "QOI")
+    (tmp_path / "cut.qoi").write_bytes(qoi.getvalue()[:16])
     for name, words in (
         ("missing.png", "does not exist"),
         ("text.png", "is not a picture"),
         ("cut.png", "cannot be read"),
+        ("cut.qoi", "cannot be read"),
         ("empty.png", "is not a picture"),
         (".", "is a folder"),
     ):
