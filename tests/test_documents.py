@@ -222,7 +222,7 @@ def test_every_command_of_a_model_runs(command, tiny, lora, script, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     if "--from" in words:
         files = {"image": "examples/image/example_2.jpg", "references": [["examples/reference/example_2.jpg"]]}
-        (tmp_path / "results/results").mkdir(parents=True)
+        (tmp_path / "results").mkdir()
         kept = files | {"regions": [{"box": [150, 20, 400, 300]}]}
         save_with_settings(Image.new("RGB", (8, 8)), words[words.index("--from") + 1], kept)
     if words[1] == "scripts/edit_batch.py":
@@ -268,7 +268,7 @@ def test_own_pictures_to_own_model(script, tmp_path, monkeypatch):
         seen.add(words[1])
     assert seen >= {*small, "scripts/read_bbox.py", "scripts/show_samples.py", "scripts/convert_checkpoint.py"}
     assert Image.open(tmp_path / "results/samples.png").size == (5 * 258 - 2, 8 * 274 - 2)
-    assert (tmp_path / "results/results/example_1_321.png").exists()
+    assert (tmp_path / "results/example_1_321.png").exists()
     assert sorted(path.name for path in (tmp_path / "dataset/mine/bbox").glob("[!.]*")) == [
         *("problems.csv", "train.parquet", "validation.parquet")
     ]

@@ -142,7 +142,7 @@ def test_an_installed_package_edits_from_an_empty_folder(installed, tmp_path):
         folder.mkdir()
         done = without_extras(folder, "edit", *argv, package=package)
         assert done.returncode == 0, done.stderr
-        (picture,) = folder.glob("results/results/*.png")
+        (picture,) = folder.glob("results/*.png")
         pictures.append(picture.read_bytes())
     assert pictures[0] == pictures[1]
 

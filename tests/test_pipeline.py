@@ -1,5 +1,7 @@
 """The Python call: pictures in, pictures out."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from PIL import Image
 
 from ldm.conventions import resize_tensor, tensor_to_image
 from ldm.editing.checks import pick_device
+from ldm.editing.metadata import read_settings, save_with_settings
 from ldm.editing.options import Sampling
 from ldm.editing.regions import Region, box_mask, grow
 from ldm.images import ORIENTATION
@@ -184,7 +187,9 @@ def test_several_regions_are_painted_one_after_the_other(edit, example):
         ({"regions": regions}, UserError, "regions or references are missing"),
         ({"regions": [], "references": [one]}, UserError, "regions or references are missing"),
         ({"regions": regions, "references": [one], "mask": masks[0]}, UserError, "mask and reference exclude regions"),
-        ({"mask": masks[0]}, TypeError, "image, mask and reference are PIL pictures"),
+        ({"mask": masks[0]}, UserError, "no reference is given"),
+        ({"reference": one}, UserError, "no region is marked: give mask, box, polygon, alpha or regions"),
+        ({"mask": masks[0], "box": boxes[0], "reference": one}, UserError, "mask, box, polygon and alpha exclude"),
     ):
         with pytest.raises(kind, match=words):
             edit(photo, **wrong, **FAST)
@@ -294,11 +299,94 @@ def test_a_region_too_small_for_the_model_is_an_error(edit, example):
         edit(example["image"], mask, example["reference"], **FAST, context="photo")
 
 
-def test_anything_else_than_pictures_is_a_type_error(edit, example):
+def test_anything_else_than_pictures_is_told_by_its_type(edit, example):
     for name in ("image", "mask", "reference"):
-        for wrong in ("photo.jpg", ["photo.jpg"], np.zeros((64, 96, 3)), None):
-            with pytest.raises(TypeError, match="PIL pictures"):
+        for wrong, words in (
+            (5, f"{name} is of the type int: give a path"),
+            ({"a": 1}, f"{name} is of the type dict: give a path"),
+            (np.zeros((64, 96, 3)), rf"{name} is an array of float64 and shape \(64, 96, 3\): give a path"),
+            (np.zeros((64, 96, 2), np.uint8), rf"{name} is an array of uint8 and shape \(64, 96, 2\)"),
+            (torch.zeros(64, 96, 3), rf"{name} is a tensor of torch.float32 and shape \(64, 96, 3\)"),
+            (torch.full((3, 64, 96), -1.0), rf"{name} is a tensor of values from -1 to -1: give floats from 0 to 1"),
+            ([], f"{name} is an empty list"),
+        ):
+            with pytest.raises((TypeError, UserError), match=words):
                 edit(**{**example, name: wrong}, **FAST)
+        with pytest.raises(UserError, match=r"nowhere\.jpg does not exist"):
+            edit(**{**example, name: "nowhere.jpg"}, **FAST)
+
+
+def test_paths_arrays_and_tensors_are_pictures(edit, example):
+    """Each gives the picture that PIL's pictures give; batches of them are lists."""
+    wanted = edit(**example, **FAST)
+    mask = np.asarray(example["mask"].convert("L"))
+    arrays = {name: np.asarray(picture.convert("RGB")) for name, picture in example.items()}
+    tensors = {name: torch.from_numpy(array.copy()).movedim(2, 0) for name, array in arrays.items()}
+    paths = {name: picture.filename for name, picture in example.items()}
+    for given in (
+        paths,
+        {name: Path(path) for name, path in paths.items()},
+        arrays,
+        arrays | {"mask": mask},
+        arrays | {"mask": mask > 127},
+        tensors,
+        {name: tensor / 255 for name, tensor in tensors.items()},
+        tensors | {"mask": torch.from_numpy(mask > 127)[None]},
+    ):
+        assert levels(edit(**given, **FAST), wanted) == 0
+    for given in (
+        arrays | {"image": np.stack([arrays["image"]] * 2)},
+        tensors | {"reference": torch.stack([tensors["reference"]] * 2)},
+        paths | {"image": [paths["image"]] * 2},
+    ):
+        rows = edit(**given, **FAST)
+        assert len(rows) == 2 and all(levels(row, wanted) <= 1 for row in rows)
+
+
+def test_a_region_as_box_polygon_or_alpha(edit, example):
+    photo, reference = example["image"], example["reference"]
+    box, corners = (150, 20, 400, 300), [(450, 250), (590, 260), (560, 390)]
+    erased = photo.convert("RGBA")
+    erased.putalpha(Image.eval(box_mask(photo.size, box), lambda level: 255 - level))
+    for given, region in (({"box": box}, Region(box=box)), ({"polygon": corners}, Region(polygon=tuple(corners)))):
+        wanted = edit(photo, regions=[region], references=[reference], **FAST)
+        assert levels(edit(photo, reference=reference, **given, **FAST), wanted) == 0
+    wanted = edit(erased, regions=[Region(alpha=True)], references=[reference], **FAST)
+    assert levels(edit(erased, reference=reference, alpha=True, **FAST), wanted) == 0
+
+
+def test_the_flags_names_are_arguments_too(edit, example):
+    wanted = edit(**example, **FAST)
+    named = {"image_path": "image", "mask_path": "mask", "reference_path": "reference"}
+    given = {flag: example[name] for flag, name in named.items()}
+    assert levels(edit(**given, ddim_steps=3, H=64, W=96, ddim_eta=0.0, progress=False), wanted) == 0
+    for wrong, words in (
+        ({"stpes": 3}, "'stpes' is not an argument of an edit: did you mean steps"),
+        ({"backround": "none"}, "did you mean background"),
+        ({"xyzzy": 1}, "use alpha, background, batch_size"),
+        ({"steps": 3, "ddim_steps": 3}, "ddim_steps and steps are the same argument"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            edit(**example, **wrong)
+
+
+def test_the_settings_of_a_result_are_in_it_and_in_its_file(edit, example, script, tmp_path, tiny):
+    """--from makes the picture again from the file, also in another folder; pictures in memory have no names."""
+    result = edit(**example, **FAST, seed=7, grow=3)
+    settings = read_settings(result)
+    wanted = {"seed": 7, "steps": 3, "height": 64, "width": 96, "grow": 3, "checkpoint": "tiny.safetensors"}
+    assert wanted.items() <= settings.items() and "/" not in result.info["paint-by-example"]
+    save_with_settings(result, tmp_path / "result.png")
+    assert read_settings(tmp_path / "result.png") == settings
+    code, _, err = script(
+        "inference", "--from", tmp_path / "result.png", "--outdir", tmp_path / "out", "--device", "cpu"
+    )
+    assert code == 0, err
+    assert levels(Image.open(tmp_path / "out/results/example_2_7.png"), result) == 0
+    two = edit(np.asarray(example["image"]), example["mask"], example["reference"], n_samples=2, **FAST)
+    assert [read_settings(each)["seed"] for each in two] == [321, 322] and "image" not in read_settings(two[0])
+    save_with_settings(result, tmp_path / "none.png", {})
+    assert "paint-by-example" not in Image.open(tmp_path / "none.png").info
 
 
 def test_devices():
@@ -316,7 +404,7 @@ def test_seeds_may_be_numpys(edit, example):
 
 
 def test_empty_lists_and_lists_of_several_lengths_are_refused(edit, example):
-    with pytest.raises(TypeError, match="PIL pictures"):
+    with pytest.raises(TypeError, match="image is an empty list"):
         edit([], [], [], **FAST)
     with pytest.raises(UserError, match="lists of 2 and 3 entries do not go together: give image, mask, reference"):
         edit(**example | {"image": [example["image"]] * 2}, **FAST, seed=[1, 2, 3])

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from ldm.util import INSTALLED, PACKAGE, UserError, own_or_shipped, shipped
 
 ROOT = Path() if INSTALLED else PACKAGE.parent  # the folder of checkpoints/: the working folder, or the checkout
@@ -17,36 +19,69 @@ MINI_CKPT = shipped("pretrained_models/mini.safetensors")
 HUB_REPO, HUB_FILE = "Fantasy-Studio/Paint-by-Example", "model.ckpt"
 
 
-def choose_model(config: Any = None, ckpt: str | os.PathLike | None = None, adapted: bool = False) -> tuple[Any, Path]:
-    """Chooses the config and the checkpoint if one of them or both are not named.
+def choose_model(
+    config: Any = None, ckpt: str | os.PathLike | None = None, lora: str | os.PathLike | None = None
+) -> tuple[Any, Path]:
+    """Chooses the config and the checkpoint if one of them or both are not named. lora: an adapter to be merged.
 
-    Neither is named: the released model if it is in DEFAULT_CKPT or in the hub's cache, else the miniature model, with
-    a note on stderr. With `adapted` (a LoRA adapter is to be merged) always the released model. Only one is named: the
-    other is the released model's. Raises UserError as find_checkpoint does."""
-    if config is None and ckpt is None and not (adapted or DEFAULT_CKPT.exists()) and MINI_CKPT.exists():
-        from huggingface_hub import try_to_load_from_cache
-
-        if not isinstance(try_to_load_from_cache(HUB_REPO, HUB_FILE), str):
-            print(
-                f"{DEFAULT_CKPT} is missing: using the miniature model, which paints 64 x 64 pixels of a small world "
-                "of shapes; --ckpt hub fetches the released model",
-                file=sys.stderr,
+    Neither is named: the released model if it is in DEFAULT_CKPT or in the hub's cache; else the miniature model, with
+    a note on stderr, unless there is an adapter that does not fit it. Only one is named: the other is the released
+    model's. Raises UserError as find_checkpoint does, and for an adapter whose model is not here."""
+    if config is None and ckpt is None and MINI_CKPT.exists() and _released() is None:
+        if lora is not None and not _fits_miniature(lora):
+            raise UserError(
+                f"lora {lora} does not fit the miniature model, and {DEFAULT_CKPT} is missing: name the model that it"
+                " was trained from with --ckpt; --ckpt hub downloads the released model (5 GB)"
             )
-            return MINI_CONFIG, MINI_CKPT
+        print(
+            f"{DEFAULT_CKPT} is missing: using the miniature model, which paints small pictures of a small world of "
+            "shapes; --ckpt hub fetches the released model",
+            file=sys.stderr,
+        )
+        return MINI_CONFIG, MINI_CKPT
     return DEFAULT_CONFIG if config is None else config, find_checkpoint(ckpt)
+
+
+def _released() -> Path | None:
+    """The released model, if it is on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if DEFAULT_CKPT.exists():
+        return DEFAULT_CKPT
+    cached = try_to_load_from_cache(HUB_REPO, HUB_FILE)
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def _fits_miniature(lora: str | os.PathLike) -> bool:
+    """Whether the miniature model has all layers of the adapter, in their shapes. Raises UserError as read_adapter."""
+    from ldm.checkpoint.lora import A, B, read_adapter
+
+    adapter = read_adapter(lora)
+    with safe_open(MINI_CKPT, framework="pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    return all(
+        shapes.get(f"{layer}.weight", [])[:2]
+        == [adapter.tensors[layer + B].shape[0], adapter.tensors[layer + A].shape[1]]
+        for layer in adapter.layers
+    )
 
 
 def find_checkpoint(name: str | os.PathLike | None = None) -> Path:
     """Finds a checkpoint.
 
     name: the path of the user's file or of one that comes with the project; "hub": the released model, from the hub's
-    cache or downloaded; None: the released model in DEFAULT_CKPT if it exists, else as "hub".
+    cache or downloaded; None: the released model in DEFAULT_CKPT or in the hub's cache. Only "hub" downloads.
 
-    Raises UserError if the hub cannot be reached, with the places to get the file from and to put it."""
+    Raises UserError if there is none or the hub cannot be reached, with the places to get the file from and to put
+    it."""
     if name not in (None, "hub"):
         return own_or_shipped(name)
-    if name is None and DEFAULT_CKPT.exists():
-        return DEFAULT_CKPT
+    if name is None:
+        if (released := _released()) is not None:
+            return released
+        raise UserError(
+            f"{DEFAULT_CKPT} is missing: name a checkpoint with --ckpt; --ckpt hub downloads the released model (5 GB)"
+        )
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import logging
 

@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     bad = [Outcome(row.line, row.out, FAILED, row.reason) for row in rows]
     for outcome in bad:
         print(f"line {outcome.line}: {outcome.reason}", file=sys.stderr)
-    config, ckpt = choose_model(opt.config, opt.ckpt, adapted=opt.lora is not None)
+    config, ckpt = choose_model(opt.config, opt.ckpt, opt.lora)
     gpus = torch.cuda.device_count() if opt.device is None else 0
     devices = opt.devices or [f"cuda:{i}" for i in range(gpus)] or [opt.device]
     for device in devices:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import functools
 import os
 import signal
@@ -24,7 +25,24 @@ def program() -> str:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Reports a wrong flag in one sentence, without the usage of all others."""
+    """Reports a wrong flag in one sentence, without the usage of all others; takes --a-b for --a_b."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = [self._known(word) for word in (sys.argv[1:] if args is None else args)]
+        opt, surplus = self.parse_known_args(words, namespace)
+        flags = [word.partition("=")[0] for word in surplus if word.startswith("-")]
+        if flags:
+            near = difflib.get_close_matches(flags[0], self._option_string_actions, 1)
+            self.error(f"unknown flag {flags[0]}" + (f": did you mean {near[0]}?" if near else ""))
+        if surplus:
+            self.error(f"{' '.join(surplus)} belongs to no flag")
+        return opt
+
+    def _known(self, word: str) -> str:
+        flag, equals, value = word.partition("=")
+        underscored = "--" + flag[2:].replace("-", "_")
+        known = self._option_string_actions
+        return underscored + equals + value if flag[:2] == "--" and flag not in known and underscored in known else word
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}; --help lists the flags\n")

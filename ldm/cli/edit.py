@@ -2,24 +2,29 @@
 
     paint-by-example edit --image_path photo.jpg --mask_path mask.png --reference_path object.jpg --scale 5
     paint-by-example edit --image_path photo.jpg --box 100,80,300,260 --reference_path object.jpg
-    paint-by-example edit --from results/results/photo_321.png --seed 322
+    paint-by-example edit --from results/photo_321.png --seed 322
 
 Several regions, each with its reference, are painted one after the other: --mask_path a.png --reference_path a.jpg
 --box 100,80,300,260 --reference_path b.jpg front.jpg (b.jpg and front.jpg show the same object).
 
-Writes to --outdir, where <name> is the photo's file name without its suffix:
-    results/<name>_<seed>.png                         the whole photo, edited, one per seed, with its settings inside
+Writes to --outdir (results), where <name> is the photo's file name without its suffix:
+    <name>_<seed>.png                                 the whole photo, edited, one per seed, with its settings inside;
+                                                      in the folder results of an --outdir of another name
     source/<name>_<seed>_{GT,mask,inpaint,ref}.png    what the model was given: the window of the photo, its mask, the
                                                       window without the region, the reference; _2_GT ... of region 2
     grid/grid-<name>_<seed>.png                       photo, masked photo, references and edits side by side
+The files of an earlier edit of this name and seed, if they differ, are kept as <name>_<seed>-1.png and so on.
 
 scripts/inference.py is the same command."""
 
 from __future__ import annotations
 
 import argparse
+import filecmp
 import functools
+import itertools
 import os
+import re
 import statistics
 import sys
 import tempfile
@@ -32,8 +37,9 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.cli import edit_flags
 from ldm.cli.command import command
-from ldm.cli.edit_flags import PRESET_SETTINGS, SETTING_OF_FLAG, SETTINGS
+from ldm.cli.edit_flags import PRESET_SETTINGS, SETTINGS
 from ldm.cli.flags import blending_from, check_range, loading_from, placement_from
+from ldm.editing.names import FLAG_NAMES
 from ldm.fast import memory
 from ldm.files import staging
 from ldm.util import UserError
@@ -45,6 +51,8 @@ if TYPE_CHECKING:
     from ldm.editing.marked import MarkedPhoto
     from ldm.editing.options import Sampling
     from ldm.pipeline import PaintByExample
+
+CELL = 384  # shortest length of the longer side of a picture in the grid, pixels
 
 
 def parser() -> argparse.ArgumentParser:
@@ -61,12 +69,17 @@ def check_numbers(opt: argparse.Namespace) -> None:
         raise UserError("--skip_save and --skip_grid together would write nothing: give one of them")
 
 
+def results_folder(outdir: Path) -> Path:
+    """A folder of results is not put into another one: the published layout has <outdir>/results, source and grid."""
+    return outdir if outdir.name == "results" else outdir / "results"
+
+
 def check_outdir(outdir: Path) -> None:
     """Raises UserError if the folder cannot be written to. Called before the work; leaves nothing behind."""
     try:
         existing = next(folder for folder in (outdir, *outdir.absolute().parents) if folder.exists())
         os.rmdir(tempfile.mkdtemp(prefix=".partial-", dir=existing))
-        parts = [outdir / part for part in ("results", "source", "grid")]
+        parts = [results_folder(outdir), outdir / "source", outdir / "grid"]
         blocked = [part.name for part in parts if part.exists() and not part.is_dir()]
     except OSError as error:
         raise UserError(f"--outdir {outdir} cannot be written to ({error.strerror}): choose another folder") from error
@@ -93,7 +106,7 @@ def load(opt: argparse.Namespace) -> tuple[PaintByExample, Path]:
     from ldm.checkpoint.locate import choose_model
     from ldm.pipeline import PaintByExample
 
-    config, ckpt = choose_model(opt.config, opt.ckpt, adapted=opt.lora is not None)
+    config, ckpt = choose_model(opt.config, opt.ckpt, opt.lora)
     edit = PaintByExample.from_loading(replace(loading_from(opt), config=config, ckpt=ckpt))
     actual = {"C": edit.model.channels, "f": edit.model.first_stage_model.factor}
     for flag, value in actual.items():
@@ -107,7 +120,7 @@ def settings_for(opt: argparse.Namespace, sampling: Sampling, edit: PaintByExamp
     from ldm.editing.options import settings_of
 
     settings = {
-        SETTING_OF_FLAG.get(flag, flag): getattr(opt, flag, None)
+        FLAG_NAMES.get(flag, flag): getattr(opt, flag, None)
         for flag in SETTINGS
         if flag != "seed" and flag not in PRESET_SETTINGS
     }
@@ -157,25 +170,50 @@ def write_results(
     if opt.skip_save:
         return
     outdir, name = Path(opt.outdir), Path(opt.image_path).stem
+    pictures = results_folder(outdir)
     start = getattr(opt, "start", None)
     with staging(outdir) as folder:
-        (folder / "results").mkdir()
+        staged = folder / pictures.relative_to(outdir)
+        staged.mkdir(exist_ok=True)
         for i, (seed, picture) in enumerate(results.items()):
-            own = {"seed": seed, "start": None if start is None else start + i}
-            save_with_settings(picture, folder / "results" / f"{name}_{seed}.png", settings | own)
+            own = settings | {"seed": seed, "start": None if start is None else start + i}
+            save_with_settings(picture, staged / f"{name}_{seed}.png", {} if opt.no_settings else own)
         if sources:
             (folder / "source").mkdir()
         for kind, picture in sources.items():
             picture.save(folder / "source" / f"{name}_{opt.seed}_{kind}.png")
-    print("\n".join(f"wrote {outdir / 'results' / f'{name}_{seed}.png'}" for seed in results))
+        keep_earlier(outdir, folder, name)
+    print("\n".join(f"wrote {pictures / f'{name}_{seed}.png'}" for seed in results))
 
 
 def write_grid(opt: argparse.Namespace, sheet: Image.Image) -> None:
-    path = Path("grid") / f"grid-{Path(opt.image_path).stem}_{opt.seed}.png"
-    with staging(Path(opt.outdir)) as folder:
+    outdir, name = Path(opt.outdir), Path(opt.image_path).stem
+    path = Path("grid") / f"grid-{name}_{opt.seed}.png"
+    with staging(outdir) as folder:
         (folder / "grid").mkdir()
         sheet.save(folder / path)
-    print(f"wrote {Path(opt.outdir) / path}")
+        keep_earlier(outdir, folder, name)
+    print(f"wrote {outdir / path}")
+
+
+def keep_earlier(outdir: Path, staged: Path, name: str) -> None:
+    """Renames the files of an earlier edit that staged ones are about to replace, unless all of them are the same:
+    photo_321.png becomes photo_321-1.png, or has the first number that is free. name: of the photo."""
+    files = [path.relative_to(staged) for path in staged.rglob("*") if path.is_file()]
+    earlier = [path for path in files if (outdir / path).is_file()]
+    if all(filecmp.cmp(outdir / path, staged / path, shallow=False) for path in earlier):
+        return
+
+    def numbered(path: Path, number: int) -> Path:
+        stem = re.compile(rf"{re.escape(name)}_\d+(?=[._])")
+        return outdir / path.with_name(stem.sub(lambda found: f"{found[0]}-{number}", path.name, count=1))
+
+    number = next(n for n in itertools.count(1) if not any(numbered(path, n).exists() for path in earlier))
+    for path in earlier:
+        os.rename(outdir / path, numbered(path, number))
+    pictures = [path for path in earlier if path.parent == results_folder(outdir).relative_to(outdir)]
+    for path in pictures or earlier[:1]:
+        print(f"kept the earlier {outdir / path} as {numbered(path, number)}")
 
 
 def draw_grid(
@@ -185,7 +223,9 @@ def draw_grid(
     size: tuple[int, int],
     rows: int,
 ) -> Image.Image:
-    """Photo, masked photo, references and edits side by side; size: (width, height) of each."""
+    """Photo, masked photo, references and edits side by side.
+
+    size: (width, height) at which the model paints, whose proportions each has; the longer side is CELL at least."""
     from PIL import Image, ImageChops
 
     from ldm.images import grid
@@ -195,7 +235,9 @@ def draw_grid(
     photo = in_srgb(marked.photo)
     masked = Image.composite(Image.new("RGB", photo.size, "gray"), photo, painted)
     cells = [photo, masked, *references, *map(in_srgb, edits)]
-    return grid([cell.resize(size) for cell in cells], rows or -(-len(cells) // 4))
+    zoom = max(1, CELL / max(size))
+    cell_size = round(zoom * size[0]), round(zoom * size[1])
+    return grid([cell.resize(cell_size) for cell in cells], rows or -(-len(cells) // 4))
 
 
 @command

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rank, world = rank_and_world_size()
     sampling = sampling_from(opt)
     check_seed(opt.seed)
-    config, ckpt = choose_model(opt.config, opt.ckpt, adapted=opt.lora is not None)
+    config, ckpt = choose_model(opt.config, opt.ckpt, opt.lora)
     config = load_config(config)
     device = opt.device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else None)
     edit = PaintByExample.from_loading(replace(loading_from(opt), config=config, ckpt=ckpt, device=device))

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.cli.command import command_parser
 from ldm.cli.flags import add_editing, add_model, add_sampling, sampling_from
+from ldm.editing.names import FLAG_NAMES
 from ldm.util import UserError
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help must not
     from ldm.editing.options import Sampling
 
-SETTING_OF_FLAG = {"image_path": "image", "ddim_steps": "steps", "ddim_eta": "eta", "H": "height", "W": "width"}
 PRESET_SETTINGS = ("interval", "refresh")  # which have no flags
 REPLACED = (  # flags beside --from -> settings of the picture that they replace
     (("preset",), ("sampler", "steps", *PRESET_SETTINGS)),
@@ -36,21 +36,23 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
     p = command_parser(description)
     p._negative_number_matcher = re.compile(r"-[\d.][\d.,-]*$")  # coordinates below 0 are not flags either
     files = p.add_argument_group("pictures")
-    files.add_argument("--image_path", help="the photo, of any size and kind")
-    files.add_argument("--reference_path", dest="references", action="append", nargs="+", help="a picture of the"
-                       " object, or several of the same object; may be transparent around it")  # fmt: skip
+    files.add_argument("--image_path", "--image", help="the photo, of any size and kind")
+    files.add_argument("--reference_path", "--reference", dest="references", action="append", nargs="+", help="a"
+                       " picture of the object, or several of it; may be transparent around it")  # fmt: skip
     files.add_argument("--reference_mask_path", dest="reference_masks", action="append", nargs="+",
                        help="white where the object is, one per reference; the rest of it is ignored")  # fmt: skip
     files.add_argument("--from", dest="repeat", help="a picture written earlier: make it again, except for the flags"
                        " given beside it")  # fmt: skip
-    files.add_argument("--outdir", default="results", help="folder for the results (default: results)")
+    files.add_argument("--outdir", default="results", help="results go to the folder results in it (default: results"
+                       " itself)")  # fmt: skip
+    files.add_argument("--no_settings", action="store_true", help="write pictures without the settings that made them")
     files.add_argument("--skip_grid", action="store_true", help="write no grid")
     files.add_argument("--skip_save", action="store_true", help="write no single pictures, only the grid")
     files.add_argument("--n_rows", type=int, default=0, help="rows of the grid (default: rows of four)")
 
     where = p.add_argument_group("regions, one of these for each")
-    where.add_argument("--mask_path", type=_mask_region, dest="regions", action="append", help="white (255) where to"
-                       " paint; of the photo's proportions")  # fmt: skip
+    where.add_argument("--mask_path", "--mask", type=_mask_region, dest="regions", action="append", help="white (255)"
+                       " where to paint; of the photo's proportions")  # fmt: skip
     where.add_argument("--box", type=_box_region, dest="regions", action="append", metavar="x0,y0,x1,y1",
                        help="pixels of the photo, as seen")  # fmt: skip
     where.add_argument("--polygon", type=_corner, dest="regions", action="append", nargs="+", metavar="x,y",
@@ -64,9 +66,9 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
     how.add_argument("--n_samples", type=int, default=1, help="pictures made in one batch (1)")
     how.add_argument("--n_iter", type=int, default=1, help="batches (1)")
     how.add_argument("--fixed_code", action="store_true", help="start every batch from the first one's noise")
-    how.add_argument("--H", type=int, help="height at which the model paints the window, pixels (default: the window's"
-                     " shape at the model's size, 512 x 512 for a square)")  # fmt: skip
-    how.add_argument("--W", type=int, help="width, pixels")
+    how.add_argument("--H", "--height", type=int, help="height at which the model paints the window, pixels (default:"
+                     " the window's shape at the model's size, 512 x 512 for a square)")  # fmt: skip
+    how.add_argument("--W", "--width", type=int, help="width, pixels")
 
     which = add_model(p)
     which.add_argument("--C", type=int, help="latent channels; must be the model's (4)")
@@ -105,6 +107,12 @@ def parse(argv: Sequence[str] | None, description: str | None = None) -> argpars
         opt = argparse.Namespace(**vars(opt) | _values_of_picture(opt.repeat, argv))
     if opt.fixed_code:
         opt.start = opt.seed
+    missing = {"--image_path": opt.image_path, "--mask_path": opt.regions, "--reference_path": opt.references}
+    if opt.repeat and (needed := [flag for flag, value in missing.items() if not value]):
+        raise UserError(
+            f"picture {opt.repeat} keeps no file names for {', '.join(needed)}, as pictures made by the page or from"
+            f" pictures in memory: give {'it' if len(needed) == 1 else 'them'} beside --from"
+        )
     if not opt.image_path:
         raise UserError("no photo is given: name one with --image_path")
     if not opt.regions:
@@ -121,7 +129,7 @@ def parse(argv: Sequence[str] | None, description: str | None = None) -> argpars
 
 def _values_of_picture(path: str, argv: Sequence[str] | None) -> dict[str, Any]:
     """The values of the flags that made a picture, with those that are given beside it in their place."""
-    from ldm.editing.metadata import read_settings
+    from ldm.editing.metadata import find_files, read_settings
 
     p = parser()
     for action in p._actions:
@@ -129,8 +137,9 @@ def _values_of_picture(path: str, argv: Sequence[str] | None) -> dict[str, Any]:
     given = vars(p.parse_args(argv))
     replaced = {name for flags, names in REPLACED if given.keys() & set(flags) for name in names}
     settings = {name: value for name, value in read_settings(path).items() if name not in replaced}
-    found = {flag: settings[name] for flag in SETTINGS if (name := SETTING_OF_FLAG.get(flag, flag)) in settings}
     try:
+        settings = find_files(path, settings)
+        found = {flag: settings[name] for flag in SETTINGS if (name := FLAG_NAMES.get(flag, flag)) in settings}
         found = {flag: _checked(value, flag, p) for flag, value in found.items()}
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"picture {path} has settings that make no sense ({error}): use another picture") from error

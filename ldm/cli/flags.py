@@ -22,10 +22,13 @@ def add_sampling(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group.add_argument("--plms", action="store_true", help="the same as --sampler plms")
     group.add_argument(
         "--ddim_steps",
+        "--steps",
         type=int,
         help="sampling steps, of every sampler (50); plms and ddim take more if 1000 is not a multiple of them",
     )
-    group.add_argument("--ddim_eta", type=float, default=0.0, help="0 deterministic, 1 as noisy as DDPM; ddim only (0)")
+    group.add_argument(
+        "--ddim_eta", "--eta", type=float, default=0.0, help="0 deterministic, 1 as noisy as DDPM; ddim only (0)"
+    )
     return group
 
 

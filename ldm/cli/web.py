@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from ldm.web.page import build, serve
     from ldm.web.worker import EditWorker, ModelInfo
 
-    config, ckpt = choose_model(opt.config, opt.ckpt, adapted=opt.lora is not None)
+    config, ckpt = choose_model(opt.config, opt.ckpt, opt.lora)
     edit = PaintByExample.from_loading(replace(loading_from(opt), config=config, ckpt=ckpt))
     adapter = {"lora": Path(opt.lora).name, "lora_scale": opt.lora_scale} if opt.lora else {}
     model = ModelInfo(precision=edit.precision, checkpoint=Path(ckpt).name, **adapter)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from PIL import Image
 
 from ldm.editing.options import Blending, Placement
+from ldm.editing.pictures import Picture, as_picture
 from ldm.editing.references import References
 from ldm.editing.regions import Region
 from ldm.images import upright_photo
@@ -28,19 +29,23 @@ class MarkedPhoto:
     @classmethod
     def mark(
         cls,
-        image: Image.Image,
+        image: Picture,
         regions: Sequence[Region],
         references: Sequence[References],
         placement: Placement = Placement(),
     ) -> MarkedPhoto:
-        """image: as opened; references: one for each region, or one for all.
+        """references: one for each region, or one for all.
 
         Raises UserError: a region that is not in the image, a wrong number of references; TypeError: not pictures."""
-        if not all(isinstance(each, Sequence) for each in (regions, references)):
+        if not all(isinstance(each, Sequence) and not isinstance(each, str) for each in (regions, references)):
             raise TypeError("regions and references are lists")
-        groups = [each if isinstance(each, tuple) else (each,) for each in references]
-        if not all(groups) or not all(isinstance(each, Image.Image) for each in (image, *sum(groups, ()))):
-            raise TypeError("image and references are PIL pictures")
+        image = as_picture(image, "image")
+        groups = [
+            tuple(as_picture(picture, "reference") for picture in (each if isinstance(each, tuple) else (each,)))
+            for each in references
+        ]
+        if not all(groups):
+            raise TypeError("a tuple of references is empty: give one or more pictures of the object")
         if not all(isinstance(region, Region) for region in regions):
             raise TypeError("regions are of the class ldm.editing.regions.Region")
         if len(groups) == 1:

@@ -1,10 +1,14 @@
-"""The settings that a picture was made with, inside its file: JSON in a PNG's text, or in a JPEG's or WebP's EXIF."""
+"""The settings that a picture was made with, inside its file: JSON in a PNG's text, or in a JPEG's or WebP's EXIF.
+
+A picture names its files without their folders, so that it can be shared. Where they are is kept beside it, in
+.files/<name of the picture>, which stays behind when the picture is passed on."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +18,13 @@ from PIL.PngImagePlugin import PngInfo
 from ldm.images import open_picture
 from ldm.util import UserError
 
-KEY = "paint-by-example"  # of the PNG's text chunk
+KEY = "paint-by-example"  # of the PNG's text chunk, and of the `info` of a picture in memory
+PLACES = "paint-by-example files"  # of that `info`: where the files are
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
 ASCII = b"ASCII\0\0\0"  # EXIF's mark of a comment in ASCII
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+FILES = ("image", "regions", "references", "reference_masks", "config", "ckpt", "lora", "decoder", "safety_checker")
+NEARBY = ".files"  # folder beside a picture, for what must not be inside it
 
 
 def check_format(path: str | os.PathLike) -> None:
@@ -26,36 +33,110 @@ def check_format(path: str | os.PathLike) -> None:
         raise UserError(f"{path} has no suffix of a format that can be written: use {', '.join(FORMATS)}")
 
 
-def save_with_settings(picture: Image.Image, path: str | os.PathLike, settings: Mapping[str, Any]) -> None:
-    """Write the picture with its settings, atomically. Settings are values that JSON can hold; those that are None or
-    False are left out. PNG keeps every pixel, JPEG and WebP do not. Raises UserError: another suffix; OSError."""
-    check_format(path)
+def _with_files(settings: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """The settings with change(path) in the place of every path, also of those inside lists and regions."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, str):
+            return change(value)
+        if isinstance(value, list):
+            return [changed(each) for each in value]
+        if isinstance(value, dict):  # a region
+            return {kind: changed(each) if kind == "mask" else each for kind, each in value.items()}
+        return value
+
+    return {name: changed(value) if name in FILES else value for name, value in settings.items()}
+
+
+def _labels(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Path -> its name without folders; the names of different files differ: photo.jpg, photo.jpg#2."""
+    labels: dict[str, str] = {}
+
+    def label(path: str) -> str:
+        if path and path not in labels:
+            name, number = Path(path).name, 1
+            while (new := name if number == 1 else f"{name}#{number}") in labels.values():
+                number += 1
+            labels[path] = new
+        return path
+
+    _with_files(settings, label)
+    return labels
+
+
+def attach_settings(picture: Image.Image, settings: Mapping[str, Any]) -> None:
+    """Put settings into the picture's `info`: values that JSON can hold; those that are None or False are left out."""
     kept = {name: value for name, value in settings.items() if value is not None and value is not False}
-    path, text = Path(path), json.dumps(kept)
+    labels = _labels(kept)
+    picture.info[KEY] = json.dumps(_with_files(kept, lambda path: labels.get(path, path)))
+    picture.info[PLACES] = {label: os.path.abspath(path) for path, label in labels.items() if os.path.exists(path)}
+
+
+def save_with_settings(
+    picture: Image.Image, path: str | os.PathLike, settings: Mapping[str, Any] | None = None
+) -> None:
+    """Write the picture with its settings, atomically.
+
+    settings: as in attach_settings; {}: none; None: those in its `info`, where PaintByExample puts them. PNG keeps
+    every pixel, JPEG and WebP do not. Raises UserError: another suffix; OSError."""
+    check_format(path)
+    if settings is not None:
+        picture = picture.copy()
+        attach_settings(picture, settings)
+    path, text = Path(path), picture.info.get(KEY, "{}")
     options: dict[str, Any] = {"format": FORMATS[path.suffix.lower()]}
-    if options["format"] == "PNG":
+    if options["format"] != "PNG":
+        exif = Image.Exif()
+        if text != "{}":
+            exif.get_ifd(EXIF_IFD)[USER_COMMENT] = ASCII + text.encode("ascii")  # JSON escapes everything else
+        options |= {"quality": 95, "exif": exif, "icc_profile": picture.info.get("icc_profile")}
+    elif text != "{}":
         options["pnginfo"] = PngInfo()
         options["pnginfo"].add_itxt(KEY, text)
-    else:
-        exif = Image.Exif()
-        exif.get_ifd(EXIF_IFD)[USER_COMMENT] = ASCII + text.encode("ascii")  # JSON escapes everything else
-        options |= {"quality": 95, "exif": exif, "icc_profile": picture.info.get("icc_profile")}
     temporary = path.with_name(f".partial-{path.name}")
     try:
         picture.save(temporary, **options)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    if places := picture.info.get(PLACES):
+        file = places_file(path)
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(places))
 
 
-def read_settings(path: str | os.PathLike) -> dict[str, Any]:
-    """The settings that save_with_settings wrote. Raises UserError: not a picture, no settings in it."""
-    picture = open_picture(path, "picture")
-    text = getattr(picture, "text", {}).get(KEY)
+def read_settings(picture: str | os.PathLike | Image.Image) -> dict[str, Any]:
+    """The settings inside a picture that PaintByExample returned, or inside a file.
+
+    Raises UserError: not a picture, no settings in it."""
+    name = "the picture"
+    if not isinstance(picture, Image.Image):
+        name, picture = f"picture {picture}", open_picture(picture, "picture")
+    text = picture.info.get(KEY)
     comment = picture.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
     if text is None and isinstance(comment, bytes):
         text = comment.removeprefix(ASCII)
     try:
         return dict(json.loads(text or ""))
     except (TypeError, ValueError) as error:
-        raise UserError(f"picture {path} contains no settings: give one that this program wrote") from error
+        raise UserError(f"{name} contains no settings: give one that this program wrote") from error
+
+
+def places_file(path: Path) -> Path:
+    """Where save_with_settings keeps the places of a picture's files, as JSON. (The name is not longer than the
+    picture's, which may have the greatest length.)"""
+    return path.parent / NEARBY / path.name
+
+
+def find_files(path: str | os.PathLike, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the picture `path` with its files where they are: where they were when it was made, or else
+    below the working folder, or beside the picture. A file that is nowhere keeps its name."""
+    folder, places = Path(path).parent, {}
+    with contextlib.suppress(OSError, TypeError, ValueError):  # the picture was passed on, or the file is damaged
+        places = dict(json.loads(places_file(Path(path)).read_text()))
+
+    def find(name: str) -> str:
+        candidates = (str(places.get(name, name)), name, str(folder / name), str(folder / Path(name).name))
+        return next((place for place in candidates if name and os.path.exists(place)), name)
+
+    return _with_files(settings, find)

@@ -173,6 +173,13 @@ class Loading:
         if self.offload and self.compiled:
             raise UserError("--offload and --compile exclude each other: leave one of them out")
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What of it is written into pictures: files by their paths; a config that is not a file is left out."""
+        files = {name: getattr(self, name) for name in ("config", "ckpt", "lora", "decoder", "safety_checker")}
+        paths = {name: os.fspath(file) for name, file in files.items() if isinstance(file, str | os.PathLike)}
+        return paths | ({} if self.lora is None else {"lora_scale": self.lora_scale})
+
 
 def settings_of(*options: Sampling | Blending | Placement) -> dict[str, Any]:
     """The options' fields as they are written into pictures."""

@@ -17,6 +17,7 @@ from ldm.conventions import resize_tensor
 from ldm.editing.checks import report_out_of_memory
 from ldm.editing.inputs import Inputs, PlannedEdit, SamplingTask, make_inputs, size_for, stack
 from ldm.editing.options import Placement, Sampling
+from ldm.editing.pictures import as_picture
 from ldm.editing.references import References, fit_reference
 from ldm.editing.window import PlacedWindow
 from ldm.fast.networks import Networks, choose_precision
@@ -89,7 +90,9 @@ class Painter:
 
         Raises UserError: a mask of other proportions or with nothing to paint, a height or width that the model cannot
         take."""
-        references = reference if isinstance(reference, tuple) else (reference,)
+        references = [
+            as_picture(each, "reference") for each in (reference if isinstance(reference, tuple) else (reference,))
+        ]
         placement = Placement(height=height, width=width, reference_fit=reference_fit)
         return self._inputs(upright_rgb(image), upright_mask(mask, image), references, placement)
 

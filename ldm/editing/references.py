@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from PIL import Image, ImageOps
 
 from ldm.conventions import CLIP_MEAN
+from ldm.editing.pictures import Picture
 from ldm.images import open_picture, upright_alpha, upright_mask, upright_rgb
 from ldm.util import UserError
 
-References = Image.Image | tuple[Image.Image, ...]  # one picture of an object, or several
+References = Picture | tuple[Picture, ...]  # one picture of an object, or several
 RED, GREEN, BLUE = (round(255 * level) for level in CLIP_MEAN)
 NEUTRAL = (RED, GREEN, BLUE)  # RGB, which CLIP's normalisation maps to 0
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,8 @@ from PIL import Image, ImageDraw, ImageOps
 
 from ldm.editing.background import distance_to_edge
 from ldm.editing.options import Placement
-from ldm.images import open_picture, upright_alpha, upright_mask, upright_size
+from ldm.editing.pictures import Picture, as_picture
+from ldm.images import upright_alpha, upright_mask, upright_size
 from ldm.util import UserError
 
 Point = tuple[int, int]
@@ -26,14 +28,14 @@ Point = tuple[int, int]
 class Region:
     """A part of a photo to paint; exactly one of the four is given.
 
-    mask: a picture or the path of one, white (255) where to paint, of the photo's proportions
+    mask: a picture, white (255) where to paint, of the photo's proportions; see ldm.editing.pictures.as_picture
     box: x0, y0, x1, y1; x1 and y1 are the first column and row outside
     polygon: three or more corners (x, y), in order
     alpha: where the photo is transparent, as after an eraser
 
     Raises UserError for anything else."""
 
-    mask: Image.Image | str | os.PathLike | None = None
+    mask: Picture | None = None
     box: tuple[int, int, int, int] | None = None
     polygon: tuple[Point, ...] | None = None
     alpha: bool = False
@@ -42,8 +44,13 @@ class Region:
         given = [self.mask is not None, self.box is not None, self.polygon is not None, self.alpha is True]
         if sum(given) != 1 or not isinstance(self.alpha, bool):
             raise UserError("a region is a mask, a box, a polygon or alpha: give exactly one of them")
-        if self.mask is not None and not isinstance(self.mask, Image.Image | str | os.PathLike):
-            raise UserError(f"mask {self.mask!r:.60} is not a picture or a path: give one of them")
+        if self.mask is not None and not isinstance(
+            self.mask, str | os.PathLike
+        ):  # files are read when they are needed
+            try:
+                object.__setattr__(self, "mask", as_picture(self.mask, "mask"))
+            except TypeError as error:
+                raise UserError(str(error)) from error
         if self.box is not None:
             object.__setattr__(self, "box", _whole_numbers(self.box, 4, "box"))
         if self.polygon is not None:
@@ -68,7 +75,7 @@ class Region:
         if self.alpha:
             return {"alpha": True}
         path = getattr(self.mask, "filename", "") if isinstance(self.mask, Image.Image) else self.mask
-        return {"mask": os.fspath(path or "")}
+        return {"mask": os.fspath(path or "")}  # type: ignore[arg-type]  # a path by now
 
     def mask_in(self, image: Image.Image, placement: Placement = Placement()) -> Image.Image:
         """The region's mask in a photo (as opened): L, 255 = paint, upright and of the photo's size; first inverted,
@@ -85,8 +92,7 @@ class Region:
             mask = alpha_mask(image)
         else:
             assert self.mask is not None  # one of the four is given
-            picture = self.mask if isinstance(self.mask, Image.Image) else open_picture(self.mask, "mask")
-            mask = upright_mask(picture, image)
+            mask = upright_mask(as_picture(self.mask, "mask"), image)
             if mask.size != size:
                 mask = mask.resize(size, Image.Resampling.BILINEAR)
         if placement.invert:
@@ -106,7 +112,7 @@ def _whole_numbers(values: Any, count: int, name: str) -> tuple[int, ...]:
     except TypeError:
         numbers = ()
     if len(numbers) != count:
-        raise UserError(f"{name} {values!s:.60} is not {count} whole numbers: give pixels of the photo")
+        raise UserError(f"{name} {values!s:.60} is not {count} whole numbers: give pixels of the photo, not fractions")
     return numbers
 
 
@@ -117,6 +123,8 @@ def _numbers(words: str, count: int, example: str) -> tuple[int, ...]:
             raise ValueError
     except ValueError as error:
         raise UserError(f"{words!r} is not of the form {example}: give pixels of the photo") from error
+    if all(0 <= number <= 1 for number in numbers) and any(number % 1 for number in numbers):
+        raise UserError(f"{words} are fractions: give {example} in pixels of the photo, not fractions of its sides")
     return tuple(round(number) for number in numbers)
 
 
@@ -133,7 +141,7 @@ def parse_point(words: str) -> Point:
 
 
 def box_mask(size: tuple[int, int], box: Sequence[int]) -> Image.Image:
-    """size: (width, height); box: x0, y0, x1, y1, cut where it leaves the photo.
+    """size: (width, height); box: x0, y0, x1, y1, cut where it leaves the photo, with a note on stderr.
 
     Raises UserError if nothing is left."""
     x0, y0, x1, y1 = box
@@ -144,9 +152,15 @@ def box_mask(size: tuple[int, int], box: Sequence[int]) -> Image.Image:
             f"box {numbers} contains nothing of the photo, which is {size[0]} x {size[1]} pixels: give x0,y0,x1,y1 with"
             " x0 < x1 and y0 < y1"
         )
+    if inside != tuple(box):
+        _note_cut(f"box {','.join(map(str, box))}", size, f", and becomes {','.join(map(str, inside))}")
     mask = Image.new("L", size)
     mask.paste(255, inside)
     return mask
+
+
+def _note_cut(region: str, size: tuple[int, int], result: str = "") -> None:
+    print(f"{region} is cut at the border of the photo, which is {size[0]} x {size[1]} pixels{result}", file=sys.stderr)
 
 
 def polygon_mask(size: tuple[int, int], points: Sequence[Sequence[int]]) -> Image.Image:
@@ -159,6 +173,8 @@ def polygon_mask(size: tuple[int, int], points: Sequence[Sequence[int]]) -> Imag
         raise UserError(
             f"the polygon contains nothing of the photo, which is {size[0]} x {size[1]} pixels: correct its corners"
         )
+    if not all(0 <= x <= size[0] and 0 <= y <= size[1] for x, y in points):
+        _note_cut("the polygon", size)
     return mask
 
 

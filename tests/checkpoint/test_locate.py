@@ -9,8 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import safe_open
 
 from ldm.checkpoint import locate
+from ldm.util import UserError
 from tests.checkpoint.conftest import pickled
 from tests.conftest import ROOT
 
@@ -100,25 +103,50 @@ def test_offline_it_says_where_to_get_the_model_and_where_to_put_it(tmp_path, en
 
 
 def test_the_model_where_none_is_named(tmp_path, monkeypatch, capsys):
-    """The released one if it is in checkpoints/ or in the hub's cache; else the miniature one, with a message."""
+    """The released one if it is in checkpoints/ or in the hub's cache; else the miniature one, with a message. Nothing
+    is downloaded unless it is asked for."""
     for name in ("DEFAULT_CKPT", "MINI_CKPT"):
         monkeypatch.setattr(locate, name, tmp_path / name)
     cached = []
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: cached[0] if cached else None)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_: "fetched")
-    assert locate.choose_model() == (locate.DEFAULT_CONFIG, Path("fetched"))
+    for given in ((), ("c.yaml", None)):
+        with pytest.raises(UserError, match="DEFAULT_CKPT is missing: name a checkpoint with --ckpt; --ckpt hub downl"):
+            locate.choose_model(*given)
     (tmp_path / "MINI_CKPT").touch()
     capsys.readouterr()
     assert locate.choose_model() == (locate.MINI_CONFIG, tmp_path / "MINI_CKPT")
     assert "using the miniature model" in capsys.readouterr().err
     for given, wanted in (
-        (("c.yaml", None), ("c.yaml", Path("fetched"))),
+        ((None, "hub"), (locate.DEFAULT_CONFIG, Path("fetched"))),
+        (("c.yaml", "hub"), ("c.yaml", Path("fetched"))),
         ((None, "m.ckpt"), (locate.DEFAULT_CONFIG, Path("m.ckpt"))),
         (("c.yaml", "m.ckpt"), ("c.yaml", Path("m.ckpt"))),
-        ((None, None, True), (locate.DEFAULT_CONFIG, Path("fetched"))),
     ):
         assert locate.choose_model(*given) == wanted
     cached.append("in the cache")
-    assert locate.choose_model() == (locate.DEFAULT_CONFIG, Path("fetched"))
+    assert locate.choose_model() == (locate.DEFAULT_CONFIG, Path("in the cache"))
+    assert locate.choose_model("c.yaml") == ("c.yaml", Path("in the cache"))
     (tmp_path / "DEFAULT_CKPT").touch()
     assert locate.choose_model() == (locate.DEFAULT_CONFIG, tmp_path / "DEFAULT_CKPT")
+
+
+def test_an_adapter_is_used_with_the_model_it_fits_and_downloads_nothing(tmp_path, monkeypatch):
+    from ldm.checkpoint.lora import Adapter, write_adapter
+
+    monkeypatch.setattr(locate, "DEFAULT_CKPT", tmp_path / "model.ckpt")
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_: pytest.fail("nobody asked for it"))
+    for name, wide, fits in (("small", 0, True), ("wide", 1, False)):
+        with safe_open(locate.MINI_CKPT, framework="pt") as file:
+            layer = next(name for name in file.keys() if name.endswith("attn1.to_q.weight"))  # noqa: SIM118
+            rows, columns = file.get_slice(layer).get_shape()
+        layer = layer.removesuffix(".weight")
+        factors = {".lora_A.weight": torch.zeros(2, columns + wide), ".lora_B.weight": torch.zeros(rows, 2)}
+        path = tmp_path / f"{name}.safetensors"
+        write_adapter(Adapter({layer + kind: factor for kind, factor in factors.items()}, 2, 2), path)
+        if fits:
+            assert locate.choose_model(lora=path) == (locate.MINI_CONFIG, locate.MINI_CKPT)
+        else:
+            with pytest.raises(UserError, match=r"wide\.safetensors does not fit the mini.* with --ckpt; --ckpt hub"):
+                locate.choose_model(lora=path)

@@ -15,6 +15,9 @@ from ldm.models.diffusion.presets import PRESETS, Preset
 from tests.conftest import GOLDEN, ROOT
 
 EXAMPLES = ROOT / "examples"
+NOTHING = dict.fromkeys(
+    ["image_path", "mask_path", "reference_path", "config", "ckpt", "ddim_steps", "H", "W"]
+)  # of the flags that `run` gives
 
 
 @pytest.fixture
@@ -62,6 +65,7 @@ def test_it_writes_what_the_published_script_writes(run, tmp_path):
     assert wanted.items() <= kept.items()
     assert files(tmp_path / "out") == [
         "grid/grid-example_2_321.png",
+        "results/.files/example_2_321.png",
         "results/example_2_321.png",
         "source/example_2_321_GT.png",
         "source/example_2_321_inpaint.png",
@@ -88,7 +92,7 @@ def test_it_writes_what_the_published_script_writes(run, tmp_path):
     assert np.array_equal(
         pixels(tmp_path / "out/source/example_2_321_ref.png"), np.asarray(reference)
     )  # as CLIP saw it
-    assert Image.open(tmp_path / "out/grid/grid-example_2_321.png").size == (4 * 98 - 2, 64)
+    assert Image.open(tmp_path / "out/grid/grid-example_2_321.png").size == (4 * 386 - 2, 256)  # of 96 x 64, enlarged
 
 
 def test_four_samples_and_two_batches(run, tmp_path):
@@ -99,7 +103,7 @@ def test_four_samples_and_two_batches(run, tmp_path):
     for i in range(4):
         for j in range(i):
             assert np.abs(pictures[i] - pictures[j]).max() > 8
-    assert Image.open(tmp_path / "out/grid/grid-example_2_321.png").size == (4 * 98 - 2, 2 * 66 - 2)
+    assert Image.open(tmp_path / "out/grid/grid-example_2_321.png").size == (4 * 386 - 2, 2 * 258 - 2)
     assert run(seed=324, outdir=tmp_path / "single")[0] == 0
     assert np.abs(pixels(tmp_path / "single/results/example_2_324.png") - pictures[3]).max() <= 1
 
@@ -137,9 +141,97 @@ def test_flags_that_choose_what_is_written(run, tmp_path):
     assert not (tmp_path / "a/grid").exists() and (tmp_path / "a/results").exists()
     assert run("--skip_save", n_rows=4, outdir=tmp_path / "b")[0] == 0
     assert files(tmp_path / "b") == ["grid/grid-example_2_321.png"]
-    assert Image.open(tmp_path / "b/grid/grid-example_2_321.png").size == (96, 4 * 66 - 2)
+    assert Image.open(tmp_path / "b/grid/grid-example_2_321.png").size == (384, 4 * 258 - 2)
     assert run("--skip_save", n_rows=10**9, outdir=tmp_path / "c")[0] == 0  # more rows than pictures
-    assert Image.open(tmp_path / "c/grid/grid-example_2_321.png").size == (96, 4 * 66 - 2)
+    assert Image.open(tmp_path / "c/grid/grid-example_2_321.png").size == (384, 4 * 258 - 2)
+
+
+def test_a_second_edit_of_a_photo_keeps_the_first(run, tmp_path):
+    """The new one has the plain name; the same edit again changes nothing; one folder where it is named results."""
+    outdir = tmp_path / "results"
+    boxes = ["20,20,200,200", "300,100,500,300", "100,100,300,300"]
+    texts, pictures = [], []
+    for box in boxes:
+        code, out, _ = run("--box", box, mask_path=None, outdir=outdir)
+        assert code == 0
+        texts.append(out)
+        pictures.append((outdir / "example_2_321.png").read_bytes())
+    assert "kept" not in texts[0] and f"kept the earlier {outdir}/example_2_321.png as" in texts[1]
+    assert (outdir / "example_2_321-1.png").read_bytes() == pictures[0]
+    assert (outdir / "example_2_321-2.png").read_bytes() == pictures[1]
+    assert (outdir / "grid/grid-example_2_321-2.png").exists() and (outdir / "source/example_2_321-1_mask.png").exists()
+    before = files(outdir)
+    assert "kept" not in run("--box", boxes[2], mask_path=None, outdir=outdir)[1]
+    assert files(outdir) == before
+    # what was kept can be made again
+    assert run("--from", outdir / "example_2_321-1.png", **NOTHING, outdir=tmp_path / "again")[0] == 0
+    assert (pixels(tmp_path / "again/results/example_2_321.png") == pixels(outdir / "example_2_321-1.png")).all()
+
+
+def test_a_picture_tells_no_folders_and_is_repeated_from_anywhere(run, script, tmp_path, monkeypatch):
+    """Where its files are is kept beside it; a picture that was passed on looks for them beside itself."""
+    (tmp_path / "secret").mkdir()
+    for name in ("image", "reference"):  # of the same name, in two folders
+        (tmp_path / "secret" / name).mkdir()
+        (tmp_path / "secret" / name / "a.jpg").write_bytes((EXAMPLES / name / "example_2.jpg").read_bytes())
+    monkeypatch.chdir(tmp_path / "secret")
+    assert run("--box", "9,9,99,99", image_path="image/a.jpg", reference_path="reference/a.jpg", mask_path=None)[0] == 0
+    first = tmp_path / "out/results/a_321.png"
+    assert b"secret" not in first.read_bytes() and b"reference/" not in first.read_bytes()
+    assert read_settings(first)["references"] == [["a.jpg#2"]]
+    monkeypatch.chdir(tmp_path)
+    assert run("--from", first, **NOTHING, outdir=tmp_path / "again")[0] == 0
+    assert (pixels(first) == pixels(tmp_path / "again/results/a_321.png")).all()
+    # passed on with its photo: what is not there is named
+    (tmp_path / "shared").mkdir()
+    for path in (first, tmp_path / "secret/image/a.jpg"):
+        (tmp_path / "shared" / path.name).write_bytes(path.read_bytes())
+    shared = ["--from", tmp_path / "shared/a_321.png", "--config", ROOT / "configs/tiny.yaml"]
+    shared += ["--ckpt", read_ckpt(first)]
+    code, _, err = script("inference", *shared)
+    assert code == 2 and "reference a.jpg#2 does not exist" in err
+    reference = ["--reference", EXAMPLES / "reference/example_2.jpg"]
+    code, _, err = script("inference", *shared, *reference, "--outdir", tmp_path / "beside", "--device", "cpu")
+    assert code == 0, err
+    assert (pixels(first) == pixels(tmp_path / "beside/results/a_321.png")).all()
+    # and none of it with --no-settings
+    assert run("--no-settings", outdir=tmp_path / "bare")[0] == 0
+    assert "paint-by-example" not in Image.open(tmp_path / "bare/results/example_2_321.png").info
+    assert not (tmp_path / "bare/results/.files").exists()
+
+
+def read_ckpt(path):
+    """Of the files that are kept beside a picture."""
+    return json.loads((path.parent / ".files" / path.name).read_text())[read_settings(path)["ckpt"]]
+
+
+def test_a_picture_of_the_page_lacks_files_which_may_be_given(script, tmp_path):
+    save_with_settings(Image.new("RGB", (8, 8)), tmp_path / "a.png", {"seed": 5, "scale": 3.0, "checkpoint": "m.ckpt"})
+    code, _, err = script("inference", "--from", tmp_path / "a.png")
+    assert code == 2 and len(err.splitlines()) == 1
+    assert "a.png keeps no file names for --image_path, --mask_path, --reference_path" in err
+    code, _, err = script("inference", "--from", tmp_path / "a.png", "--image", "p.jpg", "--box", "1,1,9,9")
+    assert code == 2 and "file names for --reference_path, as pictures made by the page" in err
+
+
+def test_the_calls_names_and_hyphens_are_flags_too(run, tmp_path):
+    names = {"image_path": "image", "mask_path": "mask", "reference_path": "reference"}
+    assert run()[0] == 0
+    given = {"ddim_steps": None, "H": None, "W": None, "steps": 2, "height": 64, "width": 96, "outdir": tmp_path / "b"}
+    paths = ("image/example_2.jpg", "mask/example_2.png", "reference/example_2.jpg")
+    given |= dict.fromkeys(names) | {name: EXAMPLES / path for name, path in zip(names.values(), paths, strict=True)}
+    assert run(**given)[0] == 0
+    assert run(**given | {"steps": None, "ddim-steps": 2, "outdir": tmp_path / "c"})[0] == 0
+    first = (tmp_path / "out/results/example_2_321.png").read_bytes()
+    assert all((tmp_path / name / "results/example_2_321.png").read_bytes() == first for name in "bc")
+
+
+def test_a_region_beyond_the_photo_is_said_to_be_cut(run):
+    code, _, err = run("--box", "500,300,900,380", "--skip_grid", mask_path=None)
+    assert code == 0 and "box 500,300,900,380 is cut at the border of the photo, which is 600 x 400 pixels, and" in err
+    assert "becomes 500,300,600,380" in err
+    assert "the polygon is cut" in run("--polygon", "10,10", "700,50", "20,300", "--skip_grid", mask_path=None)[2]
+    assert "cut" not in run("--box", "0,0,600,400", "--skip_grid", mask_path=None)[2]
 
 
 @pytest.mark.parametrize(
@@ -283,6 +375,11 @@ def test_names_survive_any_extension(run, tmp_path, name):
         ([], {"image_path": None}, "no photo is given: name one with --image_path"),
         ([], {"mask_path": None}, "no region is marked: use --mask_path, --box, --polygon or --alpha"),
         (["--box", "10,10,50,50"], {"reference_path": None}, "no reference is given: name one with --reference_path"),
+        (["--box", "0.1,0.1,0.5,0.5"], {}, "0.1,0.1,0.5,0.5 are fractions: give x0,y0,x1,y1 in pixels"),
+        (["--polygon", "0.1,0.1", "0.5,0.5"], {}, "0.1,0.1 are fractions: give x,y in pixels"),
+        (["--bocks", "1,1,9,9"], {}, "unknown flag --bocks: did you mean --box?"),
+        (["--maskpath=x"], {}, "unknown flag --maskpath: did you mean --mask_path?"),
+        (["more.png"], {}, "more.png belongs to no flag"),
         (["--box", "10,10,50"], {}, "'10,10,50' is not of the form x0,y0,x1,y1"),
         (["--box", "50,50,10,10"], {}, "box 50,50,10,10 contains nothing of the photo, which is 600 x 400 pixels"),
         (["--polygon", "1,1", "9,9"], {}, "the polygon has 2 corners"),

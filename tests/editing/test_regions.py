@@ -144,7 +144,12 @@ def test_a_region_is_exactly_one_of_its_kinds():
     for wrong in ({"box": (1, 2, 3)}, {"box": "1,2"}, {"box": (1.5, 2, 3, 4)}, {"polygon": ((0, 0, 0),)}):
         with pytest.raises(UserError, match="whole numbers"):
             Region(**wrong)
-    for wrong in ({"mask": 5}, {"polygon": 5}, {"polygon": "0,0 9,0 0,9"}):
+    for wrong in ({"box": (0.1, 0.2, 0.5, 0.6)}, {"polygon": ((0, 0), (0.5, 0), (0, 1))}):
+        with pytest.raises(UserError, match="not fractions"):
+            Region(**wrong)
+    with pytest.raises(UserError, match="mask is of the type int: give a path, a PIL picture, an array"):
+        Region(mask=5)
+    for wrong in ({"polygon": 5}, {"polygon": "0,0 9,0 0,9"}):
         with pytest.raises(UserError, match="is not a"):
             Region(**wrong)
     for wrong in (None, [], {"file": "x"}, {"box": [1, 2, 3, 4], "alpha": True}):
@@ -160,8 +165,12 @@ def test_a_photo_is_marked_with_a_reference_for_each_region_or_one_for_all():
     assert MarkedPhoto.mark(PHOTO, boxes, [(red, blue)]).references == ((red, blue), (red, blue))
     with pytest.raises(UserError, match="2 regions and 3 references"):
         MarkedPhoto.mark(PHOTO, boxes, [red, red, red])
-    with pytest.raises(TypeError):
+    with pytest.raises(UserError, match=r"reference red\.png does not exist"):
         MarkedPhoto.mark(PHOTO, boxes, ["red.png", red])
+    with pytest.raises(TypeError, match="reference is of the type int"):
+        MarkedPhoto.mark(PHOTO, boxes, [7])
+    with pytest.raises(TypeError, match="a tuple of references is empty"):
+        MarkedPhoto.mark(PHOTO, boxes, [()])
     with pytest.raises(TypeError, match="are lists"):
         MarkedPhoto.mark(PHOTO, boxes, red)
     with pytest.raises(TypeError, match="Region"):
