@@ -200,12 +200,12 @@ def keep_earlier(outdir: Path, staged: Path, name: str) -> None:
     """Renames the files of an earlier edit that staged ones are about to replace, unless all of them are the same:
     photo_321.png becomes photo_321-1.png, or has the first number that is free. name: of the photo."""
     files = [path.relative_to(staged) for path in staged.rglob("*") if path.is_file()]
-    earlier = [path for path in files if (outdir / path).is_file()]
+    stem = re.compile(rf"{re.escape(name)}_\d+(?=[._])")
+    earlier = [path for path in files if (outdir / path).is_file() and stem.search(path.name)]
     if all(filecmp.cmp(outdir / path, staged / path, shallow=False) for path in earlier):
         return
 
     def numbered(path: Path, number: int) -> Path:
-        stem = re.compile(rf"{re.escape(name)}_\d+(?=[._])")
         return outdir / path.with_name(stem.sub(lambda found: f"{found[0]}-{number}", path.name, count=1))
 
     number = next(n for n in itertools.count(1) if not any(numbered(path, n).exists() for path in earlier))

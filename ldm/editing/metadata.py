@@ -1,11 +1,12 @@
 """The settings that a picture was made with, inside its file: JSON in a PNG's text, or in a JPEG's or WebP's EXIF.
 
 A picture names its files without their folders, so that it can be shared. Where they are is kept beside it, in
-.files/<name of the picture>, which stays behind when the picture is passed on."""
+.files/<name of the picture>.json, which stays behind when the picture is passed on."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
 ASCII = b"ASCII\0\0\0"  # EXIF's mark of a comment in ASCII
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 FILES = ("image", "regions", "references", "reference_masks", "config", "ckpt", "lora", "decoder", "safety_checker")
+MAX_NAME = 255  # bytes of a file's name, on nearly all disks
 NEARBY = ".files"  # folder beside a picture, for what must not be inside it
 
 
@@ -123,9 +125,11 @@ def read_settings(picture: str | os.PathLike | Image.Image) -> dict[str, Any]:
 
 
 def places_file(path: Path) -> Path:
-    """Where save_with_settings keeps the places of a picture's files, as JSON. (The name is not longer than the
-    picture's, which may have the greatest length.)"""
-    return path.parent / NEARBY / path.name
+    """Where save_with_settings keeps the places of a picture's files, as JSON."""
+    name = path.name
+    if len(os.fsencode(name)) > MAX_NAME - len(".json"):
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return path.parent / NEARBY / f"{name}.json"
 
 
 def find_files(path: str | os.PathLike, settings: Mapping[str, Any]) -> dict[str, Any]:

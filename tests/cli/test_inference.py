@@ -65,7 +65,7 @@ def test_it_writes_what_the_published_script_writes(run, tmp_path):
     assert wanted.items() <= kept.items()
     assert files(tmp_path / "out") == [
         "grid/grid-example_2_321.png",
-        "results/.files/example_2_321.png",
+        "results/.files/example_2_321.png.json",
         "results/example_2_321.png",
         "source/example_2_321_GT.png",
         "source/example_2_321_inpaint.png",
@@ -202,7 +202,7 @@ def test_a_picture_tells_no_folders_and_is_repeated_from_anywhere(run, script, t
 
 def read_ckpt(path):
     """Of the files that are kept beside a picture."""
-    return json.loads((path.parent / ".files" / path.name).read_text())[read_settings(path)["ckpt"]]
+    return json.loads((path.parent / f".files/{path.name}.json").read_text())[read_settings(path)["ckpt"]]
 
 
 def test_a_picture_of_the_page_lacks_files_which_may_be_given(script, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from ldm.cli.edit_flags import parse
-from ldm.editing.metadata import read_settings, save_with_settings
+from ldm.editing.metadata import find_files, places_file, read_settings, save_with_settings
 from ldm.editing.regions import Region
 from ldm.util import UserError
 
@@ -76,3 +76,28 @@ def test_settings_come_back_with_the_types_of_their_flags(tmp_path, context):
     save_with_settings(PICTURE, tmp_path / "a.png", made | {"context": "all"})
     with pytest.raises(UserError, match=r"a\.png has settings that make no sense"):
         parse(["--from", str(tmp_path / "a.png")])
+
+
+def test_files_are_found_again_where_they_were_or_beside_the_picture(tmp_path, monkeypatch):
+    for folder in ("a", "b", "c"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "photo.jpg").touch()
+    made = {"image": str(tmp_path / "a/photo.jpg"), "references": [[str(tmp_path / "b/photo.jpg")]], "ckpt": "hub"}
+    path = tmp_path / "out.png"
+    save_with_settings(
+        PICTURE, path, made | {"regions": [{"mask": str(tmp_path / "a/photo.jpg")}, {"box": [1, 2, 3, 4]}]}
+    )
+    kept = read_settings(path)
+    assert kept["image"] == "photo.jpg" and kept["references"] == [["photo.jpg#2"]] and kept["ckpt"] == "hub"
+    assert kept["regions"] == [{"mask": "photo.jpg"}, {"box": [1, 2, 3, 4]}]
+    assert find_files(path, kept) == made | {"regions": [{"mask": made["image"]}, {"box": [1, 2, 3, 4]}]}
+    # passed on beside one of the files; the other, of the same name, is not mistaken for it
+    moved = tmp_path / "c/out.png"
+    path.rename(moved)
+    found = find_files(moved, kept)
+    assert found["image"] == str(tmp_path / "c/photo.jpg") and found["references"] == [["photo.jpg#2"]]
+    # settings of older pictures name folders
+    monkeypatch.chdir(tmp_path / "a")
+    assert find_files(moved, {"image": "x/y/photo.jpg"})["image"] == str(tmp_path / "c/photo.jpg")
+    long = tmp_path / ("x" * 251 + ".png")
+    assert len(places_file(long).name) <= 255 and places_file(long) != places_file(tmp_path / ("y" * 251 + ".png"))
