@@ -38,6 +38,20 @@ def test_one_edit(edit, example):
     assert levels(out, edit(**example, **FAST, scale=1.0)) > 0
 
 
+def test_a_later_region_that_cannot_be_painted_is_told_before_sampling(edit, example):
+    steps, regions = [], [Region(box=(10, 10, 200, 200)), Region(box=(300, 300, 301, 301))]
+    with pytest.raises(UserError, match="too small for the model to see"):
+        edit(
+            example["image"],
+            regions=regions,
+            references=[example["reference"]],
+            context="photo",
+            callback=steps.append,
+            **FAST,
+        )
+    assert not steps
+
+
 def test_several_samples_differ_and_each_depends_on_its_seed_alone(edit, example):
     four = edit(**example, **FAST, seed=10, n_samples=4)
     assert len(four) == 4
