@@ -17,7 +17,7 @@ from ldm.web.worker import EditWorker
 
 QUEUE_SIZE = 32  # edits that wait; later ones are refused
 KEEP_SECONDS = 3600  # how long uploads and results stay on the server's disk
-STYLE = Path(__file__).with_name("page.css")
+STYLE, STROKES = (Path(__file__).with_name(name) for name in ("page.css", "strokes.js"))
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none to download
 INTRODUCTION = """# Paint by Example
 Brush over part of a photo and add a picture of an object: it is painted there, in the photo's own light."""
@@ -48,6 +48,7 @@ def serve(page: gr.Blocks, listen: str, port: int) -> str:
             footer_links=["api"],
             theme=gr.themes.Default(**FONTS),
             css_paths=STYLE,
+            head=f"<script>{STROKES.read_text()}</script>",
         )
     except OSError as error:
         raise UserError(

@@ -59,6 +59,25 @@ def stroke(tab) -> tuple[float, float, float, float]:
     tab.wait_for_timeout(500)
 
 
+def drag(tab, *points: tuple[float, float]) -> None:
+    """A stroke through these points, given in 0..1 of the photo's sides; outside of that, they are beside it."""
+    tab.wait_for_selector("#canvas canvas")
+    tab.wait_for_timeout(2000)
+    tab.locator("#canvas").scroll_into_view_if_needed()
+    box = tab.locator("#canvas canvas").last.bounding_box()
+    with Image.open(PHOTO) as photo:
+        scale = min(box["width"] / photo.width, box["height"] / photo.height)
+        width, height = scale * photo.width, scale * photo.height
+    left, top = box["x"] + (box["width"] - width) / 2, box["y"] + (box["height"] - height) / 2
+    places = [(left + x * width, top + y * height) for x, y in points]
+    tab.mouse.move(*places[0])
+    tab.mouse.down()
+    for place in places[1:]:
+        tab.mouse.move(*place, steps=8)
+    tab.mouse.up()
+    tab.wait_for_timeout(500)
+
+
 def paint(tab, timeout=120_000) -> None:
     tab.get_by_role("button", name="Paint", exact=True).click()
     tab.wait_for_selector("#compare img", timeout=timeout)
@@ -88,6 +107,40 @@ def test_a_stroke_and_a_reference_become_an_edit_of_the_stroke_alone(tab, tmp_pa
     assert 0.2 * width < columns[0] and columns[-1] < 0.8 * width
     assert 0.005 < changed.mean() < 0.2
     assert read_settings(path)["seed"] == int(path.stem.rsplit("_", 1)[1])
+
+
+OUTSIDE = {  # name -> points of a stroke, and the box of what it paints, in 0..1 of the photo's sides
+    "left": ([(-0.05, 0.5), (0.3, 0.5)], (0, 0.5, 0.3, 0.5)),
+    "top": ([(0.4, -0.04), (0.4, 0.3)], (0.4, 0, 0.4, 0.3)),
+    "across a corner": ([(-0.04, 0.8), (0.2, 1.04), (0.2, 0.7)], (0, 0.7, 0.2, 1)),
+    "around, then in": ([(-0.04, 0.1), (-0.04, 0.5), (0.3, 0.5)], (0, 0.5, 0.3, 0.5)),
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_stroke_from_outside_paints_what_lies_on_the_photo(name, tab, tmp_path):
+    points, (x0, y0, x1, y1) = OUTSIDE[name]
+    tab.set_input_files("#photo input[type=file]", PHOTO)
+    drag(tab, *points)
+    tab.set_input_files("#reference input[type=file]", REFERENCE)
+    tab.wait_for_selector("#reference img")
+    paint(tab)
+    path = download(tab, tmp_path)
+    picture, photo = (np.asarray(Image.open(file).convert("RGB")).astype(int) for file in (path, PHOTO))
+    changed = (picture != photo).any(axis=2)
+    rows, columns = (np.flatnonzero(changed.any(axis=axis)) / changed.shape[1 - axis] for axis in (1, 0))
+    found = columns[0], rows[0], columns[-1], rows[-1]
+    brush = 0.1  # half its width, at most
+    assert all(abs(edge - expected) < brush for edge, expected in zip(found, (x0, y0, x1, y1), strict=True)), found
+
+
+def test_a_press_beside_the_photo_alone_paints_nothing(tab):
+    tab.set_input_files("#photo input[type=file]", PHOTO)
+    drag(tab, (-0.05, 0.5), (-0.04, 0.6))
+    tab.set_input_files("#reference input[type=file]", REFERENCE)
+    tab.wait_for_selector("#reference img")
+    tab.get_by_role("button", name="Paint", exact=True).click()
+    tab.wait_for_selector("text=nothing is painted on the photo", timeout=20_000)
 
 
 def test_an_example_by_keyboard_alone(tab):
