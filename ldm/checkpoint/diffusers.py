@@ -24,7 +24,9 @@ from ldm.checkpoint.files import StateDict
 from ldm.checkpoint.names import (
     MAPPER,
     OLD_VAE_ATTENTION,
+    TEXT,
     TEXT_ENCODER_TABLE,
+    TEXT_LAYER,
     UNET,
     VAE,
     count_modules,
@@ -36,7 +38,8 @@ from ldm.checkpoint.names import (
 )
 from ldm.checkpoint.shards import weights_in
 from ldm.models.diffusion.schedule import BUFFERS, NoiseSchedule
-from ldm.util import UserError
+from ldm.modules.encoders.clip import ResNetTower
+from ldm.util import UserError, listing
 
 if TYPE_CHECKING:
     from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -190,7 +193,7 @@ def to_diffusers(tensors: StateDict, model: LatentDiffusion) -> DiffusersFiles:
             "scheduler/scheduler_config.json": _scheduler_config(model.schedule),
         },
     )
-    if any(name.startswith(MAPPER) for name in rest):
+    if any(not name.startswith(TEXT) for name in rest):
         encoder, encoder_config = _image_encoder_to_diffusers(rest, model.cond_stage_model)
         files.weights["image_encoder/model.safetensors"] = encoder
         files.configs["image_encoder/config.json"] = encoder_config
@@ -232,6 +235,8 @@ def _unet_to_diffusers(unet: StateDict, model: LatentDiffusion) -> tuple[StateDi
         # diffusers' name for the number of heads
         "attention_head_dim": model.model.diffusion_model.middle_block[1].transformer_blocks[0].attn1.heads,
     }
+    if (depth := count_modules(unet, "middle_block.1.transformer_blocks.")) != 1:
+        config["transformer_layers_per_block"] = depth
     return rename(unet, unet_table(levels, blocks, attention), SOURCE), config
 
 
@@ -270,6 +275,9 @@ def _scheduler_config(schedule: NoiseSchedule) -> Json:
 
 
 def _image_encoder_to_diffusers(tensors: StateDict, encoder: FrozenCLIPImageEmbedder) -> tuple[StateDict, Json]:
+    if isinstance(encoder.transformer, ResNetTower) or not encoder.bottleneck:
+        kind = "no mapper" if not encoder.bottleneck else "a CLIP that is a residual network"
+        raise UserError(f"{SOURCE} has {kind}, which diffusers' folders cannot hold: write .safetensors instead")
     clip = encoder.transformer.config
     blocks = len(encoder.mapper.resblocks)
     attention: Any = encoder.mapper.resblocks[0].attn if blocks else None
@@ -307,6 +315,12 @@ def _preprocessor_config(image_size: int) -> Json:
 
 def _text_encoder_to_diffusers(tensors: StateDict) -> tuple[StateDict, Json]:
     text = rename(tensors, TEXT_ENCODER_TABLE, SOURCE)
+    layers = 1 + max((int(name.split(".")[3]) for name in text if ".encoder.layers." in name), default=-1)
+    parts = [f"encoder.layers.{i}.{part}" for i in range(layers) for part in TEXT_LAYER] + ["final_layer_norm"]
+    names = [f"text_model.{part}.{kind}" for part in parts for kind in ("weight", "bias")]
+    names += [f"text_model.embeddings.{kind}_embedding.weight" for kind in ("token", "position")]
+    if layers == 0 or (missing := [name for name in names if name not in text]):
+        raise UserError(f"{SOURCE}'s text tower lacks {listing(missing if layers else names)}: download it again")
     tokens, width = text["text_model.embeddings.token_embedding.weight"].shape
     config = {
         "architectures": ["CLIPTextModel"],
@@ -315,7 +329,7 @@ def _text_encoder_to_diffusers(tensors: StateDict) -> tuple[StateDict, Json]:
         "hidden_size": width,
         "projection_dim": width,
         "num_attention_heads": max(1, width // 64),  # heads of CLIP's text towers have 64 channels
-        "num_hidden_layers": count_modules(text, "text_model.encoder.layers."),
+        "num_hidden_layers": layers,
         "intermediate_size": text["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
         "max_position_embeddings": text["text_model.embeddings.position_embedding.weight"].shape[0],
     }

@@ -31,7 +31,7 @@ from torch import nn
 from ldm.checkpoint.diffusers import read_diffusers, to_diffusers
 from ldm.checkpoint.files import StateDict, read_file
 from ldm.checkpoint.locate import DEFAULT_CONFIG
-from ldm.checkpoint.names import CLIP, EMA, FIRST_CONV, MAPPER, POSITION_IDS, TEACHER, UNET, VAE
+from ldm.checkpoint.names import CLIP, EMA, FIRST_CONV, POSITION_IDS, TEACHER, TEXT, UNET, VAE
 from ldm.checkpoint.shards import Weights, weights_in
 from ldm.files import staging
 from ldm.models.diffusion.schedule import BUFFERS
@@ -204,11 +204,11 @@ def write_checkpoint(tensors: StateDict, path: str | os.PathLike, config: Config
 
 def _require_fit_of_folder(model: LatentDiffusion, tensors: StateDict) -> None:
     """Raises UserError if the tensors of a diffusers folder do not fit the model. The UNet may have any number of input
-    channels; of Stable Diffusion, which has no mapper, only the UNet and the autoencoder are compared."""
+    channels; of Stable Diffusion, which has a text tower instead of the image encoder, only the UNet and the
+    autoencoder are compared."""
     expected = _weight_shapes(model)
-    given = {name: t for name, t in tensors.items() if name not in DERIVED}
-    if not any(name.startswith(MAPPER) for name in given):
-        given = {name: t for name, t in given.items() if name.startswith((UNET, VAE))}
+    given = {name: t for name, t in tensors.items() if name not in DERIVED and not name.startswith(TEXT)}
+    if all(name.startswith((UNET, VAE)) for name in given):
         expected = {name: shape for name, shape in expected.items() if name.startswith((UNET, VAE))}
     if FIRST_CONV in given:
         expected[FIRST_CONV] = tuple(given[FIRST_CONV].shape)

@@ -67,6 +67,13 @@ MAPPER_BLOCK = [  # attn.c_qkv, one matrix in published checkpoints, is to_q, to
     ("mlp.c_proj", "ff.net.2"),
 ]
 TEXT_ENCODER_TABLE = [(TEXT[:-1], "text_model")]
+TEXT_LAYER = [
+    *(f"self_attn.{x}_proj" for x in ("q", "k", "v", "out")),
+    "layer_norm1",
+    "layer_norm2",
+    "mlp.fc1",
+    "mlp.fc2",
+]
 
 
 def unet_table(levels: int, blocks: int, attention: Sequence[bool]) -> Table:

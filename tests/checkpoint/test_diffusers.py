@@ -5,12 +5,13 @@ import shutil
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ldm.checkpoint import load_model, read_checkpoint
-from ldm.checkpoint.load import write_checkpoint
-from ldm.checkpoint.names import FIRST_CONV
+from ldm.checkpoint.load import random_model, write_checkpoint
+from ldm.checkpoint.names import FIRST_CONV, MAPPER, TEXT
 from ldm.conventions import image_to_tensor, mask_to_tensor, reference_to_tensor
 from ldm.models.diffusion.conditioning import inpaint_channels, reference_token
 from ldm.models.diffusion.ddim import DDIMSampler
@@ -194,3 +195,50 @@ def test_a_folder_with_tensors_that_cannot_be_translated(pipe_folder, tmp_path):
     save_file({**load_file(file), "mapper.blocks.0.attn1.to_q.weight": torch.ones(3, 2)}, file)
     with pytest.raises(UserError, match=r"pipe is damaged .*: download it again"):
         read_checkpoint(tmp_path / "pipe")
+
+
+RESNET = {"embed_dim": 48, "vision_cfg": {"layers": [1, 1, 1, 1], "width": 16, "image_size": 64, "heads": 8}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"resnet": RESNET}, "has a CLIP that is a residual network, which"),
+        ({"bottleneck": False}, "has no mapper, which"),
+    ],
+)
+def test_models_that_a_diffusers_folder_cannot_hold(toy_config, tmp_path, change, message):
+    config = OmegaConf.merge(toy_config, {})
+    config["model"]["params"]["cond_stage_config"]["params"].update(change)
+    if "resnet" in change:
+        del config["model"]["params"]["cond_stage_config"]["params"]["vision_config"]
+    model = random_model(config)
+    with pytest.raises(UserError, match=message):
+        write_checkpoint(model.state_dict(), tmp_path / "new", config)
+    assert not os.listdir(tmp_path)
+
+
+def test_deeper_transformers(toy_config, tmp_path):
+    from diffusers import UNet2DConditionModel
+
+    config = OmegaConf.merge(toy_config, {"model": {"params": {"unet_config": {"params": {"transformer_depth": 2}}}}})
+    model = random_model(config)
+    write_checkpoint(model.state_dict(), tmp_path / "new", config)
+    theirs = UNet2DConditionModel.from_pretrained(tmp_path / "new/unet")
+    x, t, context = torch.randn(1, 9, 8, 8), torch.tensor([10]), torch.randn(1, 1, 40)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(x, t, context).sample, model.apply_model(x, t, context), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("lost", ["encoder.layers.0.mlp.fc1.bias", "encoder.layers.0.", "embeddings.token", "encoder."])
+def test_a_text_tower_that_is_not_whole(sd_folder, golden_config, tmp_path, lost):
+    tensors = {name: t for name, t in read_checkpoint(sd_folder).items() if not name.startswith(TEXT + lost)}
+    with pytest.raises(UserError, match=r"text tower lacks \d+ tensors? \(text_model\..*: download it again"):
+        write_checkpoint(tensors, tmp_path / "new", golden_config)
+
+
+def test_a_model_that_lost_its_mapper_is_not_taken_for_stable_diffusion(pipe_folder, toy_config, tmp_path):
+    for lost in (MAPPER, (MAPPER, "learnable_vector"), (MAPPER, "learnable_vector", "proj_out")):
+        tensors = {name: t for name, t in read_checkpoint(pipe_folder).items() if not name.startswith(lost)}
+        with pytest.raises(UserError, match=r"it lacks \d+ tensors \(cond_stage_model\.mapper"):
+            write_checkpoint(tensors, tmp_path / "new", toy_config)
