@@ -1,20 +1,30 @@
-"""Walking folders, writing files atomically, and hashing them."""
+"""Walking folders, hashing files and writing them atomically, under names that are short enough."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+import re
+import secrets
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from ldm.util import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NAME_MAX = 255  # bytes in the name of a file
+SHORTEN = "shorten the name"
 
 
 @dataclass
@@ -109,15 +119,79 @@ def staging(folder: Path) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
     except OSError as error:
-        raise UserError(f"{folder} cannot be written to ({error.strerror}): choose another folder") from error
+        cure = SHORTEN if error.errno == errno.ENAMETOOLONG else "choose another folder"
+        raise UserError(f"{folder} cannot be written to ({error.strerror}): {cure}") from error
     try:
         yield temporary
         _move(temporary, folder)
-    except (OSError, RuntimeError, SafetensorError) as error:  # the last two come from torch.save and safetensors
-        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
-        raise UserError(f"writing to {folder} failed ({reason}): free some space or choose another folder") from error
+    except OSError as error:
+        if error.errno is None:  # a library's own, about what is to be written
+            raise
+        cure = SHORTEN if error.errno == errno.ENAMETOOLONG else "free some space or choose another folder"
+        raise UserError(f"writing to {folder} failed ({error.strerror}): {cure}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file that replaces `path` when the block ends, and is deleted when the block fails."""
+    temporary = path.with_name(f".partial-{secrets.token_hex(4)}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Writes a .safetensors file. Tensors that share memory are written each by itself. Raises OSError."""
+    from safetensors.torch import save_file
+
+    copies, end = {}, 0
+    for name, tensor in sorted(((n, t.contiguous()) for n, t in tensors.items()), key=lambda item: item[1].data_ptr()):
+        shared = tensor.data_ptr() < end  # with the one before it in memory
+        end = max(end, tensor.data_ptr() + tensor.nbytes)
+        copies[name] = tensor.clone() if shared else tensor
+    try:
+        save_file({name: copies[name] for name in tensors}, path, metadata)
+    except SafetensorError as error:
+        if code := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+        raise
+
+
+def save_pickled(content: Any, path: Path) -> None:
+    """Writes what torch.save does, to the disk itself. Raises OSError."""
+    import torch
+
+    try:
+        with open(path, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # torch.save raises another error over the disk's
+            raise error.__context__ from None
+        raise
+
+
+def check_name(path: str | os.PathLike, what: str) -> None:
+    """Raises UserError if a file or folder in the path has a longer name than file systems take. Called before the
+    work; what: the flag or the column that gave the path."""
+    for part in Path(path).parts:
+        if (length := len(os.fsencode(part))) > NAME_MAX:
+            raise UserError(f"{what} {part:.40}... has a name of {length} bytes, more than the {NAME_MAX} that file "
+                            f"systems take: {SHORTEN}")  # fmt: skip
+
+
+def short_stem(stem: str, room: int) -> str:
+    """A name to which `room` more bytes can be added: where it is too long, its beginning and a digest of it all."""
+    raw = os.fsencode(stem)
+    if len(raw) + room <= NAME_MAX:
+        return stem
+    digest = hashlib.sha256(raw).hexdigest()[:8]
+    return f"{raw[: NAME_MAX - room - len(digest) - 1].decode(errors='ignore')}-{digest}"
 
 
 def _move(source: Path, target: Path) -> None:

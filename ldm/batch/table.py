@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from ldm.editing.metadata import check_format
 from ldm.editing.options import WHOLE_PHOTO, Blending, Context, Placement, Sampling, check_seed
 from ldm.editing.regions import Region, parse_box, parse_point
+from ldm.files import check_name
 from ldm.models.diffusion.presets import resolve_preset
 from ldm.tables import read_rows
 from ldm.util import UserError
@@ -175,6 +176,7 @@ def _job(line: int, row: Row, folder: Path, defaults: Defaults) -> Job:
     check_seed(seed)
     image, out = _path(folder, row["image"]), folder / row["out"].replace("\\", "/")
     check_format(out)
+    check_name(out, "out")
     references, masks = (
         tuple(_path(folder, name.strip()) for name in row.get(column, "").split("|") if name.strip())
         for column in ("reference", "reference_mask")

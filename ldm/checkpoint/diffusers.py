@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 
 from ldm.checkpoint.files import StateDict
 from ldm.checkpoint.names import (
@@ -37,6 +36,7 @@ from ldm.checkpoint.names import (
     vae_table,
 )
 from ldm.checkpoint.shards import weights_in
+from ldm.files import save_tensors
 from ldm.models.diffusion.schedule import BUFFERS, NoiseSchedule
 from ldm.modules.encoders.clip import ResNetTower
 from ldm.util import UserError, listing
@@ -60,7 +60,7 @@ class DiffusersFiles:
     def write(self, folder: Path) -> None:
         for name, tensors in self.weights.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            save_file({key: t.contiguous() for key, t in tensors.items()}, folder / name, {"format": "pt"})
+            save_tensors(tensors, folder / name, {"format": "pt"})
         for name, config in self.configs.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(json.dumps(config, indent=2) + "\n")

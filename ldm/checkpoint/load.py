@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from omegaconf import DictConfig
-from safetensors.torch import save_file
 from torch import nn
 
 from ldm.checkpoint.diffusers import read_diffusers, to_diffusers
@@ -33,7 +32,7 @@ from ldm.checkpoint.files import StateDict, read_file
 from ldm.checkpoint.locate import DEFAULT_CONFIG
 from ldm.checkpoint.names import CLIP, EMA, FIRST_CONV, POSITION_IDS, TEACHER, TEXT, UNET, VAE
 from ldm.checkpoint.shards import Weights, weights_in
-from ldm.files import staging
+from ldm.files import save_pickled, save_tensors, staging
 from ldm.models.diffusion.schedule import BUFFERS
 from ldm.util import UserError, instantiate_from_config, listing, load_config
 
@@ -184,9 +183,9 @@ def write_checkpoint(tensors: StateDict, path: str | os.PathLike, config: Config
             raise UserError(f"{path} is a folder: name a file")
         with staging(path.parent) as folder:
             if suffix == ".safetensors":
-                save_file({name: t.contiguous() for name, t in tensors.items()}, folder / path.name)
+                save_tensors(tensors, folder / path.name)
             else:
-                torch.save({"state_dict": tensors}, folder / path.name)
+                save_pickled({"state_dict": tensors}, folder / path.name)
     elif re.fullmatch(r"\.[a-z]+", suffix):
         raise UserError(
             f"{path} ends in {suffix}, which is not a known format: use .safetensors, .ckpt, or no suffix for a "

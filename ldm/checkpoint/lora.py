@@ -23,11 +23,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm.checkpoint.files import StateDict
-from ldm.files import staging
+from ldm.files import save_tensors, staging
 from ldm.util import UserError, listing
 
 A, B = ".lora_A.weight", ".lora_B.weight"
@@ -125,5 +124,5 @@ def write_adapter(adapter: Adapter, path: Path) -> None:
     """Writes atomically: a failure leaves an earlier file as it was."""
     metadata = {"format": "pt", "rank": json.dumps(adapter.rank), "alpha": json.dumps(adapter.alpha)}
     with staging(path.parent) as folder:
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in adapter.tensors.items()}
-        save_file(tensors, folder / path.name, metadata)
+        tensors = {name: tensor.cpu() for name, tensor in adapter.tensors.items()}
+        save_tensors(tensors, folder / path.name, metadata)

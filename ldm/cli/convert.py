@@ -38,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from ldm.checkpoint.locate import DEFAULT_CONFIG
     from ldm.checkpoint.lora import merge, read_adapter
     from ldm.checkpoint.surgery import halve
+    from ldm.files import check_name
 
+    check_name(opt.output, "output")
     for path in filter(None, (opt.input, opt.lora)):
         if os.path.exists(path) and os.path.exists(opt.output) and os.path.samefile(path, opt.output):
             raise UserError(f"{opt.output} is the input itself and would be lost: name another output")

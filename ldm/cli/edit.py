@@ -41,7 +41,7 @@ from ldm.cli.edit_flags import PRESET_SETTINGS, SETTINGS
 from ldm.cli.flags import blending_from, check_range, loading_from, placement_from
 from ldm.editing.names import FLAG_NAMES
 from ldm.fast import memory
-from ldm.files import staging
+from ldm.files import short_stem, staging
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -158,6 +158,13 @@ class ModelView:
         self.sources |= {prefix + kind: picture for kind, picture in pictures.items()}
 
 
+def result_name(opt: argparse.Namespace) -> str:
+    """The photo's name, with which the names of its results begin; cut if they would be too long."""
+    region = f"{len(opt.regions)}_" if len(opt.regions) > 1 else ""
+    longest = f"_{opt.seed + opt.n_iter * opt.n_samples}-99_{region}inpaint.png"  # -99: see keep_earlier
+    return short_stem(Path(opt.image_path).stem, len(longest))
+
+
 def write_results(
     opt: argparse.Namespace,
     results: dict[int, Image.Image],
@@ -169,7 +176,7 @@ def write_results(
 
     if opt.skip_save:
         return
-    outdir, name = Path(opt.outdir), Path(opt.image_path).stem
+    outdir, name = Path(opt.outdir), result_name(opt)
     pictures = results_folder(outdir)
     start = getattr(opt, "start", None)
     with staging(outdir) as folder:
@@ -187,7 +194,7 @@ def write_results(
 
 
 def write_grid(opt: argparse.Namespace, sheet: Image.Image) -> None:
-    outdir, name = Path(opt.outdir), Path(opt.image_path).stem
+    outdir, name = Path(opt.outdir), result_name(opt)
     path = Path("grid") / f"grid-{name}_{opt.seed}.png"
     with staging(outdir) as folder:
         (folder / "grid").mkdir()

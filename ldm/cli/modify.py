@@ -51,11 +51,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     from ldm.checkpoint.load import write_checkpoint
     from ldm.checkpoint.locate import DEFAULT_CONFIG, ROOT
     from ldm.checkpoint.surgery import add_difference, widen
+    from ldm.files import check_name
 
+    output = opt.output or ROOT / OUTPUT
+    check_name(output, "--output")
     if opt.add_difference:
         tensors = add_difference(*map(read_checkpoint, models))
     else:
         tensors = widen(read_checkpoint(opt.input or ROOT / INPUT, opt.ema))
-    output = opt.output or ROOT / OUTPUT
     write_checkpoint(tensors, output, opt.config or DEFAULT_CONFIG)
     print(f"wrote {output}")

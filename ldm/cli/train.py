@@ -22,6 +22,7 @@ import yaml
 
 from ldm.cli.command import command, command_parser
 from ldm.cli.values import override, read_value, trainer_kinds
+from ldm.files import check_name
 from ldm.util import UserError, load_config, read_yaml
 
 if TYPE_CHECKING:
@@ -179,12 +180,14 @@ def find_resumed_run(path: Path) -> tuple[Path, Path]:
 
 
 def new_run_folder(opt: argparse.Namespace) -> Path:
-    """The folder for a new run, the same in all its processes. Raises UserError: it contains a run already."""
+    """The folder for a new run, the same in all its processes. Raises UserError: it contains a run already, or its name
+    is too long."""
     from ldm.training.checkpoints import LAST
 
     now = datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     name = f"{now}_{opt.name or opt.base[0].stem}{opt.postfix}"
     folder = Path(os.environ.setdefault(RUN_VARIABLE, str(opt.project or opt.logdir / name)))
+    check_name(folder, "the run's folder")
     if (folder / "checkpoints" / LAST).exists():
         raise UserError(f"{folder} contains a run already: resume it with -r {folder}, or name another folder")
     return folder

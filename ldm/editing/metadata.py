@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ldm.files import replacing
 from ldm.images import open_picture
 from ldm.util import UserError
 
@@ -95,12 +96,8 @@ def save_with_settings(
     elif text != "{}":
         options["pnginfo"] = PngInfo()
         options["pnginfo"].add_itxt(KEY, text)
-    temporary = path.with_name(f".partial-{path.name}")
-    try:
+    with replacing(path) as temporary:
         picture.save(temporary, **options)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     if places := picture.info.get(PLACES):
         file = places_file(path)
         file.parent.mkdir(exist_ok=True)

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ldm.files import save_tensors
 from ldm.models.base import LossModel
 from ldm.modules.encoders.clip import build_clip
 
@@ -43,9 +43,7 @@ class Contrastive(LossModel):
 
     def export(self, folder: Path) -> None:
         """Writes clip.safetensors, with open_clip's names."""
-        save_file(
-            {name: tensor.contiguous() for name, tensor in self.clip.state_dict().items()}, folder / "clip.safetensors"
-        )
+        save_tensors(self.clip.state_dict(), folder / "clip.safetensors")
 
 
 def _contrastive_loss(logits: Tensor, captions: Tensor) -> Tensor:

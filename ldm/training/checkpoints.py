@@ -14,6 +14,7 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 
 from ldm.checkpoint.lora import Adapter, write_adapter
+from ldm.files import replacing, save_pickled
 from ldm.util import UserError
 
 LAST = "last.ckpt"
@@ -32,18 +33,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".partial-{path.name}")
         try:
-            with open(partial, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except (OSError, RuntimeError) as error:  # torch.save raises the latter on a full disk
-            partial.unlink(missing_ok=True)
-            reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
+            with replacing(path) as partial:
+                save_pickled(checkpoint, partial)
+        except OSError as error:
             previous = "; the previous one is untouched" if path.exists() else ""
-            raise UserError(f"checkpoint {path} cannot be written ({reason}{previous}): free some space") from error
+            raise UserError(
+                f"checkpoint {path} cannot be written ({error.strerror}{previous}): free some space"
+            ) from error
         if "lora" in checkpoint:
             write_adapter(Adapter(**checkpoint["lora"]), adapter_beside(path))
 
