@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ldm.checkpoint.complete import count_layers, text_tower_names
 from ldm.checkpoint.files import StateDict
 from ldm.checkpoint.names import (
     MAPPER,
     OLD_VAE_ATTENTION,
     TEXT,
     TEXT_ENCODER_TABLE,
-    TEXT_LAYER,
     UNET,
     VAE,
     count_modules,
@@ -315,12 +315,10 @@ def _preprocessor_config(image_size: int) -> Json:
 
 def _text_encoder_to_diffusers(tensors: StateDict) -> tuple[StateDict, Json]:
     text = rename(tensors, TEXT_ENCODER_TABLE, SOURCE)
-    layers = 1 + max((int(name.split(".")[3]) for name in text if ".encoder.layers." in name), default=-1)
-    parts = [f"encoder.layers.{i}.{part}" for i in range(layers) for part in TEXT_LAYER] + ["final_layer_norm"]
-    names = [f"text_model.{part}.{kind}" for part in parts for kind in ("weight", "bias")]
-    names += [f"text_model.embeddings.{kind}_embedding.weight" for kind in ("token", "position")]
-    if layers == 0 or (missing := [name for name in names if name not in text]):
-        raise UserError(f"{SOURCE}'s text tower lacks {listing(missing if layers else names)}: download it again")
+    layers = count_layers(text, "text_model.encoder.layers.")
+    names = [f"text_model.{name}" for name in text_tower_names(max(1, layers))]
+    if missing := [name for name in names if name not in text]:
+        raise UserError(f"{SOURCE}'s text tower lacks {listing(missing)}: download it again")
     tokens, width = text["text_model.embeddings.token_embedding.weight"].shape
     config = {
         "architectures": ["CLIPTextModel"],

@@ -64,6 +64,11 @@ def read_checkpoint(path: str | os.PathLike, ema: bool = False) -> StateDict:
     if ema:
         # the average of model.diffusion_model.a.b is stored as model_ema.diffusion_modelab
         stored = {EMA + name.removeprefix("model.").replace(".", ""): name for name in tensors if name.startswith(UNET)}
+        if not stored and averaged:
+            raise UserError(
+                f"checkpoint {path} has {len(averaged)} averaged weights, but none of the UNet's own, which name them: "
+                "use a file of the whole model"
+            )
         if missing := [name for name in stored if name not in averaged]:
             raise UserError(f"checkpoint {path} lacks averaged weights for {listing(missing)}: read it without --ema")
         tensors |= {name: averaged[average] for average, name in stored.items()}

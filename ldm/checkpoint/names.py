@@ -67,7 +67,7 @@ MAPPER_BLOCK = [  # attn.c_qkv, one matrix in published checkpoints, is to_q, to
     ("mlp.c_proj", "ff.net.2"),
 ]
 TEXT_ENCODER_TABLE = [(TEXT[:-1], "text_model")]
-TEXT_LAYER = [
+TOWER_LAYER = [
     *(f"self_attn.{x}_proj" for x in ("q", "k", "v", "out")),
     "layer_norm1",
     "layer_norm2",

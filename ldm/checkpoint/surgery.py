@@ -7,7 +7,7 @@ import torch
 from ldm.checkpoint.files import StateDict
 from ldm.checkpoint.names import FIRST_CONV, UNET, VAE
 from ldm.models.diffusion.schedule import BUFFERS
-from ldm.util import UserError
+from ldm.util import UserError, listing
 
 KINDS = ("weight", "bias")
 
@@ -91,5 +91,9 @@ def deepen(tensors: StateDict, own: StateDict) -> StateDict:
 
 
 def halve(tensors: StateDict) -> StateDict:
-    """Converts weights to float16, half the size; the noise schedule stays float32."""
-    return {name: t.half() if t.is_floating_point() and name not in BUFFERS else t for name, t in tensors.items()}
+    """Converts weights to float16, half the size; the noise schedule stays float32. Raises UserError: weights that are
+    finite and too large for float16."""
+    half = {name: t.half() if t.is_floating_point() and name not in BUFFERS else t for name, t in tensors.items()}
+    if large := [name for name, t in half.items() if t.isinf().any() and not tensors[name].isinf().any()]:
+        raise UserError(f"{listing(large)} would be infinite in float16, which ends at 65504: keep float32")
+    return half

@@ -15,9 +15,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ldm.cli.command import command, command_parser
 from ldm.util import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 INPUT = "pretrained_models/sd-v1-4.ckpt"
 OUTPUT = "pretrained_models/sd-v1-4-modified-9channel.ckpt"
@@ -48,16 +53,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--a, --b and --c need --add_difference: add it, or leave them out")
 
     from ldm.checkpoint import read_checkpoint
+    from ldm.checkpoint.complete import require_complete
     from ldm.checkpoint.load import write_checkpoint
     from ldm.checkpoint.locate import DEFAULT_CONFIG, ROOT
     from ldm.checkpoint.surgery import add_difference, widen
     from ldm.files import check_name
 
+    def read_whole(path: str | Path, ema: bool = False) -> dict[str, Tensor]:
+        tensors = read_checkpoint(path, ema)
+        require_complete(tensors, path)
+        return tensors
+
     output = opt.output or ROOT / OUTPUT
     check_name(output, "--output")
     if opt.add_difference:
-        tensors = add_difference(*map(read_checkpoint, models))
+        tensors = add_difference(*map(read_whole, models))
     else:
-        tensors = widen(read_checkpoint(opt.input or ROOT / INPUT, opt.ema))
+        tensors = widen(read_whole(opt.input or ROOT / INPUT, opt.ema))
     write_checkpoint(tensors, output, opt.config or DEFAULT_CONFIG)
     print(f"wrote {output}")
