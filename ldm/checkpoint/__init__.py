@@ -2,6 +2,7 @@
 
 load.py       any format -> tensors under the published names -> a LatentDiffusion, strictly
 files.py      one file -> its tensors
+complete.py   is it a whole model?
 shards.py     files in shards, their index, variants
 names.py      published names <-> diffusers' names, as tables
 diffusers.py  diffusers' folders, both ways

@@ -46,15 +46,14 @@ def _unet_shapes(given: StateDict) -> Shapes:
     blocks = ends[0] - 1 if ends else count_modules(given, "input_blocks.") - 1
     firsts = [1 + level * (blocks + 1) for level in range(len(ends) + 1)]
     middle = "middle_block.1.transformer_blocks."
+    attends = [f"input_blocks.{block}.1.norm.weight" in given for block in firsts]
     with torch.device("meta"):
         network = UNetModel(
             in_channels=channels,
             out_channels=given["out.2.weight"].shape[0],
             model_channels=width,
             num_res_blocks=blocks,
-            attention_resolutions=[
-                2**i for i, block in enumerate(firsts) if f"input_blocks.{block}.1.norm.weight" in given
-            ],
+            attention_resolutions=[2**level for level, has in enumerate(attends) if has],
             channel_mult=[given[f"input_blocks.{block}.0.out_layers.3.weight"].shape[0] // width for block in firsts],
             num_heads=1,
             context_dim=given[f"{middle}0.attn2.to_k.weight"].shape[1],
@@ -82,10 +81,8 @@ def _autoencoder_shapes(given: StateDict) -> Shapes:
 
 def text_tower_names(layers: int) -> list[str]:
     """Of all weights of Stable Diffusion's text tower, without their prefix."""
-    return [
-        *_tower_names(layers, "final_layer_norm"),
-        *(f"embeddings.{x}_embedding.weight" for x in ("token", "position")),
-    ]
+    embeddings = [f"embeddings.{kind}_embedding.weight" for kind in ("token", "position")]
+    return _tower_names(layers, "final_layer_norm") + embeddings
 
 
 def count_layers(tensors: StateDict, prefix: str) -> int:

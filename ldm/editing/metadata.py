@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ldm.files import replacing
+from ldm.files import NAME_MAX, replacing
 from ldm.images import open_picture
 from ldm.util import UserError
 
@@ -26,7 +26,6 @@ EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
 ASCII = b"ASCII\0\0\0"  # EXIF's mark of a comment in ASCII
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 FILES = ("image", "regions", "references", "reference_masks", "config", "ckpt", "lora", "decoder", "safety_checker")
-MAX_NAME = 255  # bytes of a file's name, on nearly all disks
 NEARBY = ".files"  # folder beside a picture, for what must not be inside it
 
 
@@ -124,7 +123,7 @@ def read_settings(picture: str | os.PathLike | Image.Image) -> dict[str, Any]:
 def places_file(path: Path) -> Path:
     """Where save_with_settings keeps the places of a picture's files, as JSON."""
     name = path.name
-    if len(os.fsencode(name)) > MAX_NAME - len(".json"):
+    if len(os.fsencode(name)) > NAME_MAX - len(".json"):
         name = hashlib.sha256(os.fsencode(name)).hexdigest()
     return path.parent / NEARBY / f"{name}.json"
 
