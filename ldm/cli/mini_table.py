@@ -4,6 +4,7 @@
     paint-by-example mini-table --scales 1 2 3 5 7.5 10           # several guidance scales
     paint-by-example mini-table --show A.json B.json --name both  # rows of earlier runs
     paint-by-example mini-table --presets                         # fewer steps, compared with 50 of PLMS at scale 5
+    paint-by-example mini-table --solvers --cases 100             # where a scale makes a sampler unstable
 
 Draws the benchmark (test_bench_mini) if it is missing, edits its 600 cases at each scale, and prints the table. Scale 0
 uses the learned vector instead of the reference; its scores are the floor. Writes the edits, <outdir>/<name>.json,
@@ -14,7 +15,8 @@ reference's. Existing edits are kept.
 both.png.
 
 --presets writes <outdir>/presets.json, presets.jpg and the edits; --student adds the rows of a distilled model, at
-scale 1. scripts/mini_table.py is the same command."""
+scale 1. --solvers writes <outdir>/solvers.json, the colour error over samplers, steps and scales.
+scripts/mini_table.py is the same command."""
 
 from __future__ import annotations
 
@@ -57,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch_size", type=int, default=50, help="edits per batch (%(default)s)")
     p.add_argument("--show", type=Path, nargs="+", metavar="JSON", help="print rows of earlier runs, and exit")
     p.add_argument("--presets", action="store_true", help="compare ways to sample, case by case, and exit")
+    p.add_argument("--solvers", action="store_true", help="find where scales make samplers unstable, and exit")
     p.add_argument("--student", type=Path, help="with --presets: a model that was distilled from --ckpt")
     p.add_argument("--bare", action="store_true", help="only the model's rows, without those it is compared with")
     p.add_argument("--precision", help="full, bf16, fp16 or autocast (default: autocast on CUDA, else full)")
@@ -84,7 +87,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         show(opt.show, opt.bench, opt.outdir, opt.name)
         return
     setup = load(opt)
-    if opt.presets:
+    if opt.solvers:
+        compare_solvers(opt, setup)
+    elif opt.presets:
         compare_presets(opt, setup)
     else:
         tabulate(opt, setup)
@@ -194,6 +199,26 @@ def compare_presets(opt: argparse.Namespace, setup: Setup) -> None:
         contact_sheet(bench, pictured, range(min(8, len(bench)))).save(temporary / "presets.jpg", quality=85)
     print(presets.table(rows))
     print(f"wrote {opt.outdir / 'presets.json'}, pictures beside it")
+
+
+def compare_solvers(opt: argparse.Namespace, setup: Setup) -> None:
+    """Prints and writes the colour error over samplers, steps and scales."""
+    from ldm.batch.benchmark import benchmark_settings
+    from ldm.miniworld import solvers
+    from ldm.miniworld.table import edit_missing
+
+    bench = setup.judge.bench
+
+    def score(sampling: Sampling) -> float:
+        outdir = opt.outdir / "solvers" / f"{sampling.sampler}-{sampling.steps}-{sampling.scale:g}"
+        settings = benchmark_settings(setup.config, opt.ckpt, bench, setup.edit.precision, opt.seed, sampling)
+        edit_missing(setup.edit, bench, outdir, settings, sampling, opt.batch_size)
+        return setup.judge.score(outdir / "results").row.scores["colour_error"].value
+
+    cells = solvers.sweep(score, solvers.SOLVERS, solvers.SCALES)
+    solvers.write(opt.outdir / "solvers.json", cells, solvers.SCALES)
+    print(solvers.table(cells, solvers.SCALES))
+    print(f"wrote {opt.outdir / 'solvers.json'}")
 
 
 def show(files: Sequence[Path], bench: Path, outdir: Path, name: str) -> None:
