@@ -127,10 +127,10 @@ def shard_keys(description: Description, number: int) -> list[tuple[int, int]]:
 
 @torch.no_grad()
 def encode(model: LatentDiffusion, batch: Mapping[str, Tensor], precision: torch.dtype) -> dict[str, Tensor]:
-    """encode_batch on the model's device, in the precision of training."""
+    """encode_batch on the model's device, in the precision of training; of a Prior, too, with all that others need."""
     device = model.betas.device
     with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-        return model.encode_batch({name: tensor.to(device) for name, tensor in batch.items()})
+        return LatentDiffusion.encode_batch(model, {name: tensor.to(device) for name, tensor in batch.items()})
 
 
 def encoded_batches(
