@@ -31,7 +31,7 @@ README = (ROOT / "README.md").read_text()
 RUN_ELSEWHERE = commands_of(
     *("scripts/create_square_gt_for_fid.py", "scripts/fit_quality_gmm.py"),
     *("scripts/inference_test_bench.py", "scripts/eval_fid_qs_clip.py"),
-    *("scripts/mini_table.py", "scripts/demo.py"),
+    *("scripts/mini_table.py", "scripts/demo.py", "scripts/prepare_latents.py"),
 )
 NOT_RUN = {  # command or its beginning: why
     "make": "creates an environment of gigabytes, or takes hours; that its target exists is tested",

@@ -14,6 +14,8 @@ from ldm.data.open_images import OpenImageDataset
 from ldm.training.latents import half_type
 from ldm.training.start import initial_model
 from ldm.util import UserError, load_config
+from tests.conftest import ROOT
+from tests.documents import commands_of
 from tests.training.runs import command, losses, run
 
 pytestmark = pytest.mark.integration
@@ -111,6 +113,22 @@ def test_an_interrupted_preparation_continues(photos, prepared, weights):
         LatentDataset(dataset_dir=photos, **SETTINGS)[0]
     shard.unlink()
     prepare(photos, weights, "--epochs", 2)
+
+
+@pytest.mark.parametrize("command", commands_of("scripts/prepare_latents.py"))
+def test_the_commands_of_the_pages(command, photos, weights, script, monkeypatch, tmp_path):
+    """As printed, with the tiny model and its pictures."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "photos").mkdir()
+    for name in ("train", "bbox"):
+        (tmp_path / "photos" / name).symlink_to(photos / name)
+    words = [word.replace("v1.yaml", "tiny.yaml") for word in command.split()[2:]]
+    small = ["data.params.train.params.image_size=64", "model.params.unet_config.params.channel_mult=[1,1]"]
+    small += ["data.params.dataset_dir=photos"]
+    code, out, err = script("prepare_latents", *words, *small, "--pretrained_model", weights, "--device", "cpu")
+    assert code == 0, err
+    assert "wrote photos/latents" in out
 
 
 def test_the_description_says_how_they_were_made(prepared):
