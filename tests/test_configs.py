@@ -22,6 +22,8 @@ def whole(path):
     """A config as it is used: one that names no UNet, as those of configs/ablation, goes over configs/v1.yaml, or, in
     configs/mini, over the one there."""
     config = OmegaConf.load(path)
+    if path.stem == "first_stage_128":
+        return OmegaConf.merge(OmegaConf.load(ROOT / "configs/mini/first_stage.yaml"), config)
     if path.stem in ("first_stage", "clip", "oracle") or OmegaConf.select(config, "model.params.unet_config.target"):
         return config
     base = "configs/mini/paint_by_example.yaml" if path.parent.name == "mini" else "configs/v1.yaml"

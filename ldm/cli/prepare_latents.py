@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from ldm.cli.command import command, command_parser
 from ldm.cli.flags import check_range
@@ -21,7 +20,7 @@ from ldm.cli.train import merge_configs, separate_words
 def parser() -> argparse.ArgumentParser:
     p = command_parser(__doc__)
     p.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configs")
-    p.add_argument("-b", "--base", nargs="+", required=True, type=Path, metavar="YAML", help="configs, left to right")
+    p.add_argument("-b", "--base", nargs="+", required=True, metavar="YAML", help="configs, left to right")
     p.add_argument("--epochs", type=int, default=4, help="draws of each picture (%(default)s)")
     p.add_argument("--pretrained_model", help="checkpoint with the autoencoder and CLIP (the config's)")
     p.add_argument("--device", help="cpu, cuda, mps (the best there is)")
