@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = ModelInfo(precision=edit.precision, checkpoint=Path(ckpt).name, **adapter)
     examples = examples_for(edit)
     worker = EditWorker(edit, model, [open_picture(example.image, "example") for example in examples])
+    worker.measure()
     page = build(worker, examples)
     print(f"the page is at {serve(page, opt.listen, opt.port)} until Ctrl-C", flush=True)
     try:

@@ -7,25 +7,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import gradio as gr
 from PIL import Image
 
-from ldm.images import note_about_mask
-from ldm.util import UserError
 from ldm.web.canvas import CanvasValue, canvas_value, mask_from_layers
-from ldm.web.errors import report_errors
+from ldm.web.errors import sentence_of
 from ldm.web.examples import Example
-from ldm.web.layout import Layout, status_line
-from ldm.web.request import EditRequest, parse_request
+from ldm.web.layout import WELCOME, Layout, error_line, preset_choices, status_line
+from ldm.web.request import OWN, EditRequest, parse_request
 from ldm.web.uploads import fit_within, open_upload, save_result, upload_path
 from ldm.web.worker import EditResult, EditWorker, Progress, Settings
 
 RESULT_SIDE = 1600  # longer side of a result as the page shows it, pixels; the download has the photo's size
 GALLERY_SIDE = 320  # the same for several results beside each other
 REFERENCE_SIDE = 512
+HISTORY = 24  # results of a visit that can be looked at again
+READY = "Brush over what is to be replaced, add a reference, and press Paint."
+SCROLL_ON_PHONES = """() => { if (window.innerWidth <= 640)
+    document.getElementById('compare')?.scrollIntoView({block: 'center', behavior: 'smooth'}); }"""
 QUICK = {  # events that do not wait for the model
     "api_visibility": "private",
     "show_progress": "hidden",
@@ -39,11 +41,12 @@ Updates = dict[gr.blocks.Block, Any]  # component -> its new value
 
 @dataclass(frozen=True)
 class SavedResult:
-    """A result on the server's disk. photo, picture: paths."""
+    """A result on the server's disk. photo, picture: paths; small: for galleries."""
 
     photo: str
     picture: str
     settings: Settings
+    small: Image.Image
 
 
 class Events:
@@ -52,56 +55,57 @@ class Events:
     def __init__(self, worker: EditWorker, layout: Layout, examples: Sequence[Example]):
         self.worker, self.layout, self.examples = worker, layout, examples
         self.photo_path, self.reference_path = gr.State(), gr.State()
-        self.results = gr.State([])  # list of SavedResult
+        self.results, self.history = gr.State([]), gr.State([])  # lists of SavedResult
+        self.shown = gr.State()  # the SavedResult that is looked at
 
-    def connect(self) -> None:
+    def connect(self, page: gr.Blocks) -> None:
         """To be called inside the gr.Blocks of the layout."""
-        layout, photo, result = self.layout, self.layout.photo, self.layout.result
-        photo_outputs = [self.photo_path, photo.drop, photo.drawing, photo.canvas]
-        reference_outputs = [self.reference_path, layout.reference]
-        shown = [result.compare, result.download, result.settings]
-        idle = [result.status, result.preview]
+        layout, photo, result, settings = self.layout, self.layout.photo, self.layout.result, self.layout.settings
+        status = layout.status
+        photo_outputs = [self.photo_path, photo.drop, photo.drawing, photo.canvas, status]
+        reference_outputs = [self.reference_path, layout.reference, status]
+        shown = [self.shown, result.compare, result.download, result.further, result.settings, status]
+        idle = [status, result.preview]
 
+        page.load(self.show_times, None, settings.preset, **QUICK)
         photo.drop.upload(self.take_photo, photo.drop, photo_outputs, preprocess=False, **QUICK)
-        layout.examples.select(self.take_example, None, [*photo_outputs, *reference_outputs], **QUICK)
+        layout.examples.select(self.take_example, None, [*photo_outputs, *reference_outputs[:2]], **QUICK)
         photo.another.click(self.clear_photo, None, photo_outputs, **QUICK)
-        photo.mask_file.upload(self.take_mask, [photo.mask_file, self.photo_path], photo.canvas, **QUICK)
+        mask_inputs = [photo.mask_file, self.photo_path]
+        photo.mask_file.upload(self.take_mask, mask_inputs, [photo.canvas, status], **QUICK)
         layout.reference.upload(self.take_reference, layout.reference, reference_outputs, preprocess=False, **QUICK)
         layout.reference.clear(lambda: None, None, self.reference_path, **QUICK)
+        settings.preset.change(self.choose_preset, settings.preset, [settings.sampler, settings.steps], **QUICK)
         result.gallery.select(self.choose_result, self.results, shown, **QUICK)
-        settings = layout.settings
+        result.history.select(self.choose_result, self.history, shown, **QUICK)
+        result.further.click(self.edit_further, self.shown, photo_outputs, **QUICK)
+        numbers = [getattr(settings, each.name) for each in fields(settings)]
         painting = layout.paint.click(
             self.paint,
+            [self.photo_path, photo.canvas, self.reference_path, layout.more_references, self.history, *numbers],
             [
-                self.photo_path,
-                photo.canvas,
-                self.reference_path,
-                settings.scale,
-                settings.steps,
-                settings.sampler,
-                settings.strength,
-                settings.seed,
-                settings.n_samples,
+                *[result.preview, self.results, result.gallery, self.history, result.history, settings.preset],
+                *shown,
             ],
-            [result.status, result.preview, self.results, result.gallery, *shown],
             api_visibility="private",
             show_progress="minimal",
-            show_progress_on=result.status,
-            scroll_to_output=True,
+            show_progress_on=status,
             **ONE_AT_A_TIME,
         )
         layout.stop.click(None, cancels=[painting]).then(self.show_nothing, None, idle, **QUICK)
         painting.failure(self.show_nothing, None, idle, **QUICK)
+        painting.success(None, js=SCROLL_ON_PHONES)
 
-    def open_photo(self, path: str | None, canvas: CanvasValue | None) -> Updates:
+    def open_photo(self, path: str | None, canvas: CanvasValue | None, message: str = "") -> Updates:
         """Shows the canvas with the photo in place of the area where photos are dropped; without a photo, the
-        reverse."""
+        reverse. message: what is wrong."""
         photo = self.layout.photo
         return {
             self.photo_path: path,
             photo.drop: gr.Image(value=None, visible=canvas is None),
             photo.drawing: gr.Column(elem_classes="away" if canvas is None else ""),
             photo.canvas: canvas,
+            self.layout.status: error_line(message) if message else status_line(WELCOME if canvas is None else READY),
         }
 
     def clear_photo(self) -> Updates:
@@ -111,25 +115,24 @@ class Events:
         try:
             path = upload_path(file, "photo")
             return self.open_photo(path, canvas_value(open_upload(path, "photo")))
-        except UserError as error:
-            gr.Warning(str(error), duration=None)
-            return self.clear_photo()
+        except Exception as error:
+            return self.open_photo(None, None, sentence_of(error))
 
-    def take_mask(self, mask_path: str | None, photo_path: str | None) -> CanvasValue:
-        with report_errors():
-            mask = open_upload(mask_path, "mask")
-            canvas = canvas_value(open_upload(photo_path, "photo"), mask)
-            if note := note_about_mask(mask):
-                gr.Warning(note, duration=None)
-            return canvas
+    def take_mask(self, mask_path: str | None, photo_path: str | None) -> Updates:
+        try:
+            canvas = canvas_value(open_upload(photo_path, "photo"), open_upload(mask_path, "mask"))
+        except Exception as error:
+            return self.wrong(error)
+        return {self.layout.photo.canvas: canvas, self.layout.status: status_line(READY)}
 
-    def take_reference(self, file: Any) -> tuple[str | None, Image.Image | None]:
+    def take_reference(self, file: Any) -> Updates:
+        path, picture, status = None, None, status_line(READY)
         try:
             path = upload_path(file, "reference")
-            return path, fit_within(open_upload(path, "reference"), REFERENCE_SIDE)
-        except UserError as error:
-            gr.Warning(str(error), duration=None)
-            return None, None
+            picture = fit_within(open_upload(path, "reference"), REFERENCE_SIDE)
+        except Exception as error:
+            path, status = None, error_line(sentence_of(error))
+        return {self.reference_path: path, self.layout.reference: picture, self.layout.status: status}
 
     def take_example(self, event: gr.SelectData) -> Updates:
         example = self.examples[event.index]
@@ -141,34 +144,64 @@ class Events:
             self.layout.reference: reference,
         }
 
+    def edit_further(self, shown: SavedResult | None) -> Updates:
+        """The result becomes the photo, with nothing painted on it."""
+        try:
+            path = shown.picture if shown else None
+            return self.open_photo(path, canvas_value(open_upload(path, "result")))
+        except Exception as error:
+            return self.wrong(error)
+
+    def choose_preset(self, preset: str) -> tuple[Any, Any]:
+        """Sampler and steps are there for those who choose their own."""
+        return gr.Dropdown(visible=preset == OWN), gr.Slider(visible=preset == OWN)
+
+    def show_times(self) -> gr.Dropdown:
+        return gr.Dropdown(choices=preset_choices(self.worker.step_seconds))
+
     async def paint(
-        self, photo_path: str | None, canvas: CanvasValue | None, reference_path: str | None, *numbers: Any
+        self,
+        photo_path: str | None,
+        canvas: CanvasValue | None,
+        reference_path: str | None,
+        more_references: Sequence[str] | None,
+        history: Sequence[SavedResult],
+        *numbers: Any,
     ) -> AsyncIterator[Updates]:
-        """numbers: scale, steps, sampler, strength, seed, n_samples."""
-        result = self.layout.result
-        with report_errors():
-            request = await asyncio.to_thread(read_request, photo_path, canvas, reference_path, *numbers)
-            before = (result.compare, result.gallery, result.download, result.settings)
-            yield {result.status: status_line("Starting ..."), **{part: gr.update(visible=False) for part in before}}
+        """numbers: the values of the settings, in their order."""
+        result, status = self.layout.result, self.layout.status
+        named = dict(zip((each.name for each in fields(self.layout.settings)), numbers, strict=True))
+        paths = [reference_path, *(more_references or [])]
+        try:
+            request = await asyncio.to_thread(read_request, photo_path, canvas, paths, named)
+            before = (result.compare, result.gallery, result.download, result.further)
+            yield {status: status_line("Starting ..."), **{part: gr.update(visible=False) for part in before}}
             async for update in self.worker.stream(request):
                 if isinstance(update, Progress):
-                    status = status_line(f"Step {update.step} of {update.total}", update)
-                    yield {result.status: status, result.preview: gr.Image(value=update.preview, visible=True)}
+                    line = status_line(f"Step {update.step} of {update.total}", update)
+                    yield {status: line, result.preview: gr.Image(value=update.preview, visible=True)}
                 else:
-                    yield await asyncio.to_thread(self.show_results, photo_path, update)
+                    yield await asyncio.to_thread(self.show_results, photo_path, update, history)
+        except Exception as error:
+            yield {**self.wrong(error), result.preview: gr.Image(value=None, visible=False)}
 
-    def show_results(self, photo_path: str, results: Sequence[EditResult]) -> Updates:
+    def show_results(
+        self, photo_path: str, results: Sequence[EditResult], history: Sequence[SavedResult] = ()
+    ) -> Updates:
         """Saves the results, and shows the first of them beside all of them."""
         area = self.layout.result
-        saved = [
-            SavedResult(photo_path, save_result(each, photo_path, area.download), each.settings) for each in results
-        ]
-        small = [fit_within(each.picture, GALLERY_SIDE) for each in results]
+        saved = []
+        for each in results:
+            small = fit_within(each.picture, GALLERY_SIDE)
+            saved.append(SavedResult(photo_path, save_result(each, photo_path, area.download), each.settings, small))
+        history = [*saved, *history][:HISTORY]
         return {
-            area.status: status_line("Done."),
             self.results: saved,
+            self.history: history,
             area.preview: gr.Image(value=None, visible=False),
-            area.gallery: gr.Gallery(value=small, visible=len(small) > 1, selected_index=0),
+            area.gallery: gr.Gallery(value=[each.small for each in saved], visible=len(saved) > 1, selected_index=0),
+            area.history: gr.Gallery(value=[each.small for each in history], selected_index=None),
+            self.layout.settings.preset: self.show_times(),
             **self.show_result(saved[0]),
         }
 
@@ -177,14 +210,23 @@ class Events:
         before = fit_within(open_upload(saved.photo, "photo"), RESULT_SIDE)
         after = fit_within(open_upload(saved.picture, "picture"), RESULT_SIDE)
         return {
+            self.layout.status: status_line("Done."),
+            self.shown: saved,
             area.compare: gr.ImageSlider(value=(before, after), visible=True),
             area.download: gr.DownloadButton(value=saved.picture, visible=True),
-            area.settings: gr.JSON(value=saved.settings, visible=True),
+            area.further: gr.Button(visible=True),
+            area.settings: saved.settings,
         }
 
     def choose_result(self, results: list[SavedResult], event: gr.SelectData) -> Updates:
-        with report_errors():
+        try:
             return self.show_result(results[event.index])
+        except Exception as error:
+            return self.wrong(error)
+
+    def wrong(self, error: Exception) -> Updates:
+        """The status line carries the sentence until the next one."""
+        return {self.layout.status: error_line(sentence_of(error))}
 
     def show_nothing(self) -> tuple[str, Any]:
         return status_line("Nothing was painted."), gr.Image(value=None, visible=False)
@@ -193,27 +235,12 @@ class Events:
 def read_request(
     photo_path: str | None,
     canvas: CanvasValue | None,
-    reference_path: str | None,
-    scale: Any,
-    steps: Any,
-    sampler: Any,
-    strength: Any,
-    seed: Any,
-    n_samples: Any,
+    reference_paths: Sequence[str | None],
+    numbers: dict[str, Any],
 ) -> EditRequest:
     """The page's values as a request. Raises UserError: a picture is missing or bad, nothing is painted, a number is
     not a number."""
     photo = open_upload(photo_path, "photo")
-    reference = open_upload(reference_path, "reference")
+    references = tuple(open_upload(path, "reference") for path in reference_paths)
     mask = mask_from_layers(canvas["layers"] if canvas else [], photo)
-    return parse_request(
-        photo,
-        mask,
-        reference,
-        scale=scale,
-        steps=steps,
-        sampler=sampler,
-        strength=strength,
-        seed=seed,
-        n_samples=n_samples,
-    )
+    return parse_request(photo, mask, references, **numbers)

@@ -10,6 +10,7 @@ from ldm.pipeline import PaintByExample
 from ldm.util import shipped
 
 EXAMPLES = shipped("examples")
+SMALL = 256  # pixels; smaller native sizes are those of the small world's models
 
 
 class Example(NamedTuple):
@@ -20,9 +21,14 @@ class Example(NamedTuple):
     reference: Path
 
 
+def paints_small_world(edit: PaintByExample) -> bool:
+    """Whether this is a model of the small world's size, which cannot paint photographs."""
+    return edit.native_size < SMALL
+
+
 def examples_for(edit: PaintByExample) -> list[Example]:
     """Scenes of the small world for a model of its size, photographs for any other."""
-    if edit.native_size == 64:
+    if paints_small_world(edit):
         bench = EXAMPLES / "mini"
         kinds = ("GT_3500", "Mask_bbox_3500", "Ref_3500")
         return [Example(*(case_path(bench, kind, name) for kind in kinds)) for name in COCOImageDataset(str(bench)).ids]

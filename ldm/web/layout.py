@@ -10,12 +10,17 @@ from dataclasses import dataclass
 
 import gradio as gr
 
+from ldm.editing.options import BACKGROUNDS, WHOLE_PHOTO
+from ldm.models.diffusion.presets import DEFAULT, PRESETS
 from ldm.models.diffusion.sampling import SAMPLERS
 from ldm.web.canvas import BRUSH, thumbnail
 from ldm.web.examples import Example
+from ldm.web.request import AUTOMATIC, OWN, PUBLISHED
 from ldm.web.worker import Progress
 
 SOURCES = ["upload", "clipboard"]
+WELCOME = "Add a photo and a reference, or choose an example; then press Paint."
+CONTEXTS = [AUTOMATIC, "1.5", "2", "3", "5", WHOLE_PHOTO]
 
 
 @dataclass(frozen=True)
@@ -33,24 +38,29 @@ class PhotoArea:
 class SettingsArea:
     """Named like the arguments of ldm.web.request.parse_request."""
 
+    preset: gr.Dropdown
     scale: gr.Slider
-    steps: gr.Slider
     n_samples: gr.Slider
     sampler: gr.Dropdown
+    steps: gr.Slider
     strength: gr.Slider
+    background: gr.Dropdown
+    context: gr.Dropdown
+    grow: gr.Slider
     seed: gr.Textbox
 
 
 @dataclass(frozen=True)
 class ResultArea:
-    """A line of status, the preview while an edit samples, and after it the result and its settings."""
+    """The preview while an edit samples, after it the result and its settings, and earlier results."""
 
-    status: gr.HTML
     preview: gr.Image
     compare: gr.ImageSlider
     gallery: gr.Gallery
     download: gr.DownloadButton
+    further: gr.Button
     settings: gr.JSON
+    history: gr.Gallery
 
 
 @dataclass(frozen=True)
@@ -59,26 +69,31 @@ class Layout:
 
     photo: PhotoArea
     reference: gr.Image
-    settings: SettingsArea
+    more_references: gr.File
+    status: gr.HTML
     paint: gr.Button
     stop: gr.Button
+    settings: SettingsArea
     result: ResultArea
     examples: gr.Gallery
 
 
-def build_layout(examples: Sequence[Example]) -> Layout:
-    """The page in two columns, on a phone one above the other: what goes in, what comes out."""
+def build_layout(examples: Sequence[Example], device: str) -> Layout:
+    """The page in two columns, on a phone one above the other: what goes in, what comes out. device: the kind that the
+    model runs on, which decides about the preset."""
     with gr.Row(equal_height=False):
         with gr.Column(min_width=320):
             photo = build_photo()
-            reference, settings = build_reference_and_settings()
-            with gr.Row():
-                paint = gr.Button("Paint", variant="primary", scale=3, min_width=180)
-                stop = gr.Button("Stop", scale=1, min_width=90)
+            reference, more_references, settings = build_reference_and_settings(device)
+            with gr.Column(elem_id="actions"):  # on a phone at the bottom of the screen
+                status = gr.HTML(status_line(WELCOME), elem_id="status")
+                with gr.Row():
+                    paint = gr.Button("Paint", variant="primary", scale=3, min_width=180)
+                    stop = gr.Button("Stop", scale=1, min_width=90)
         with gr.Column(min_width=320):
             result = build_result()
             gallery = build_examples(examples)
-    return Layout(photo, reference, settings, paint, stop, result, gallery)
+    return Layout(photo, reference, more_references, status, paint, stop, settings, result, gallery)
 
 
 def build_photo() -> PhotoArea:
@@ -102,29 +117,66 @@ def build_photo() -> PhotoArea:
     return PhotoArea(drop, drawing, canvas, another, mask_file)
 
 
-def build_reference_and_settings() -> tuple[gr.Image, SettingsArea]:
+def build_reference_and_settings(device: str) -> tuple[gr.Image, gr.File, SettingsArea]:
     with gr.Row(equal_height=False):
         reference = gr.Image(label="Reference", sources=SOURCES, height=250, min_width=220, elem_id="reference")
         with gr.Column(min_width=220):
+            preset = gr.Dropdown(preset_choices(), value=default_preset(device), label="Speed", elem_id="speed")
             scale = gr.Slider(0, 15, 5, step=0.5, label="Scale (larger: more like the reference)")
-            steps = gr.Slider(5, 100, 50, step=1, label="Steps")
             n_samples = gr.Slider(1, 4, 1, step=1, label="Pictures")
-    with gr.Accordion("More settings", open=False), gr.Row():
-        sampler = gr.Dropdown(list(SAMPLERS), value="plms", label="Sampler", min_width=120)
-        strength = gr.Slider(0, 1, 1, step=0.05, label="Strength (less: keeps the layout)", min_width=160)
-        seed = gr.Textbox(label="Seed", placeholder="random", min_width=120)
-    return reference, SettingsArea(scale, steps, n_samples, sampler, strength, seed)
+    with gr.Accordion("More pictures of the same object", open=False, elem_id="more-references"):
+        more = gr.File(label="They are averaged", file_count="multiple", file_types=["image"], height=140)
+    with gr.Accordion("More settings", open=False, elem_id="more-settings"):
+        with gr.Row():
+            strength = gr.Slider(0, 1, 1, step=0.05, label="Strength (less: keeps the layout)", min_width=160)
+            grow = gr.Slider(-20, 100, 0, step=1, label="Grow the region (pixels)", min_width=160)
+        with gr.Row():
+            background = gr.Dropdown(list(BACKGROUNDS), value="exact", label="Background", min_width=120)
+            context = gr.Dropdown(CONTEXTS, value=AUTOMATIC, label="Window (lengths of the region)", min_width=160)
+            seed = gr.Textbox(label="Seed", placeholder="random", min_width=120)
+        with gr.Row():
+            sampler = gr.Dropdown(list(SAMPLERS), value="plms", label="Sampler", min_width=120, visible=False)
+            steps = gr.Slider(5, 100, 50, step=1, label="Steps", min_width=160, visible=False)
+    settings = (preset, scale, n_samples, sampler, steps, strength, background, context, grow, seed)
+    return reference, more, SettingsArea(*settings)
+
+
+def default_preset(device: str) -> str:
+    """50 steps take minutes without an NVIDIA GPU."""
+    return PUBLISHED if device == "cuda" else "fast"
+
+
+def preset_choices(step_seconds: float | None = None) -> list[tuple[str, str]]:
+    """(label, value) of the presets, with the time of a picture if it is known how long a step takes."""
+
+    def label(name: str, steps: int) -> str:
+        return f"{name}: {steps} steps" + (f", {about(steps * step_seconds)}" if step_seconds else "")
+
+    named = [(label(name, preset.steps), name) for name, preset in PRESETS.items()]
+    return [*named, (label("as published", DEFAULT.steps), PUBLISHED), ("own steps and sampler", OWN)]
+
+
+def about(seconds: float) -> str:
+    """A time as people say it."""
+    if seconds < 1.5:
+        return "about a second"
+    return f"about {seconds:.0f} seconds" if seconds < 90 else f"about {seconds / 60:.0f} minutes"
 
 
 def build_result() -> ResultArea:
-    welcome = "Add a photo and a reference, or choose an example; then press Paint."
-    status = gr.HTML(status_line(welcome), elem_id="status")
     preview = gr.Image(label="Preview", visible=False, interactive=False, buttons=[], elem_id="sketch")
     compare = gr.ImageSlider(label="Before and after", visible=False, max_height=560, elem_id="compare")
     gallery = _gallery(label="Pictures: choose one", visible=False, elem_id="pictures")
-    download = gr.DownloadButton("Download (PNG, full size)", visible=False, variant="primary", elem_id="download")
-    settings = gr.JSON(label="Settings (also stored in the PNG)", visible=False)
-    return ResultArea(status, preview, compare, gallery, download, settings)
+    with gr.Row():
+        download = gr.DownloadButton(
+            "Download (PNG, full size)", visible=False, variant="primary", min_width=180, elem_id="download"
+        )
+        further = gr.Button("Edit this result further", visible=False, min_width=180, elem_id="further")
+    with gr.Accordion("Settings (also stored in the PNG)", open=False):
+        settings = gr.JSON(show_label=False)
+    with gr.Accordion("History of this visit", open=False, elem_id="history"):
+        history = _gallery(show_label=False, interactive=False)
+    return ResultArea(preview, compare, gallery, download, further, settings, history)
 
 
 def build_examples(examples: Sequence[Example]) -> gr.Gallery:
@@ -143,3 +195,8 @@ def status_line(message: str, progress: Progress | None = None) -> str:
     """HTML for eyes and screen readers, with a bar if there is progress to show."""
     bar = f'<progress value="{progress.step}" max="{progress.total}"></progress>' if progress else ""
     return f'<div class="line" role="status"><span>{html.escape(message)}</span>{bar}</div>'
+
+
+def error_line(message: str) -> str:
+    """The status while something is wrong; the next status replaces it."""
+    return f'<div class="line wrong" role="alert"><span>{html.escape(message)}</span></div>'

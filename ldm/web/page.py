@@ -10,7 +10,7 @@ import gradio as gr
 from ldm.util import UserError
 from ldm.web.call import edit_endpoint
 from ldm.web.events import ONE_AT_A_TIME, Events
-from ldm.web.examples import Example
+from ldm.web.examples import Example, paints_small_world
 from ldm.web.layout import build_layout
 from ldm.web.uploads import MAX_FILE_SIZE
 from ldm.web.worker import EditWorker
@@ -21,6 +21,9 @@ STYLE, STROKES = (Path(__file__).with_name(name) for name in ("page.css", "strok
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none to download
 INTRODUCTION = """# Paint by Example
 Brush over part of a photo and add a picture of an object: it is painted there, in the photo's own light."""
+BANNER = """**`{name}` is a miniature model: it paints pictures of {side} x {side} pixels of a small world of shapes, as
+in the examples below. In photographs it leaves coloured blurs.** For photographs, start this page with the released
+model: `python scripts/demo.py --ckpt hub` downloads it (5 GB, once)."""
 
 
 def build(worker: EditWorker, examples: Sequence[Example]) -> gr.Blocks:
@@ -29,8 +32,10 @@ def build(worker: EditWorker, examples: Sequence[Example]) -> gr.Blocks:
         title="Paint by Example", analytics_enabled=False, delete_cache=(KEEP_SECONDS // 6, KEEP_SECONDS)
     ) as page:
         gr.Markdown(f"{INTRODUCTION} Model: `{worker.model.checkpoint}`.")
-        layout = build_layout(examples)
-        Events(worker, layout, examples).connect()
+        if paints_small_world(worker.edit):
+            gr.Markdown(BANNER.format(name=worker.model.checkpoint, side=worker.edit.native_size), elem_id="banner")
+        layout = build_layout(examples, worker.edit.device.type)
+        Events(worker, layout, examples).connect(page)
         gr.api(edit_endpoint(worker, layout.result.download), api_name="edit", **ONE_AT_A_TIME)
     return page.queue(max_size=QUEUE_SIZE)
 

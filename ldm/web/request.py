@@ -8,22 +8,28 @@ from typing import TypeVar
 
 from PIL import Image
 
-from ldm.editing.options import Sampling, check_seed
+from ldm.editing.options import WHOLE_PHOTO, Blending, Placement, Sampling, check_seed
+from ldm.editing.references import References
 from ldm.util import UserError
 
 Number = TypeVar("Number", int, float)
+OWN, PUBLISHED = "own", "published"  # beside the presets: sampler and steps of one's own; 50 steps of PLMS
+AUTOMATIC = "by the region"  # as context
 
 
 @dataclass(frozen=True)
 class EditRequest:
-    """image, mask, reference: as opened; mask: 255 = paint; seed: of the first of n_samples results.
+    """image, mask, reference: as opened; mask: 255 = paint; reference: a tuple for several pictures of one object;
+    seed: of the first of n_samples results.
 
     Raises UserError for a number that is out of range."""
 
     image: Image.Image
     mask: Image.Image
-    reference: Image.Image
+    reference: References
     sampling: Sampling = Sampling()
+    placement: Placement = Placement()
+    blending: Blending = Blending()
     seed: int = 321
     n_samples: int = 1
 
@@ -53,7 +59,7 @@ def parse_number(value: object, name: str, kind: type[Number], example: str) -> 
 def parse_request(
     image: Image.Image,
     mask: Image.Image,
-    reference: Image.Image,
+    reference: References,
     *,
     scale: object,
     steps: object,
@@ -61,19 +67,33 @@ def parse_request(
     strength: object,
     seed: object,
     n_samples: object = 1,
+    preset: object = OWN,
+    context: object = AUTOMATIC,
+    grow: object = 0,
+    background: object = "exact",
 ) -> EditRequest:
-    """seed: None or empty for a random one. Raises UserError: not a number, or one out of range."""
-    sampling = Sampling(
-        scale=parse_number(scale, "scale", float, "5"),
-        sampler=str(sampler),
-        steps=parse_number(steps, "steps", int, "50"),
+    """preset: a preset's name, PUBLISHED, or OWN for this sampler and these steps; context: AUTOMATIC, "photo" or a
+    number; seed: None or empty for a random one. Raises UserError: not a number, or one out of range."""
+    own = preset == OWN
+    sampling = Sampling.choose(
+        None if own or preset == PUBLISHED else str(preset),
+        str(sampler) if own else None,
+        parse_number(steps, "steps", int, "50") if own else None,
+        parse_number(scale, "scale", float, "5"),
         strength=parse_number(strength, "strength", float, "1"),
+    )
+    lengths = {AUTOMATIC: None, WHOLE_PHOTO: WHOLE_PHOTO}
+    placement = Placement(
+        context=lengths[context] if context in lengths else parse_number(context, "context", float, "3"),
+        grow=parse_number(grow, "grow", float, "10"),
     )
     return EditRequest(
         image,
         mask,
         reference,
         sampling,
+        placement,
+        Blending(str(background)),
         seed=random.randrange(2**32) if seed in (None, "") else parse_number(seed, "seed", int, "321"),
         n_samples=parse_number(n_samples, "the number of pictures", int, "1"),
     )

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import statistics
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
 
 from PIL import Image
 
 from ldm.editing.marked import MarkedPhoto
-from ldm.editing.options import Sampling
+from ldm.editing.options import Blending, Placement, Sampling, settings_of
 from ldm.editing.regions import Region
 from ldm.models.diffusion.sampling import Step
 from ldm.pipeline import PaintByExample
@@ -21,7 +25,7 @@ from ldm.web.request import EditRequest
 
 PREVIEW_SECONDS = 0.4  # shortest time between two previews
 
-Settings = dict[str, str | int | float]  # as a picture stores them, see ldm.editing.metadata
+Settings = dict[str, Any]  # as a picture stores them, see ldm.editing.metadata
 
 
 class Stopped(Exception):
@@ -69,6 +73,8 @@ class EditWorker:
         self.closed = threading.Event()
         # one thread for everything: a CUDA graph belongs to the thread that recorded it
         self.executor = ThreadPoolExecutor(1, "edits")
+        self.step_seconds: float | None = None  # how long a sampling step of one picture takes; None: not known yet
+        self.photos = photos
         self.preview_weights = self.executor.submit(fit_preview, edit, photos).result()
 
     async def stream(self, request: EditRequest) -> AsyncIterator[Progress | list[EditResult]]:
@@ -101,6 +107,19 @@ class EditWorker:
         finally:
             stop.set()
 
+    def measure(self) -> None:
+        """Learns step_seconds from two steps, behind what the thread is doing."""
+        stop = threading.Event()
+        photo = self.photos[0]
+        whole = Image.new("L", photo.size, 255)
+        request = EditRequest(photo, whole, photo, Sampling(sampler="ddim", steps=2))
+
+        def work() -> None:
+            with contextlib.suppress(Stopped):
+                self._run(request, lambda progress: stop.set(), stop)
+
+        self.executor.submit(work)
+
     async def first_result(self, request: EditRequest) -> EditResult:
         """The first result of a stream, without the progress before it."""
         async for update in self.stream(request):
@@ -116,6 +135,7 @@ class EditWorker:
 
     def _run(self, request: EditRequest, report: Report, stop: threading.Event) -> list[EditResult]:
         last_preview = 0.0  # seconds, of time.monotonic
+        step_ends: list[float] = []
 
         def raise_if_stopped() -> None:
             if stop.is_set() or self.closed.is_set():
@@ -123,6 +143,10 @@ class EditWorker:
 
         def on_step(step: Step) -> None:
             nonlocal last_preview
+            step_ends.append(time.monotonic())
+            if len(step_ends) > 1:
+                took = statistics.median(b - a for a, b in pairwise(step_ends))
+                self.step_seconds = took / request.n_samples
             raise_if_stopped()
             if self.edit.safety_checker:  # it checks only results, so nothing may be shown before
                 return
@@ -131,19 +155,25 @@ class EditWorker:
                 report(Progress(step.index + 1, step.total, preview_picture(self.preview_weights, step.pred_x0)))
 
         raise_if_stopped()
-        marked = MarkedPhoto.mark(request.image, [Region(mask=request.mask)], [request.reference])
+        marked = MarkedPhoto.mark(request.image, [Region(mask=request.mask)], [request.reference], request.placement)
         pictures = self.edit.repaint(
             [marked] * request.n_samples,
             request.seeds,
             request.sampling,
+            request.placement,
+            request.blending,
             batch_size=request.n_samples,
             progress=False,
             callback=on_step,
         )
-        settings = [self._settings(request.sampling, seed) for seed in request.seeds]
+        settings = [self._settings(request, seed) for seed in request.seeds]
         return [EditResult(*both) for both in zip(pictures, settings, strict=True)]
 
-    def _settings(self, sampling: Sampling, seed: int) -> Settings:
-        asked = {name: getattr(sampling, name) for name in ("scale", "steps", "sampler", "strength")}
+    def _settings(self, request: EditRequest, seed: int) -> Settings:
+        """Those that the page always asks for, and of the others what differs from the default."""
+        asked = {name: getattr(request.sampling, name) for name in ("scale", "steps", "sampler", "strength")}
+        usual = settings_of(Sampling(), Placement(), Blending())
+        given = settings_of(request.sampling, request.placement, request.blending)
+        others = {name: value for name, value in given.items() if name not in asked and value != usual[name]}
         model = {name: value for name, value in asdict(self.model).items() if value is not None}
-        return {"seed": seed, **asked, **model}
+        return {"seed": seed, **asked, **others, **model}

@@ -164,11 +164,21 @@ def test_an_example_by_keyboard_alone(tab):
     tab.wait_for_selector("#compare img", timeout=60_000)
 
 
+def choose_steps(tab, number: int) -> None:
+    """The preset of one's own steps, in the settings that are folded away."""
+    if not tab.locator("input[aria-label*='Steps']").first.is_visible():
+        tab.get_by_role("button", name="More settings").click()
+        tab.locator("#speed input").click()
+        tab.get_by_role("option", name="own steps and sampler").click()
+        tab.wait_for_selector("input[aria-label*='Steps']")
+    tab.locator("input[aria-label*='Steps']").first.fill(str(number))
+
+
 def test_stop_stops_and_leaves_the_page_usable(tab):
     tab.locator("#examples button").first.click()
     tab.wait_for_selector("#reference img")
     tab.wait_for_timeout(2000)
-    tab.locator("input[aria-label*='Steps']").first.fill("100")
+    choose_steps(tab, 100)
     tab.get_by_role("button", name="Paint", exact=True).click()
     tab.wait_for_selector("progress", timeout=60_000)
     begin = time.monotonic()
@@ -177,14 +187,61 @@ def test_stop_stops_and_leaves_the_page_usable(tab):
     assert time.monotonic() - begin < 5
     tab.wait_for_timeout(1500)
     assert tab.locator("text=Nothing was painted.").is_visible()  # nothing comes after it
-    tab.locator("input[aria-label*='Steps']").first.fill("5")
+    choose_steps(tab, 5)
     paint(tab)
 
 
 def test_missing_pictures_are_named(tab, tmp_path):
     tab.get_by_role("button", name="Paint", exact=True).click()
     tab.wait_for_selector("text=there is no photo: add one", timeout=20_000)
-    tab.wait_for_selector("text=Nothing was painted.", timeout=20_000)
     (tmp_path / "broken.png").write_bytes(b"no picture")
     tab.set_input_files("#photo input[type=file]", tmp_path / "broken.png")
     tab.wait_for_selector("text=broken.png is not a picture that can be read", timeout=20_000)
+    # gone once it is solved
+    tab.locator("#examples button").first.click()
+    tab.wait_for_selector("#canvas canvas")
+    tab.wait_for_timeout(2000)
+    assert "cannot be read" not in tab.inner_text("body") and "there is no photo" not in tab.inner_text("body")
+    paint(tab)
+    tab.wait_for_selector("text=Done.")
+
+
+def test_the_banner_says_what_the_model_can_paint(tab):
+    assert "miniature model" in tab.inner_text("#banner") and "--ckpt hub" in tab.inner_text("#banner")
+
+
+def test_paint_is_within_reach_of_the_photo(tab):
+    """On a phone it is on the screen with the photo, the reference and the settings alike."""
+    tab.set_input_files("#photo input[type=file]", PHOTO)
+    tab.wait_for_selector("#canvas canvas")
+    tab.wait_for_timeout(2000)
+    button = tab.get_by_role("button", name="Paint", exact=True)
+    size = tab.viewport_size
+    if size["width"] < 640:
+        for place in ("#canvas", "#reference", "#examples"):
+            tab.locator(place).scroll_into_view_if_needed()
+            box = button.bounding_box()
+            assert box["y"] >= 0 and box["y"] + box["height"] <= size["height"]
+    else:
+        assert button.bounding_box()["y"] - tab.locator("#reference").bounding_box()["y"] < 900
+
+
+def test_a_result_is_edited_further_and_found_again_in_the_history(tab, tmp_path):
+    tab.locator("#examples button").first.click()
+    tab.wait_for_selector("#reference img")
+    tab.wait_for_timeout(2000)
+    paint(tab)
+    first = download(tab, tmp_path)
+    tab.locator("#further").click()
+    tab.wait_for_selector("text=Brush over what is to be replaced")
+    stroke(tab)
+    paint(tab)
+    tab.wait_for_selector("text=Done.")
+    second = download(tab, tmp_path)
+    assert second.name.startswith(first.stem) and second.name != first.name
+    tab.get_by_role("button", name="History of this visit").click()
+    tab.wait_for_selector("#history .thumbnail-item >> nth=1")
+    tab.locator("#history .thumbnail-item").nth(1).click()
+    tab.wait_for_timeout(2000)
+    again = download(tab, tmp_path)
+    assert again.name == first.name

@@ -14,38 +14,57 @@ gradio = pytest.importorskip("gradio", reason="the page's tests need Gradio: pip
 
 from ldm.editing.metadata import read_settings  # noqa: E402
 from ldm.web.events import Events  # noqa: E402
-from ldm.web.examples import Example  # noqa: E402
-from ldm.web.layout import build_layout  # noqa: E402
+from ldm.web.examples import Example, paints_small_world  # noqa: E402
+from ldm.web.layout import build_layout, default_preset, preset_choices  # noqa: E402
 
-NUMBERS = (5, 2, "ddim", 1, "7", 2)  # scale, steps, sampler, strength, seed, n_samples
+# preset, scale, n_samples, sampler, steps, strength, background, context, grow, seed
+NUMBERS = ("own", 5, 2, "ddim", 2, 1, "exact", "by the region", 0, "7")
 
 
 @pytest.fixture(scope="module")
 def events(worker):
     examples = [Example(*FILES)]
     with gradio.Blocks():
-        return Events(worker, build_layout(examples), examples)
+        return Events(worker, build_layout(examples, "cpu"), examples)
 
 
-@pytest.fixture
-def warnings(monkeypatch) -> list[str]:
-    """The sentences in the corner of the page."""
-    messages = []
-    monkeypatch.setattr(gradio, "Warning", lambda message, duration: messages.append(message))
-    return messages
+def status_of(events, update) -> str:
+    return update[events.layout.status]
 
 
 async def collect(updates) -> list:
     return [update async for update in updates]
 
 
-def paint(events, *inputs) -> list[dict]:
-    return asyncio.run(collect(events.paint(*inputs)))
+def paint(events, photo_path, canvas, reference_path, *numbers, more=None, history=()) -> list[dict]:
+    return asyncio.run(collect(events.paint(photo_path, canvas, reference_path, more, history, *numbers)))
 
 
-def test_the_page_says_which_model_it_runs(page):
+def test_the_page_says_which_model_it_runs_and_what_that_can_paint(page, worker):
     texts = [block.value for block in page.blocks.values() if isinstance(block, gradio.Markdown)]
-    assert any("`tiny.safetensors`" in text for text in texts)
+    assert any("Model: `tiny.safetensors`" in text for text in texts)
+    (banner,) = (text for text in texts if "miniature" in text)
+    assert "128 x 128" in banner and "--ckpt hub" in banner and "coloured blurs" in banner
+    assert paints_small_world(worker.edit) and not paints_small_world(SimpleNamespace(native_size=512))
+
+
+def test_the_preset_is_the_devices_and_comes_with_its_time():
+    assert [default_preset(device) for device in ("cpu", "mps", "cuda")] == ["fast", "fast", "published"]
+    assert preset_choices() == [
+        ("fast: 12 steps", "fast"),
+        ("draft: 6 steps", "draft"),
+        ("as published: 50 steps", "published"),
+        ("own steps and sampler", "own"),
+    ]
+    assert preset_choices(12)[0][0] == "fast: 12 steps, about 2 minutes"
+    assert preset_choices(0.05)[2][0] == "as published: 50 steps, about 2 seconds"
+
+
+def test_the_time_of_a_step_is_learned(worker):
+    worker.step_seconds = None
+    worker.measure()
+    worker.executor.submit(lambda: None).result(60)
+    assert 0 < worker.step_seconds < 10
 
 
 def test_an_example_becomes_results_to_choose_from(events):
@@ -56,20 +75,55 @@ def test_an_example_becomes_results_to_choose_from(events):
 
     area = events.layout.result
     first, *progress, last = paint(events, photo_path, canvas, str(FILES[2]), *NUMBERS)
-    assert "Starting" in first[area.status]
-    assert progress and all("<progress" in update[area.status] for update in progress)
-    assert "Done." in last[area.status]
+    assert "Starting" in status_of(events, first)
+    assert progress and all("<progress" in status_of(events, update) for update in progress)
+    assert "Done." in status_of(events, last)
     saved = last[events.results]
     assert [result.settings["seed"] for result in saved] == [7, 8]
     assert all(read_settings(result.picture) == result.settings for result in saved)
 
     second = events.choose_result(saved, SimpleNamespace(index=1))
-    assert second[area.settings].value == saved[1].settings and saved[1].picture.endswith("example_2_8.png")
+    assert second[area.settings] == saved[1].settings and saved[1].picture.endswith("example_2_8.png")
     before, after = (np.asarray(Image.open(path)) for path in (FILES[0], saved[1].picture))
     assert before.shape == after.shape and (before != after).any()
 
 
-def test_a_missing_picture_or_stroke_is_an_error(events):
+def test_every_setting_of_the_page_reaches_the_picture(events, edit):
+    """The result is the call's, with several references; its settings tell."""
+    chosen = events.take_example(SimpleNamespace(index=0))
+    other = str(ROOT / "examples/reference/example_1.jpg")
+    numbers = ("draft", 3, 1, "plms", 50, 0.9, "feather", "2", 5, "7")
+    canvas = chosen[events.layout.photo.canvas]
+    *_, last = paint(events, str(FILES[0]), canvas, str(FILES[2]), *numbers, more=[other])
+    (saved,) = last[events.results]
+    options = {"preset": "draft", "scale": 3, "strength": 0.9, "background": "feather", "context": 2, "grow": 5}
+    wanted = edit(FILES[0], FILES[1], (FILES[2], other), **options, seed=7, progress=False)
+    assert np.abs(np.asarray(wanted).astype(int) - np.asarray(Image.open(saved.picture))).mean() < 0.5
+    asked = {"sampler": "dpm++", "steps": 6, "background": "feather", "context": 2.0, "grow": 5.0, "strength": 0.9}
+    assert asked.items() <= read_settings(saved.picture).items()
+
+
+def test_results_stay_in_the_history_and_can_be_edited_further(events):
+    chosen = events.take_example(SimpleNamespace(index=0))
+    canvas = chosen[events.layout.photo.canvas]
+    *_, first = paint(events, str(FILES[0]), canvas, str(FILES[2]), *NUMBERS)
+    *_, last = paint(events, str(FILES[0]), canvas, str(FILES[2]), *NUMBERS[:-1], "9", history=first[events.history])
+    assert [saved.settings["seed"] for saved in last[events.history]] == [9, 10, 7, 8]
+    earlier = events.choose_result(last[events.history], SimpleNamespace(index=2))[events.shown]
+    assert earlier.settings["seed"] == 7
+    further = events.edit_further(earlier)
+    photo, canvas = further[events.photo_path], further[events.layout.photo.canvas]
+    assert photo == earlier.picture and canvas["layers"] == []
+    assert np.array_equal(np.asarray(canvas["background"]), np.asarray(Image.open(photo).convert("RGB")))
+    assert "there is no result: add one" in status_of(events, events.edit_further(None))
+
+
+def test_own_steps_are_there_for_the_own_preset_alone(events):
+    assert [part.visible for part in events.choose_preset("own")] == [True, True]
+    assert [part.visible for part in events.choose_preset("fast")] == [False, False]
+
+
+def test_a_missing_picture_or_stroke_is_told_in_the_status(events):
     canvas = events.take_example(SimpleNamespace(index=0))[events.layout.photo.canvas]
     empty = {**canvas, "layers": []}
     photo, reference = str(FILES[0]), str(FILES[2])
@@ -78,25 +132,29 @@ def test_a_missing_picture_or_stroke_is_an_error(events):
         ((photo, canvas, None), "there is no reference: add one"),
         ((photo, empty, reference), "nothing is painted on the photo: brush over"),
     ):
-        with pytest.raises(gradio.Error, match=message):
-            paint(events, *inputs, *NUMBERS)
+        (only,) = paint(events, *inputs, *NUMBERS)
+        assert message in status_of(events, only) and "alert" in status_of(events, only)
+    # and is gone with the next thing that goes right
+    assert "alert" not in status_of(events, events.take_example(SimpleNamespace(index=0)))
 
 
-def test_a_photo_that_cannot_be_read_leaves_the_page_as_it_was(events, warnings, tmp_path):
+def test_a_photo_that_cannot_be_read_leaves_the_page_as_it_was(events, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"not a picture")
     file = {"path": str(tmp_path / "broken.png"), "meta": {"_type": "gradio.FileData"}}
-    assert events.take_photo(file)[events.photo_path] is None
-    assert events.take_reference(file) == (None, None)
-    assert [warning.split(" is ")[0] for warning in warnings] == ["the photo broken.png", "the reference broken.png"]
+    photo, reference = events.take_photo(file), events.take_reference(file)
+    assert photo[events.photo_path] is None and reference[events.reference_path] is None
+    for name, update in (("photo", photo), ("reference", reference)):
+        assert f"the {name} broken.png is not a picture" in status_of(events, update)
 
 
 def test_a_file_that_was_deleted_is_an_error(events, tmp_path):
-    with pytest.raises(gradio.Error, match=r"the mask gone.png was deleted after an hour: add it again"):
-        events.take_mask(str(tmp_path / "gone.png"), str(FILES[0]))
+    update = events.take_mask(str(tmp_path / "gone.png"), str(FILES[0]))
+    assert "the mask gone.png was deleted after an hour: add it again" in status_of(events, update)
+    assert list(update) == [events.layout.status]
 
 
 def test_a_mask_from_a_file_becomes_a_stroke(events):
-    value = events.take_mask(str(ROOT / "examples/mask/example_2.png"), str(FILES[0]))
+    value = events.take_mask(str(ROOT / "examples/mask/example_2.png"), str(FILES[0]))[events.layout.photo.canvas]
     alpha = np.asarray(value["layers"][0].getchannel("A"))
     mask = np.asarray(Image.open(FILES[1]).convert("L"))
     assert alpha.shape == mask.shape and np.array_equal(alpha > 0, mask >= 128)
@@ -104,6 +162,6 @@ def test_a_mask_from_a_file_becomes_a_stroke(events):
 
 def test_unexpected_errors_are_logged_and_not_shown(events, monkeypatch, capsys):
     monkeypatch.setattr("ldm.web.events.open_upload", lambda *_: 1 / 0)
-    with pytest.raises(gradio.Error, match="something went wrong on the server") as error:
-        events.take_mask("mask.png", "photo.png")
-    assert "division" not in str(error.value) and "ZeroDivisionError" in capsys.readouterr().err
+    status = status_of(events, events.take_mask("mask.png", "photo.png"))
+    assert "something went wrong on the server" in status and "division" not in status
+    assert "ZeroDivisionError" in capsys.readouterr().err
