@@ -158,9 +158,7 @@ def preset_choices(step_seconds: float | None = None) -> list[tuple[str, str]]:
 
 def about(seconds: float) -> str:
     """A time as people say it."""
-    if seconds < 1.5:
-        return "about a second"
-    return f"about {seconds:.0f} seconds" if seconds < 90 else f"about {seconds / 60:.0f} minutes"
+    return f"about {max(1, round(seconds))} s" if seconds < 90 else f"about {seconds / 60:.0f} min"
 
 
 def build_result() -> ResultArea:

@@ -56,8 +56,8 @@ def test_the_preset_is_the_devices_and_comes_with_its_time():
         ("as published: 50 steps", "published"),
         ("own steps and sampler", "own"),
     ]
-    assert preset_choices(12)[0][0] == "fast: 12 steps, about 2 minutes"
-    assert preset_choices(0.05)[2][0] == "as published: 50 steps, about 2 seconds"
+    assert preset_choices(12)[0][0] == "fast: 12 steps, about 2 min"
+    assert preset_choices(0.05)[2][0] == "as published: 50 steps, about 2 s"
 
 
 def test_the_time_of_a_step_is_learned(worker):
