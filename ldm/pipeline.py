@@ -9,10 +9,6 @@ result = edit(image, mask, reference, scale=5, steps=50, seed=321)
 
 from __future__ import annotations
 
-import difflib
-import functools
-import inspect
-import numbers
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,15 +21,15 @@ from ldm.checkpoint import load_model
 from ldm.checkpoint.locate import choose_model
 from ldm.checkpoint.lora import merge_into, read_adapter
 from ldm.conventions import tensor_to_image
+from ldm.editing.arguments import is_one_for_all, one_region, photos_and_seeds, takes_flag_names
 from ldm.editing.asymmetric_decoder import AsymmetricDecoder
 from ldm.editing.checks import pick_device, report_out_of_memory
 from ldm.editing.inputs import PlannedEdit, SamplingTask
 from ldm.editing.marked import MarkedPhoto
 from ldm.editing.metadata import attach_settings
-from ldm.editing.names import FLAG_NAMES
-from ldm.editing.options import Blending, Context, Loading, Placement, Sampling, check_seed, settings_of
+from ldm.editing.options import Blending, Context, Loading, Placement, Sampling, settings_of
 from ldm.editing.painter import Painter
-from ldm.editing.pictures import KINDS, Picture, is_one_picture
+from ldm.editing.pictures import Picture
 from ldm.editing.references import References
 from ldm.editing.regions import Point, Region
 from ldm.editing.safety import SafetyChecker
@@ -42,27 +38,6 @@ from ldm.models.diffusion.sampling import Callback
 from ldm.util import UserError
 
 OnPlan = Callable[[int, int, PlannedEdit], None]  # numbers of the photo and of the region, and the plan
-
-
-def _takes_flag_names(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator: keywords may also have the published flags' names; an unknown one raises a TypeError that suggests."""
-    known = set(inspect.signature(call).parameters) - {"self"}
-
-    @functools.wraps(call)
-    def run(self: Any, *args: Any, **keywords: Any) -> Any:
-        for flag in keywords.keys() - known:
-            if (name := FLAG_NAMES.get(flag)) is None:
-                near = difflib.get_close_matches(flag, [*known, *FLAG_NAMES], 1)
-                hint = (
-                    f"did you mean {FLAG_NAMES.get(near[0], near[0])}?" if near else f"use {', '.join(sorted(known))}"
-                )
-                raise TypeError(f"{flag!r} is not an argument of an edit: {hint}")
-            if name in keywords:
-                raise TypeError(f"{flag} and {name} are the same argument: give one of them")
-            keywords[name] = keywords.pop(flag)
-        return call(self, *args, **keywords)
-
-    return run
 
 
 class PaintByExample(Painter):
@@ -159,7 +134,7 @@ class PaintByExample(Painter):
                     pictures[i] = plans[i].place.paste(tensor_to_image(painted), photos[i].blending(blending))
         return pictures
 
-    @_takes_flag_names
+    @takes_flag_names
     def __call__(
         self,
         image: Picture | Sequence[Picture],
@@ -222,8 +197,8 @@ class PaintByExample(Painter):
         blending = Blending(background, feather)
         sampling = Sampling.choose(preset, sampler, steps, scale, eta, strength, blend_latents)
         placement = Placement(context, height, width, grow, invert, reference_fit)
-        mask = _one_region(mask, box, polygon, alpha)
-        photos, seeds, settings = _photos_and_seeds(
+        mask = one_region(mask, box, polygon, alpha)
+        photos, seeds, settings = photos_and_seeds(
             image, seed, mask, reference, regions, references, n_samples=n_samples, placement=placement
         )
         how = (sampling, placement, blending)
@@ -233,105 +208,4 @@ class PaintByExample(Painter):
         if n_samples > 1:
             pictures = [pictures[i : i + n_samples] for i in range(0, len(pictures), n_samples)]
         given = [each for each in (image, mask, reference, seed) if each is not None]
-        return pictures[0] if all(map(_is_one_for_all, given)) else pictures
-
-
-def _one_region(mask: Any, box: Any, polygon: Any, alpha: bool) -> Any:
-    """The mask, or the region given in its place. Raises UserError: two of them."""
-    given = {name: value for name, value in (("box", box), ("polygon", polygon)) if value is not None}
-    given |= {"alpha": True} if alpha else {}
-    if len(given) + (mask is not None) > 1:
-        raise UserError(
-            "mask, box, polygon and alpha exclude each other: give one, or several as regions=[Region(...), ...]"
-        )
-    return Region(**given) if given else mask
-
-
-def _photos_and_seeds(
-    image: Any,
-    seed: Any,
-    mask: Any,
-    reference: Any,
-    regions: Sequence[Region] | None,
-    references: Sequence[References] | None,
-    *,
-    n_samples: int,
-    placement: Placement,
-) -> tuple[list[MarkedPhoto], list[int], list[dict[str, Any]]]:
-    """The arguments of a call -> its photos, each n_samples times, and for each a seed and what its settings say of
-    both. Raises UserError, TypeError."""
-    if regions is None and references is None:
-        if mask is None:
-            raise UserError("no region is marked: give mask, box, polygon, alpha or regions")
-        if reference is None:
-            raise UserError("no reference is given: give one as reference")
-        rows = _rows(image=image, seed=seed, mask=mask, reference=reference)
-    else:
-        if mask is not None or reference is not None:
-            raise UserError("mask and reference exclude regions and references: leave out one pair of them")
-        if not regions or not references:
-            raise UserError("regions or references are missing: give both, one reference for each region or for all")
-        rows = _rows(image=image, seed=seed)
-    photos, seeds, settings = [], [], []
-    for photo, first, *pair in rows:
-        where = regions or [pair[0] if isinstance(pair[0], Region) else Region(mask=pair[0])]
-        what = references or [pair[1]]
-        marked = MarkedPhoto.mark(photo, where, what, placement)
-        groups = [[_path_of(each) for each in (group if isinstance(group, tuple) else (group,))] for group in what]
-        places = [region.settings for region in where]
-        own: dict[str, Any] = {  # without the names of pictures in memory, which have none
-            "image": _path_of(photo) or None,
-            "regions": None if {"mask": ""} in places else places,
-            "references": groups if all(map(all, groups)) else None,
-        }
-        for i in range(n_samples):
-            check_seed(int(first) + i)
-            photos.append(marked)
-            seeds.append(int(first) + i)
-            settings.append(own | {"seed": int(first) + i})
-    return photos, seeds, settings
-
-
-def _path_of(picture: Any) -> str:
-    """Where a picture was read from; empty if it was in memory."""
-    return os.fspath(picture if isinstance(picture, str | os.PathLike) else getattr(picture, "filename", "") or "")
-
-
-def _is_one_for_all(value: Any) -> bool:
-    """Whether an argument goes with all entries of the lists."""
-    return (is_one_picture(value) and not _is_list_of_numbers(value)) or isinstance(
-        value, tuple | numbers.Integral | Region
-    )
-
-
-def _is_list_of_numbers(value: Any) -> bool:
-    """Whether this is a list of seeds as an array or a tensor."""
-    return getattr(value, "ndim", None) == 1
-
-
-def _rows(**columns: Any) -> list[tuple[Any, ...]]:
-    """Image, seed and, if given, mask and reference, each a list or one value for all rows -> the rows.
-
-    Raises UserError for lists of several lengths, TypeError for anything else than pictures and numbers."""
-    lists = {name: column for name, column in columns.items() if not _is_one_for_all(column)}
-    for name, column in lists.items():
-        if not hasattr(column, "__len__") or isinstance(column, dict | bytes):
-            kinds = "give a whole number" if name == "seed" else f"give {KINDS}"
-            raise TypeError(f"{name} is of the type {type(column).__name__}: {kinds}, or a list of them")
-        if len(column) == 0:
-            raise TypeError(f"{name} is an empty list: give one or more")
-    lengths = sorted({len(column) for column in lists.values()})
-    if len(lengths) > 1:
-        raise UserError(
-            f"lists of {' and '.join(map(str, lengths))} entries do not go together: give image, mask, reference and "
-            "seed each once, or as lists of one length"
-        )
-    count = lengths[0] if lengths else 1
-    rows = list(zip(*(lists.get(name, [column] * count) for name, column in columns.items()), strict=True))
-    for row in rows:
-        seed = row[1]
-        if not isinstance(seed, numbers.Integral) and not (
-            hasattr(seed, "__index__") and getattr(seed, "ndim", 1) == 0
-        ):
-            raise TypeError(f"seed {seed!r:.40} is not a whole number: give one, or a list of them")
-    return rows
+        return pictures[0] if all(map(is_one_for_all, given)) else pictures
