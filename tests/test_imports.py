@@ -25,7 +25,7 @@ FLOORS = [
     ["ldm.pipeline"],
     ["ldm.batch", "ldm.data", "ldm.evaluation"],
     ["ldm.training", "ldm.web", "ldm.miniworld", "ldm.speed", "ldm.cli"],
-    ["main", "scripts", "ldm.__main__"],
+    ["main", "scripts", "integrations", "ldm.__main__"],
 ]
 SEPARATE = {  # these see themselves and what is named here, never models
     "ldm.data": GROUND,
@@ -51,7 +51,8 @@ def imports(path: Path):
 
 def test_imports_point_one_way():
     wrong = []
-    for path in [*ROOT.glob("ldm/**/*.py"), *ROOT.glob("scripts/*.py"), ROOT / "main.py"]:
+    doors = [*ROOT.glob("scripts/*.py"), *ROOT.glob("integrations/**/*.py"), ROOT / "main.py"]
+    for path in [*ROOT.glob("ldm/**/*.py"), *doors]:
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         for used in imports(path):
             if not (is_within(used, "ldm") or is_within(used, "main")) or used == "ldm":
@@ -71,6 +72,12 @@ def test_the_ground_floor_is_small():
     assert len(list(ROOT.glob("ldm/*.py"))) <= 9
 
 
-def test_scripts_hold_no_logic_that_others_import():
-    for path in [*ROOT.glob("ldm/**/*.py"), *ROOT.glob("scripts/*.py")]:
-        assert not any(used.startswith("scripts") for used in imports(path)), path
+def test_scripts_and_integrations_hold_no_logic_that_others_import():
+    for path in [*ROOT.glob("ldm/**/*.py"), *ROOT.glob("scripts/*.py"), *ROOT.glob("integrations/**/*.py")]:
+        assert not any(used.startswith(("scripts", "integrations")) for used in imports(path)), path
+
+
+def test_what_runs_in_another_program_imports_only_the_package():
+    """A main.py of its own, for instance, is in the place of ours."""
+    for path in ROOT.glob("integrations/**/*.py"):
+        assert not any(is_within(used, name) for used in imports(path) for name in ("main", "tests")), path
