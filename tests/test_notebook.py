@@ -38,9 +38,11 @@ def test_the_notebook_runs(tmp_path):
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-c", script_of(cells)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    folder = tmp_path / "examples"
+    folder.mkdir()
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    widths = [Image.open(path).width for path in sorted(tmp_path.glob("shown-*.png"))]
+    widths = [Image.open(path).width for path in sorted(folder.glob("shown-*.png"))]
     assert widths == [count * 130 - 2 for count in (4, 5, 4, 6, 5, 5)]
-    adapter = read_adapter(tmp_path / "lora/run/checkpoints/lora.safetensors")
+    adapter = read_adapter(tmp_path / "results/notebook/run/checkpoints/lora.safetensors")
     assert any(tensor.any() for name, tensor in adapter.tensors.items() if name.endswith("lora_B.weight"))
