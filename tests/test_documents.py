@@ -40,6 +40,8 @@ NOT_RUN = {  # command or its beginning: why
     "pip install": "network, gigabytes",
     "conda": "needs conda, network, gigabytes",
     "pre-commit": "needs pre-commit",
+    "ln -s": "needs ComfyUI; tests/integrations/test_comfyui.py links the folder",
+    "cp examples/mini/": "needs ComfyUI; tests/integrations/test_comfyui.py takes the pictures from where they are",
     "python scripts/editing_figures.py": "minutes; draws into docs/",
     "python main.py --base configs/mini/paint_by_example.yaml configs/mini/distill.yaml": "half an hour",
 }
