@@ -34,15 +34,15 @@ def options(
     checkpoint: str, precision: str, lora: str, lora_scale: float, offload: bool = False, config: str = ""
 ) -> Loading:
     """The values of the node, of which checkpoint and lora are entries of the lists above."""
-    files: tuple[str | os.PathLike, str | os.PathLike]
     if checkpoint == RELEASED:
-        files = DEFAULT_CONFIG, DEFAULT_CKPT if DEFAULT_CKPT.exists() else "hub"
+        files = [DEFAULT_CONFIG, DEFAULT_CKPT if DEFAULT_CKPT.exists() else "hub"]
     elif checkpoint == MINIATURE:
-        files = MINI_CONFIG, MINI_CKPT
+        files = [MINI_CONFIG, MINI_CKPT]
     else:
-        files = config or DEFAULT_CONFIG, host.path_of("checkpoints", checkpoint)
+        files = [config or DEFAULT_CONFIG, host.path_of("checkpoints", checkpoint)]
     return Loading(
-        *files,
+        config=files[0],
+        ckpt=files[1],
         device=host.device(),
         precision=None if precision == AUTO else precision,
         lora=None if lora == NO_LORA else host.path_of("loras", lora),

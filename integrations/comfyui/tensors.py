@@ -12,16 +12,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ldm.editing.pictures import as_picture
 
-def pictures_of(images: Tensor) -> list[Image.Image]:
-    """IMAGE -> one picture for each of its entries."""
-    levels = images.detach().float().clamp(0, 1).mul(255).round().to("cpu", torch.uint8).numpy()
-    return [Image.fromarray(each.squeeze(-1) if each.shape[-1] == 1 else each) for each in levels]
+
+def pictures_of(images: Tensor, name: str = "image") -> list[Image.Image]:
+    """IMAGE -> one picture for each of its entries; values beyond 0 to 1, as of resampling, are clipped.
+
+    Raises TypeError: other shapes, values that are not numbers."""
+    return [as_picture(each.float().clamp(0, 1).movedim(-1, 0), name) for each in images]
 
 
 def masks_of(masks: Tensor) -> list[Image.Image]:
     """MASK, or a single one as (H,W) -> L, 255 = paint, for each of its entries."""
-    return pictures_of(masks.reshape(-1, *masks.shape[-2:], 1))
+    return pictures_of(masks.reshape(-1, *masks.shape[-2:], 1), "mask")
 
 
 def image_of(pictures: Sequence[Image.Image]) -> Tensor:

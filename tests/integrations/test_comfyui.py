@@ -225,7 +225,8 @@ def test_transparent_examples_and_masks_of_other_forms(run, model):
     (plain,) = run("PaintByExampleEdit", model=model, **given, **HOW)
     opaque = torch.cat([given["example"], torch.ones_like(given["example"][..., :1])], dim=-1)
     small = given["mask"].repeat_interleave(2, 1).repeat_interleave(2, 2)
-    for changed in ({"mask": given["mask"][0]}, {"example": opaque}, {"mask": small.double()}):
+    brighter = {"image": torch.where(given["image"] == given["image"].max(), given["image"] + 1e-7, given["image"])}
+    for changed in ({"mask": given["mask"][0]}, {"example": opaque}, {"mask": small.double()}, brighter):
         (image,) = run("PaintByExampleEdit", model=model, **given | changed, **HOW)
         assert torch.equal(image, plain), changed.keys()
     half = opaque.clone()
@@ -332,8 +333,8 @@ def test_progress_and_interruption(host, run, model):
         run("PaintByExampleEdit", model=model, **pictures(), **HOW)
     assert len(host.progress) == 2
     host.interrupt_at = None
-    (after,) = run("PaintByExampleEdit", model=model, **pictures(), **HOW)
-    assert after.isfinite().all()
+    (image,) = run("PaintByExampleEdit", model=model, **pictures(), **HOW)
+    assert image.shape == (1, 64, 64, 3)
 
 
 # ------------------------------------------------------------------------------------------------ models
@@ -383,6 +384,7 @@ def test_lora_precision_and_offload_reach_the_model(host, run, model):
     [
         ({"mask": torch.zeros(1, 64, 64)}, "the mask has nothing to paint: draw it in the mask editor"),
         ({"mask": torch.ones(1, 64, 40)}, "mask is 40 x 64 but the image is 64 x 64: use a mask with"),
+        ({"mask": torch.full((1, 64, 64), 0.4)}, "the mask has nothing to paint"),
         ({"context": "wide"}, "context 'wide' is not a number: use for example 2.5, or auto, or photo"),
         ({"context": "nan"}, "context nan is out of range"),
         ({"grow": -100.0}, "the mask has nothing left to paint"),
