@@ -2,6 +2,7 @@
 
 from setuptools import find_packages, setup
 
-SHIPPED = {f"ldm.shipped.{folder}": folder for folder in ("configs", "examples", "pretrained_models")}
+FOLDERS = ("configs", "examples", "pretrained_models", "integrations/diffusers")
+SHIPPED = {f"ldm.shipped.{folder.replace('/', '.')}": folder for folder in FOLDERS}
 
 setup(packages=[*find_packages(include=["ldm", "ldm.*"]), *SHIPPED], package_dir=SHIPPED)

@@ -8,12 +8,14 @@
 | text_encoder/ (Stable Diffusion) | cond_stage_model.transformer.text_model.*     |
 | scheduler/                       | the noise schedule: betas, alphas_cumprod, ... |
 
-How their names map to each other is in names.py."""
+How their names map to each other is in names.py. A folder of Paint by Example is written with the code that diffusers
+runs it by, integrations/diffusers/."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +41,7 @@ from ldm.checkpoint.shards import weights_in
 from ldm.files import save_tensors
 from ldm.models.diffusion.schedule import BUFFERS, NoiseSchedule
 from ldm.modules.encoders.clip import ResNetTower
-from ldm.util import UserError, listing
+from ldm.util import UserError, listing, shipped
 
 if TYPE_CHECKING:
     from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -56,6 +58,7 @@ class DiffusersFiles:
 
     weights: dict[str, StateDict]
     configs: dict[str, Json]
+    copies: dict[str, Path] = field(default_factory=dict)  # the pipeline's code and the model card
 
     def write(self, folder: Path) -> None:
         for name, tensors in self.weights.items():
@@ -64,6 +67,8 @@ class DiffusersFiles:
         for name, config in self.configs.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(json.dumps(config, indent=2) + "\n")
+        for name, file in self.copies.items():
+            shutil.copyfile(file, folder / name)
 
 
 # ------------------------------------------------------------------------------------------ reading
@@ -160,11 +165,17 @@ COMPONENTS: Json = {  # of model_index.json: which library and class each folder
     "safety_checker": [None, None],
     "feature_extractor": [None, None],
 }
+ENCODER = "paint_by_example_image_encoder"  # not diffusers' own name, so that its own module never takes its place
 PAINT_BY_EXAMPLE: Json = {
-    "_class_name": "PaintByExamplePipeline",
-    "image_encoder": ["paint_by_example", "PaintByExampleImageEncoder"],
+    "_class_name": ["pipeline", "PaintByExamplePipeline"],
+    "image_encoder": [ENCODER, "PaintByExampleImageEncoder"],
     "feature_extractor": ["transformers", "CLIPImageProcessor"],
-    "requires_safety_checker": False,
+}
+CODE = shipped("integrations/diffusers")
+COPIES = {
+    "pipeline.py": CODE / "pipeline.py",
+    f"image_encoder/{ENCODER}.py": CODE / f"{ENCODER}.py",
+    "README.md": CODE / "model_card.md",
 }
 STABLE_DIFFUSION: Json = {
     "_class_name": "StableDiffusionPipeline",
@@ -200,6 +211,7 @@ def to_diffusers(tensors: StateDict, model: LatentDiffusion) -> DiffusersFiles:
         preprocessor = _preprocessor_config(model.cond_stage_model.transformer.config.image_size)
         files.configs["feature_extractor/preprocessor_config.json"] = preprocessor
         files.configs["model_index.json"] = COMPONENTS | PAINT_BY_EXAMPLE
+        files.copies.update(COPIES)
     else:
         files.configs["model_index.json"] = COMPONENTS | STABLE_DIFFUSION
         if rest:
@@ -271,6 +283,7 @@ def _scheduler_config(schedule: NoiseSchedule) -> Json:
         "skip_prk_steps": True,
         "set_alpha_to_one": False,
         "steps_offset": 1,
+        "clip_sample": False,  # for DDIM and others that take over this config
     }
 
 

@@ -175,14 +175,17 @@ def random_model(config: Config, device: str | torch.device = "cpu", seed: int =
     return model.to(device).eval().requires_grad_(False)
 
 
-def write_checkpoint(tensors: StateDict, path: str | os.PathLike, config: Config = DEFAULT_CONFIG) -> None:
+def write_checkpoint(
+    tensors: StateDict, path: str | os.PathLike, config: Config = DEFAULT_CONFIG, to: str | None = None
+) -> None:
     """Writes tensors under the published names atomically: a failure leaves earlier files as they were.
 
     path: .safetensors, .ckpt (.pt, .pth), or, without such a suffix, a diffusers folder, which must not exist yet.
-    config: for a folder, gives what tensors do not show: heads, scale_factor, the CLIP tower's settings. Raises
-    UserError: an unknown suffix, a folder that exists, tensors that do not fit the config, a full disk."""
+    to: "diffusers" for a folder of any name. config: for a folder, gives what tensors do not show: heads, scale_factor,
+    the CLIP tower's settings. Raises UserError: an unknown suffix, a folder that exists, tensors that do not fit the
+    config, a full disk."""
     path = Path(path)
-    suffix = path.suffix.lower()
+    suffix = "" if to == "diffusers" else path.suffix.lower()
     if suffix in (".safetensors", ".ckpt", ".pt", ".pth"):
         if path.is_dir():
             raise UserError(f"{path} is a folder: name a file")

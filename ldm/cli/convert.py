@@ -2,7 +2,7 @@
 optimizer states and the like.
 
     paint-by-example convert checkpoints/model.ckpt checkpoints/model.safetensors --half
-    paint-by-example convert checkpoints/model.safetensors checkpoints/paint-by-example-diffusers
+    paint-by-example convert checkpoints/model.safetensors checkpoints/paint-by-example-diffusers --to diffusers
     paint-by-example convert checkpoints/model.ckpt checkpoints/mine.safetensors --lora lora.safetensors
 
 scripts/convert_checkpoint.py is the same command."""
@@ -21,6 +21,7 @@ def parser() -> argparse.ArgumentParser:
     p = command_parser(__doc__)
     p.add_argument("input", help="a .ckpt, .safetensors or diffusers folder")
     p.add_argument("output", help="*.safetensors, *.ckpt, or a new folder for diffusers' layout")
+    p.add_argument("--to", choices=["diffusers"], help="write a diffusers folder, whatever the output's name ends in")
     p.add_argument("--half", action="store_true", help="write float16 weights, half the size")
     p.add_argument("--ema", action="store_true", help="use the averaged weights, if the input has them")
     p.add_argument("--lora", help="an adapter from fine-tuning, lora.safetensors, to merge into the weights")
@@ -55,5 +56,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     require_complete(tensors, opt.input)
     if adapter:
         tensors |= merge(tensors, adapter, opt.lora_scale)
-    write_checkpoint(halve(tensors) if opt.half else tensors, opt.output, opt.config or DEFAULT_CONFIG)
+    write_checkpoint(halve(tensors) if opt.half else tensors, opt.output, opt.config or DEFAULT_CONFIG, opt.to)
     print(f"wrote {opt.output}: {len(tensors)} tensors, {sum(t.numel() for t in tensors.values()):,} numbers")
