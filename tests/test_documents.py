@@ -298,7 +298,7 @@ def test_the_installed_command(command, capsys):
 # ------------------------------------------------------------------------------------------------ snippets
 
 SNIPPETS_ELSEWHERE = {  # opening: the test that runs it
-    "import diffusers": "tests/checkpoint/test_diffusers.py",
+    "from diffusers import DiffusionPipeline": "tests/integrations/test_diffusers_pipeline.py",
     "from gradio_client": "tests/web/test_call.py",
 }
 

@@ -103,7 +103,7 @@ def installed(tmp_path_factory) -> Path:
     source, wheels, target = (tmp_path_factory.mktemp(name) for name in ("source", "wheels", "site-packages"))
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for name in ("ldm", "configs", "examples"):
+    for name in ("ldm", "configs", "examples", "integrations"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     (source / "pretrained_models").mkdir()
     for path in [ROOT / "pretrained_models/README.md", *(ROOT / "pretrained_models").glob("mini*")]:
@@ -121,6 +121,7 @@ def test_the_wheel_holds_what_the_command_needs(installed):
     held = {path.relative_to(installed).as_posix() for path in installed.rglob("*") if path.is_file()}
     held = {name for name in held if ".dist-info/" not in name}
     folders = [*ROOT.glob("configs/**/*"), *ROOT.glob("examples/**/*"), *ROOT.glob("pretrained_models/mini*")]
+    folders += [path for path in ROOT.glob("integrations/diffusers/*") if path.suffix in (".py", ".md")]
     data = {f"ldm/shipped/{path.relative_to(ROOT).as_posix()}" for path in folders if path.is_file()}
     code = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("ldm/**/*") if path.is_file()}
     code = {name for name in code if "__pycache__" not in name}

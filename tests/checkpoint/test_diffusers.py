@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 
 import pytest
 import torch
@@ -19,7 +20,6 @@ from ldm.models.diffusion.plms import PLMSSampler
 from ldm.util import UserError, instantiate_from_config
 from tests.checkpoint.conftest import assert_same_tensors
 from tests.conftest import ROOT
-from tests.documents import snippet
 
 
 @pytest.fixture
@@ -80,13 +80,18 @@ def test_a_diffusers_pipeline_and_ours_give_the_same_latents(pipe, pipe_folder, 
 
 
 def their_pipeline(folder):
-    """Runs the Python snippet of docs/integrations.md."""
-    code = snippet("import diffusers")
-    name = "checkpoints/paint-by-example-diffusers"
-    assert name in code
-    names: dict = {}
-    exec(compile(code.replace(name, str(folder)), "integrations.md", "exec"), names)
-    return names["pipe"]
+    """The pipeline inside diffusers, deprecated there, with the components of a folder."""
+    from diffusers import AutoencoderKL, PaintByExamplePipeline, PNDMScheduler, UNet2DConditionModel
+
+    encoder_class = sys.modules[PaintByExamplePipeline.__module__].PaintByExampleImageEncoder
+    return PaintByExamplePipeline(
+        vae=AutoencoderKL.from_pretrained(folder, subfolder="vae"),
+        image_encoder=encoder_class.from_pretrained(folder, subfolder="image_encoder"),
+        unet=UNet2DConditionModel.from_pretrained(folder, subfolder="unet"),
+        scheduler=PNDMScheduler.from_pretrained(folder, subfolder="scheduler"),
+        safety_checker=None,
+        feature_extractor=None,
+    )
 
 
 @pytest.mark.integration
