@@ -200,10 +200,8 @@ def paint(
 def mark(image: Tensor, regions: Sequence[MaskedExample], placement: Placement) -> list[MarkedPhoto]:
     """One photo for each entry of the longest batch. Raises UserError as `paint` does."""
     photos = pictures_of(image)
-    masks, examples = (
-        [masks_of(each.mask) for each in regions],
-        [pictures_of(each.example, "example") for each in regions],
-    )
+    masks = [masks_of(each.mask) for each in regions]
+    examples = [pictures_of(each.example, "example") for each in regions]
     if not all((each.mask.amax((-2, -1)) >= 0.5).all() for each in regions):
         raise UserError("the mask has nothing to paint: draw it in the mask editor, or connect Mask from box")
     lengths = {len(batch) for batch in (photos, *masks, *examples)} - {1}
