@@ -71,6 +71,17 @@ def scene(
     size: (width, height) in pixels; objects: their minimum and maximum number; held_out: whether all objects
     have held-out pairs of shape and pattern; otherwise none of them has.
     -> picture (H,W,3) uint8, and the objects of which enough is visible, from the lowest to the topmost."""
+    picture, outlined = outlined_scene(seed, size, objects, held_out)
+    return picture, [each for each, _ in outlined]
+
+
+def outlined_scene(
+    seed: int | tuple[int, ...],
+    size: tuple[int, int] = (160, 120),
+    objects: tuple[int, int] = (2, 3),
+    held_out: bool = False,
+) -> tuple[np.ndarray, list[tuple[Object, np.ndarray]]]:
+    """As scene, with the visible pixels (H,W) bool beside each object."""
     rng = np.random.default_rng(seed)
     light = draw_light(rng)
     image = draw_ground(rng, size, light)
@@ -108,8 +119,9 @@ def _free_centre(
     return None
 
 
-def _visible_objects(placed: list[_Placed], owner: np.ndarray) -> list[Object]:
-    """The objects of which enough is visible. owner (H,W): the number of the object that each pixel shows."""
+def _visible_objects(placed: list[_Placed], owner: np.ndarray) -> list[tuple[Object, np.ndarray]]:
+    """The objects of which enough is visible, and their pixels (H,W) bool. owner (H,W): the number of the object that
+    each pixel shows."""
     found = []
     for i, each in enumerate(placed):
         ys, xs = np.nonzero(owner == i)
@@ -117,7 +129,7 @@ def _visible_objects(placed: list[_Placed], owner: np.ndarray) -> list[Object]:
         if each.area > min_area and len(ys) >= MIN_VISIBLE * each.area:
             box = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
             angle = float(np.degrees(each.angle))
-            found.append(Object(each.identity, box, len(ys) / each.area, angle, each.radius))
+            found.append((Object(each.identity, box, len(ys) / each.area, angle, each.radius), owner == i))
     return found
 
 

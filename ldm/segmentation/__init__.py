@@ -1,0 +1,1 @@
+"""Objects in pictures: from clicks or a loose box to the object's mask."""
