@@ -166,6 +166,11 @@ class PaintByExample(Painter):
         box: Sequence[int] | None = None,
         polygon: Sequence[Point] | None = None,
         alpha: bool = False,
+        snap: Sequence[int] | None = None,
+        click: Sequence[Point] | Point | None = None,
+        click_not: Sequence[Point] | Point | None = None,
+        reference_cutout: bool = False,
+        segment: str | None = None,
     ) -> Image.Image | list[Image.Image] | list[list[Image.Image]]:
         """Repaint a region of an image, or several, each with the object of its reference.
 
@@ -174,6 +179,7 @@ class PaintByExample(Painter):
             others. A mask is white (255) where to paint. A tuple of references is several pictures of one object
         box, polygon, alpha: instead of mask: (x0, y0, x1, y1) or corners (x, y), in pixels of every image; True for
             what is transparent in it
+        click, click_not, snap: instead of mask: an object, by points (x, y) on it and beside it, or a loose box
         regions, references: instead of these and reference, a list of regions of the image, painted one after the
             other, and a list of references, one for each region or one for all
         scale, sampler, steps, eta, strength, blend_latents: see ldm.editing.options.Sampling; steps 50 and sampler
@@ -181,7 +187,8 @@ class PaintByExample(Painter):
         seed: of the first sample of every edit, or a list, one per edit; further samples count up from it. A picture
             depends on its seed, not on the others that are made with it
         n_samples: pictures per edit
-        height, width, context, grow, invert, reference_fit: see ldm.editing.options.Placement
+        height, width, context, grow, invert, reference_fit, reference_cutout, segment: see
+            ldm.editing.options.Placement
         background, feather: see ldm.editing.options.Blending
         batch_size: largest number of pictures to make at once, which decides how much memory it takes
         progress: show a bar; callback: called with a sampling.Step after every step
@@ -196,8 +203,8 @@ class PaintByExample(Painter):
                 raise UserError(f"{name} {value} is out of range: use 1 or more")
         blending = Blending(background, feather)
         sampling = Sampling.choose(preset, sampler, steps, scale, eta, strength, blend_latents)
-        placement = Placement(context, height, width, grow, invert, reference_fit)
-        mask = one_region(mask, box, polygon, alpha)
+        placement = Placement(context, height, width, grow, invert, reference_fit, reference_cutout, segment)
+        mask = one_region(mask, box, polygon, alpha, snap, click, click_not)
         photos, seeds, settings = photos_and_seeds(
             image, seed, mask, reference, regions, references, n_samples=n_samples, placement=placement
         )

@@ -42,6 +42,7 @@ NOT_RUN = {  # command or its beginning: why
     "pre-commit": "needs pre-commit",
     "ln -s": "needs ComfyUI; tests/integrations/test_comfyui.py links the folder",
     "cp examples/mini/": "needs ComfyUI; tests/integrations/test_comfyui.py takes the pictures from where they are",
+    "python scripts/measure_clicks.py": "a minute; tests/segmentation/test_objects.py measures the same on six scenes",
     "python scripts/editing_figures.py": "minutes; draws into docs/",
     "python main.py --base configs/mini/paint_by_example.yaml configs/mini/distill.yaml": "half an hour",
 }

@@ -17,7 +17,7 @@ GROUND = [
 ]
 FLOORS = [
     GROUND,
-    ["ldm.modules"],
+    ["ldm.modules", "ldm.segmentation"],
     ["ldm.models"],
     ["ldm.fast"],
     ["ldm.checkpoint"],

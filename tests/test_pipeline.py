@@ -203,7 +203,11 @@ def test_several_regions_are_painted_one_after_the_other(edit, example):
         ({"regions": regions, "references": [one], "mask": masks[0]}, UserError, "mask and reference exclude regions"),
         ({"mask": masks[0]}, UserError, "no reference is given"),
         ({"reference": one}, UserError, "no region is marked: give mask, box, polygon, alpha or regions"),
-        ({"mask": masks[0], "box": boxes[0], "reference": one}, UserError, "mask, box, polygon and alpha exclude"),
+        (
+            {"mask": masks[0], "box": boxes[0], "reference": one},
+            UserError,
+            "mask, box, polygon, alpha and click or snap excl",
+        ),
     ):
         with pytest.raises(kind, match=words):
             edit(photo, **wrong, **FAST)

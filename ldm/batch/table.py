@@ -1,9 +1,9 @@
 """A table of edits -> jobs.
 
-jobs.csv has the columns image, reference, out, one of mask, box (x0,y0,x1,y1), polygon (x,y x,y x,y ...) and alpha
-(yes) and, optionally, every setting of an edit; see COLUMNS. Names of columns may be those of the flags. Paths are
-relative to the table's folder; several references of one object are separated by |. An empty cell leaves a setting to
-the flags."""
+jobs.csv has the columns image, reference, out, one of mask, box (x0,y0,x1,y1), polygon (x,y x,y x,y ...), alpha (yes)
+and an object (click, click_not: x,y x,y ...; snap: as box) and, optionally, every setting of an edit; see COLUMNS.
+Names of columns may be those of the flags. Paths are relative to the table's folder; several references of one object
+are separated by |. An empty cell leaves a setting to the flags."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from ldm.editing.metadata import check_format
 from ldm.editing.options import WHOLE_PHOTO, Blending, Context, Placement, Sampling, check_seed
-from ldm.editing.regions import Region, parse_box, parse_point
+from ldm.editing.regions import KINDS, OBJECT, Point, Region, parse_box, parse_point
 from ldm.files import check_name
 from ldm.models.diffusion.presets import resolve_preset
 from ldm.tables import read_rows
@@ -82,14 +82,14 @@ def context(cell: str) -> Context:
 
 
 REQUIRED = ("image", "reference", "out")
-REGIONS = ("mask", "box", "polygon", "alpha")
+REGIONS = (*KINDS, *OBJECT)
 SAMPLING: Kinds = {
     **{"scale": number, "sampler": str.lower, "steps": whole, "eta": number},
     **{"strength": number, "blend_latents": flag},
 }
 PLACEMENT: Kinds = {
     **{"context": context, "height": whole, "width": whole, "grow": number, "invert": flag},
-    "reference_fit": str.lower,
+    **{"reference_fit": str.lower, "reference_cutout": flag, "segment": str},
 }
 BLENDING: Kinds = {"background": str.lower, "feather": number}
 COLUMNS = (*REQUIRED, *REGIONS, "reference_mask", "seed", "preset", *SAMPLING, *PLACEMENT, *BLENDING)
@@ -214,20 +214,38 @@ def _sampling(row: Row, defaults: Defaults) -> Sampling:
 def _region(row: Row, folder: Path) -> Region:
     """Raises UserError: none, several, or one that is not of its form."""
     given = [name for name in REGIONS if name in row and not (name == "alpha" and not _values(row, {name: flag})[name])]
-    if len(given) != 1:
+    by_object = bool(given) and set(given) <= set(OBJECT)
+    if len(given) != 1 and not by_object:
         found = f"both {' and '.join(given)}" if given else "none"
         raise UserError(f"the region is {found} of {', '.join(REGIONS)}: give one of them")
+    if by_object:
+        return Region(**{name: _box(row[name]).box if name == "snap" else _points(name, row[name]) for name in given})
     cell = row[given[0]]
-    words = re.sub(r"[\[\](){}\s,;]+", " ", cell).split()
     if given[0] == "mask":
         return Region(mask=str(_path(folder, cell)))
     if given[0] == "alpha":
         return Region(alpha=True)
     if given[0] == "box":
-        return parse_box(",".join(words) if len(words) == 4 else cell)
+        return _box(cell)
+    return Region(polygon=_points("polygon", cell))
+
+
+def _words(cell: str) -> list[str]:
+    return re.sub(r"[\[\](){}\s,;]+", " ", cell).split()
+
+
+def _box(cell: str) -> Region:
+    """Raises UserError."""
+    words = _words(cell)
+    return parse_box(",".join(words) if len(words) == 4 else cell)
+
+
+def _points(name: str, cell: str) -> tuple[Point, ...]:
+    """Raises UserError."""
+    words = _words(cell)
     if len(words) % 2:
-        raise UserError(f"polygon {cell!r} is not of the form x,y x,y x,y: give pixels of the photo")
-    return Region(polygon=tuple(parse_point(f"{x},{y}") for x, y in zip(words[::2], words[1::2], strict=True)))
+        raise UserError(f"{name} {cell!r} is not of the form x,y x,y x,y: give pixels of the photo")
+    return tuple(parse_point(f"{x},{y}") for x, y in zip(words[::2], words[1::2], strict=True))
 
 
 def _path(folder: Path, cell: str) -> Path:

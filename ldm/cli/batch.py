@@ -2,13 +2,14 @@
 
     paint-by-example batch jobs.csv --scale 5
 
-jobs.csv has the columns image, reference, out, one of mask, box (x0,y0,x1,y1, quoted), polygon (x,y x,y x,y, quoted)
-and alpha (yes) and, optionally, every setting of an edit, which takes precedence over its flag: seed, scale, preset,
-sampler, steps, eta, strength, blend_latents, background, feather, context, grow, invert, height, width, reference_fit
-and reference_mask. Its paths are relative to its folder; several references of one object are separated by |. Columns
-are separated by commas, semicolons or tabs. Rows of one size with the same settings are made together, --batch_size at
-once. Pictures that are there are kept, so that an interrupted run continues; those that other settings would make
-otherwise are named, and --overwrite makes them again. A row that cannot be edited does not stop the others.
+jobs.csv has the columns image, reference, out, one of mask, box (x0,y0,x1,y1, quoted), polygon (x,y x,y x,y, quoted),
+alpha (yes) and an object (click, click_not: x,y x,y, quoted; snap: as box) and, optionally, every setting of an edit,
+which takes precedence over its flag: seed, scale, preset, sampler, steps, eta, strength, blend_latents, background,
+feather, context, grow, invert, height, width, reference_fit, reference_cutout, segment and reference_mask. Its paths
+are relative to its folder; several references of one object are separated by |. Columns are separated by commas,
+semicolons or tabs. Rows of one size with the same settings are made together, --batch_size at once. Pictures that are
+there are kept, so that an interrupted run continues; those that other settings would make otherwise are named, and
+--overwrite makes them again. A row that cannot be edited does not stop the others.
 jobs.results.csv, beside the table, says what became of each row: line, out, status, reason, seconds.
 scripts/edit_batch.py is the same command."""
 

@@ -25,7 +25,8 @@ REPLACED = (  # flags beside --from -> settings of the picture that they replace
 )
 SETTINGS = (  # flags whose values are written into pictures
     *("image_path", "regions", "references", "reference_masks", "grow", "invert", "H", "W", "context", "background"),
-    *("feather", "strength", "reference_fit", "blend_latents", "scale", "sampler", "ddim_steps", *PRESET_SETTINGS),
+    *("feather", "strength", "reference_fit", "reference_cutout", "segment", "blend_latents"),
+    *("scale", "sampler", "ddim_steps", *PRESET_SETTINGS),
     *("ddim_eta", "seed", "start", "config", "ckpt", "lora", "lora_scale", "precision"),
     *("decoder", "safety_checker", "watermark"),
 )
@@ -60,6 +61,12 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
     where.add_argument("--alpha", const={"alpha": True}, dest="regions", action="append_const", help="where the photo"
                        " is transparent")  # fmt: skip
 
+    an_object: dict[str, Any] = {"action": _Object, "dest": "regions", "const": []}
+    where.add_argument("--snap", **an_object, metavar="x0,y0,x1,y1", help="a loose box around an object, whose outline"
+                       " is found; clicks after it correct that")  # fmt: skip
+    where.add_argument("--click", "--click_not", **an_object, metavar="x,y", help="a point on an object, or beside it,"
+                       " as often as needed; after another region or --reference_path, of the next object")  # fmt: skip
+
     add_editing(p)
     how = add_sampling(p)
     how.add_argument("--seed", type=int, default=321, help="of the first picture; the others count up from it (321)")
@@ -89,6 +96,22 @@ def _box_region(words: str) -> dict[str, Any]:
     return parse_box(words).settings
 
 
+class _Object(argparse.Action):
+    """A point or a loose box: belongs to the region before it, if that is an object and no reference has come since, or
+    else begins one. const: a list, shared by all such flags, of the number of references before the last of them."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        kind, before = (option or "").removeprefix("--"), self.const
+        regions = list(getattr(namespace, self.dest, None) or [])
+        references = len(getattr(namespace, "references", None) or [])
+        goes_on = bool(regions) and isinstance(regions[-1], dict) and {"snap", "click", "click_not"} & {*regions[-1]}
+        goes_on = goes_on and kind != "snap" and before == [references]
+        region = regions.pop() if goes_on else {}
+        value = _box_region(values)["box"] if kind == "snap" else [*region.get(kind, []), _corner(values)]
+        setattr(namespace, self.dest, [*regions, region | {kind: value}])
+        before[:] = [references]
+
+
 def _corner(words: str) -> list[int]:
     from ldm.editing.regions import parse_point
 
@@ -116,7 +139,7 @@ def parse(argv: Sequence[str] | None, description: str | None = None) -> argpars
     if not opt.image_path:
         raise UserError("no photo is given: name one with --image_path")
     if not opt.regions:
-        raise UserError("no region is marked: use --mask_path, --box, --polygon or --alpha")
+        raise UserError("no region is marked: use --mask_path, --box, --polygon, --alpha, --click or --snap")
     if not opt.references:
         raise UserError("no reference is given: name one with --reference_path")
 

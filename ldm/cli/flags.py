@@ -38,8 +38,8 @@ def context(word: str) -> float | str:
 
 
 def add_editing(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """invert, grow, context, background, feather, strength, reference_fit, blend_latents, watermark. -> their group;
-    see placement_from, blending_from, sampling_from."""
+    """invert, grow, context, background, feather, strength, reference_fit, reference_cutout, segment, blend_latents,
+    watermark. -> their group; see placement_from, blending_from, sampling_from."""
     group = parser.add_argument_group("editing")
     group.add_argument("--invert", action="store_true", help="paint everything except the regions")
     group.add_argument("--grow", type=float, default=0.0, help="pixels to grow regions by; below 0: to shrink them by")
@@ -65,6 +65,13 @@ def add_editing(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         help="below 1: start from the photo's own region, whose layout stays; 0 changes nothing (1)",
     )
     group.add_argument("--reference_fit", default="squash", help="to a square: squash, pad or crop (squash)")
+    group.add_argument("--reference_cutout", action="store_true", help="leave out the references' background (no)")
+    group.add_argument(
+        "--segment",
+        metavar="FOLDER",
+        help="what finds objects, for --click, --snap and --reference_cutout: grabcut, hub to download SAM 2, or the"
+        " folder of a SAM 2 (grabcut)",
+    )
     group.add_argument(
         "--blend_latents",
         action="store_true",
@@ -126,7 +133,10 @@ def placement_from(opt: argparse.Namespace) -> Placement:
     from ldm.editing.options import Placement
 
     height, width = getattr(opt, "H", None), getattr(opt, "W", None)
-    return Placement(opt.context, height, width, opt.grow, opt.invert, opt.reference_fit)
+    return Placement(
+        *(opt.context, height, width, opt.grow, opt.invert, opt.reference_fit),
+        *(opt.reference_cutout, opt.segment),
+    )
 
 
 def blending_from(opt: argparse.Namespace) -> Blending:

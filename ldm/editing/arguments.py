@@ -40,15 +40,20 @@ def takes_flag_names(call: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def one_region(mask: Any, box: Any, polygon: Any, alpha: bool) -> Any:
+def one_region(
+    mask: Any, box: Any, polygon: Any, alpha: bool, snap: Any = None, click: Any = None, click_not: Any = None
+) -> Any:
     """The mask, or the region given in its place. Raises UserError: two of them."""
     given = {name: value for name, value in (("box", box), ("polygon", polygon)) if value is not None}
     given |= {"alpha": True} if alpha else {}
-    if len(given) + (mask is not None) > 1:
+    clicked = {"snap": snap, "click": click, "click_not": click_not}
+    clicked = {name: value for name, value in clicked.items() if value is not None}
+    if len(given) + (mask is not None) + bool(clicked) > 1:
         raise UserError(
-            "mask, box, polygon and alpha exclude each other: give one, or several as regions=[Region(...), ...]"
+            "mask, box, polygon, alpha and click or snap exclude each other: give one, or several as"
+            " regions=[Region(...), ...]"
         )
-    return Region(**given) if given else mask
+    return Region(**given, **clicked) if given or clicked else mask
 
 
 def photos_and_seeds(

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 from PIL import Image
 
 from ldm.editing.options import Blending, Placement
 from ldm.editing.pictures import Picture, as_picture
 from ldm.editing.references import References
 from ldm.editing.regions import Region
-from ldm.images import upright_photo
+from ldm.images import upright_alpha, upright_photo
+from ldm.segmentation.objects import without_background
 from ldm.util import UserError
 
 
@@ -48,6 +50,8 @@ class MarkedPhoto:
             raise TypeError("a tuple of references is empty: give one or more pictures of the object")
         if not all(isinstance(region, Region) for region in regions):
             raise TypeError("regions are of the class ldm.editing.regions.Region")
+        if placement.reference_cutout:
+            groups = [tuple(_cut_out(picture, placement.segment) for picture in group) for group in groups]
         if len(groups) == 1:
             groups *= len(regions)
         if len(groups) != len(regions):
@@ -59,3 +63,10 @@ class MarkedPhoto:
         """The chosen blending for this photo. If its region was erased, there is nothing to blend with: the band's
         default width is then 0."""
         return replace(chosen, feather=0.0) if self.has_alpha_region and chosen.feather is None else chosen
+
+
+def _cut_out(reference: Image.Image, segment: str | None) -> Image.Image:
+    """Without its background, unless it has none already. Raises UserError."""
+    alpha = upright_alpha(reference)
+    has_none = alpha is not None and int(np.asarray(alpha).min()) < 128
+    return reference if has_none else without_background(reference, segment)

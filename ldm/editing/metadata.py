@@ -25,7 +25,10 @@ PLACES = "paint-by-example files"  # of that `info`: where the files are
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
 ASCII = b"ASCII\0\0\0"  # EXIF's mark of a comment in ASCII
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-FILES = ("image", "regions", "references", "reference_masks", "config", "ckpt", "lora", "decoder", "safety_checker")
+FILES = (  # settings that are paths
+    *("image", "regions", "references", "reference_masks", "config", "ckpt", "lora", "decoder", "safety_checker"),
+    "segment",
+)
 NEARBY = ".files"  # folder beside a picture, for what must not be inside it
 
 

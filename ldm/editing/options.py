@@ -119,6 +119,8 @@ class Placement:
     grow: pixels by which regions are made larger; below 0: smaller
     invert: paint everything except the regions
     reference_fit: how a reference becomes square: "squash" (as published), "pad" or "crop"
+    reference_cutout: leave out the background of references that are not transparent already
+    segment: what finds objects: None for GrabCut, "hub" for SAM 2, or its folder; see ldm.segmentation.objects
 
     Raises UserError for a context that is out of range or an unknown reference_fit."""
 
@@ -128,8 +130,12 @@ class Placement:
     grow: float = 0.0
     invert: bool = False
     reference_fit: str = "squash"
+    reference_cutout: bool = False
+    segment: str | None = None
 
     def __post_init__(self) -> None:
+        if self.segment == "grabcut":
+            object.__setattr__(self, "segment", None)
         context = self.context
         if context not in (None, WHOLE_PHOTO) and not (
             isinstance(context, int | float) and 1 <= context <= MAX_CONTEXT

@@ -1,4 +1,4 @@
-"""Regions: what to paint, as a mask, a box, a polygon or the photo's transparency; inverted, grown, shrunk.
+"""Regions: what to paint, as a mask, a box, a polygon, the photo's transparency or an object; inverted, grown, shrunk.
 
 Coordinates are pixels of the photo as it is seen, turned as its EXIF says. Masks are PIL L, 255 = paint."""
 
@@ -18,20 +18,24 @@ from PIL import Image, ImageDraw, ImageOps
 from ldm.editing.background import distance_to_edge
 from ldm.editing.options import Placement
 from ldm.editing.pictures import Picture, as_picture
-from ldm.images import upright_alpha, upright_mask, upright_size
+from ldm.images import upright_alpha, upright_mask, upright_rgb, upright_size
+from ldm.segmentation.objects import Point, Prompt, find_object
 from ldm.util import UserError
 
-Point = tuple[int, int]
+KINDS = ("mask", "box", "polygon", "alpha")
+OBJECT = ("snap", "click", "click_not")
 
 
 @dataclass(frozen=True)
 class Region:
-    """A part of a photo to paint; exactly one of the four is given.
+    """A part of a photo to paint: a mask, a box, a polygon, alpha, or an object; exactly one of these is given.
 
     mask: a picture, white (255) where to paint, of the photo's proportions; see ldm.editing.pictures.as_picture
     box: x0, y0, x1, y1; x1 and y1 are the first column and row outside
     polygon: three or more corners (x, y), in order
     alpha: where the photo is transparent, as after an eraser
+    snap, click, click_not: an object, by a box like `box` that is loosely around all of it, by points (x, y) on it, or
+        both; and points beside it. ldm.segmentation finds its outline
 
     Raises UserError for anything else."""
 
@@ -39,11 +43,19 @@ class Region:
     box: tuple[int, int, int, int] | None = None
     polygon: tuple[Point, ...] | None = None
     alpha: bool = False
+    snap: tuple[int, int, int, int] | None = None
+    click: tuple[Point, ...] | None = None
+    click_not: tuple[Point, ...] | None = None
 
     def __post_init__(self) -> None:
-        given = [self.mask is not None, self.box is not None, self.polygon is not None, self.alpha is True]
+        for name in ("click", "click_not"):
+            object.__setattr__(self, name, _points(getattr(self, name), name))
+        by_object = self.snap is not None or self.click is not None
+        given = [self.mask is not None, self.box is not None, self.polygon is not None, self.alpha is True, by_object]
+        if self.click_not is not None and not by_object:
+            raise UserError("click_not is beside an object that nothing marks: give click or snap as well")
         if sum(given) != 1 or not isinstance(self.alpha, bool):
-            raise UserError("a region is a mask, a box, a polygon or alpha: give exactly one of them")
+            raise UserError("a region is a mask, a box, a polygon, alpha or an object: give exactly one of them")
         if self.mask is not None and not isinstance(
             self.mask, str | os.PathLike
         ):  # files are read when they are needed
@@ -53,6 +65,8 @@ class Region:
                 raise UserError(str(error)) from error
         if self.box is not None:
             object.__setattr__(self, "box", _whole_numbers(self.box, 4, "box"))
+        if self.snap is not None:
+            object.__setattr__(self, "snap", _whole_numbers(self.snap, 4, "snap"))
         if self.polygon is not None:
             if isinstance(self.polygon, str) or not isinstance(self.polygon, Iterable):
                 raise UserError(f"polygon {self.polygon!r:.60} is not a list of corners: give three or more (x, y)")
@@ -61,8 +75,9 @@ class Region:
     @classmethod
     def from_settings(cls, value: Any) -> Region:
         """A region from its settings, as read from a file: the inverse of `settings`. Raises UserError."""
-        if not (isinstance(value, dict) and len(value) == 1 and value.keys() <= {"mask", "box", "polygon", "alpha"}):
-            raise UserError(f"region {value!s:.60} is unknown: use a mask, a box, a polygon or alpha")
+        keys = value.keys() if isinstance(value, dict) else set()
+        if not (keys and (keys <= set(OBJECT) or (len(keys) == 1 and keys <= set(KINDS)))):
+            raise UserError(f"region {value!s:.60} is unknown: use a mask, a box, a polygon, alpha, click or snap")
         return cls(**value)
 
     @property
@@ -74,6 +89,8 @@ class Region:
             return {"polygon": [list(point) for point in self.polygon]}
         if self.alpha:
             return {"alpha": True}
+        if by_object := {name: value for name in OBJECT if (value := getattr(self, name)) is not None}:
+            return {name: np.array(value).tolist() for name, value in by_object.items()}
         path = getattr(self.mask, "filename", "") if isinstance(self.mask, Image.Image) else self.mask
         return {"mask": os.fspath(path or "")}  # type: ignore[arg-type]  # a path by now
 
@@ -90,8 +107,11 @@ class Region:
             mask = polygon_mask(size, self.polygon)
         elif self.alpha:
             mask = alpha_mask(image)
+        elif self.snap is not None or self.click is not None:
+            prompt = Prompt(self.snap, self.click or (), self.click_not or ())
+            mask = find_object(upright_rgb(image), prompt, placement.segment)
         else:
-            assert self.mask is not None  # one of the four is given
+            assert self.mask is not None  # one of the five is given
             mask = upright_mask(as_picture(self.mask, "mask"), image)
             if mask.size != size:
                 mask = mask.resize(size, Image.Resampling.BILINEAR)
@@ -114,6 +134,18 @@ def _whole_numbers(values: Any, count: int, name: str) -> tuple[int, ...]:
     if len(numbers) != count:
         raise UserError(f"{name} {values!s:.60} is not {count} whole numbers: give pixels of the photo, not fractions")
     return numbers
+
+
+def _points(values: Any, name: str) -> tuple[Point, ...] | None:
+    """One point, or several; none at all is None. Raises UserError."""
+    if values is None:
+        return None
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise UserError(f"{name} {values!r:.60} is not a list of points: give one or more (x, y)")
+    values = list(values)
+    if len(values) == 2 and not any(isinstance(each, Iterable) for each in values):
+        values = [values]
+    return tuple(_whole_numbers(each, 2, name) for each in values) or None  # type: ignore[misc]
 
 
 def _numbers(words: str, count: int, example: str) -> tuple[int, ...]:

@@ -54,7 +54,7 @@ class SegmentAnything:
         given: dict[str, Any] = {"input_boxes": [[list(prompt.box)]]} if prompt.box else {}
         if points:
             given |= {"input_points": [[[list(point) for point in points]]], "input_labels": [[labels]]}
-        inputs = self.processor(images=np.ascontiguousarray(picture), return_tensors="pt", **given)
+        inputs = self.processor(images=picture.copy(), return_tensors="pt", **given)
         several = prompt.box is None and len(points) == 1  # one click may mean a part or the whole
         sizes = inputs.pop("original_sizes")
         out = self.network(**inputs, multimask_output=several)

@@ -211,7 +211,7 @@ def test_rows_with_mistakes_are_reported(tmp_path):
     (job,), bad = read_jobs(tmp_path / "jobs.csv", Defaults(sampling=sampling))
     assert job.seed == 7 and job.image == tmp_path / "a.jpg" and job.sampling == sampling
     words = [
-        "the region is none of mask, box, polygon, alpha",
+        "the region is none of mask, box, polygon, alpha, snap, click, click_not",
         "the region is both mask and box",
         "reference is missing",
         "no suffix of a format",

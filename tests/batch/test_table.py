@@ -131,6 +131,8 @@ def test_paths_of_windows(tmp_path):
         ({"polygon": "1,2 30,4 5,60"}, Region(polygon=((1, 2), (30, 4), (5, 60)))),
         ({"polygon": "[(1, 2), (30, 4), (5, 60)]"}, Region(polygon=((1, 2), (30, 4), (5, 60)))),
         ({"alpha": "TRUE"}, Region(alpha=True)),
+        ({"click": "1,2 30,4", "click_not": "5;6"}, Region(click=((1, 2), (30, 4)), click_not=((5, 6),))),
+        ({"snap": "1 2 30 40", "click_not": "5,6"}, Region(snap=(1, 2, 30, 40), click_not=((5, 6),))),
         ({"alpha": "1.0"}, Region(alpha=True)),
         ({"alpha": "no", "mask": "/m.png"}, Region(mask="/m.png")),
     ],
@@ -145,7 +147,7 @@ def test_every_setting_is_a_column(tmp_path):
     """A row's settings take precedence over the flags', and a row without any has the flags'."""
     changed = {
         **settings_of(Sampling(2.5, "ddim", 9, 0.5, None, 1, 0.8, True)),
-        **settings_of(Placement("photo", 128, 64, -2.0, True, "pad"), Blending("feather", 3.0)),
+        **settings_of(Placement("photo", 128, 64, -2.0, True, "pad", True, "sam"), Blending("feather", 3.0)),
     }
     del changed["interval"], changed["refresh"]  # those of a preset
     assert set(changed) == {*SAMPLING, *PLACEMENT, *BLENDING} <= set(COLUMNS)

@@ -373,7 +373,7 @@ def test_names_survive_any_extension(run, tmp_path, name):
         ([], {"outdir": ROOT / "README.md"}, "cannot be written to (Not a directory)"),
         ([], {"outdir": ROOT / "README.md/deeper"}, "cannot be written to (Not a directory)"),
         ([], {"image_path": None}, "no photo is given: name one with --image_path"),
-        ([], {"mask_path": None}, "no region is marked: use --mask_path, --box, --polygon or --alpha"),
+        ([], {"mask_path": None}, "no region is marked: use --mask_path, --box, --polygon, --alpha, --click or"),
         (["--box", "10,10,50,50"], {"reference_path": None}, "no reference is given: name one with --reference_path"),
         (["--box", "0.1,0.1,0.5,0.5"], {}, "0.1,0.1,0.5,0.5 are fractions: give x0,y0,x1,y1 in pixels"),
         (["--polygon", "0.1,0.1", "0.5,0.5"], {}, "0.1,0.1 are fractions: give x,y in pixels"),
