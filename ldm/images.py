@@ -81,19 +81,20 @@ def pictures_below(folder: Path) -> Walk:
     return found
 
 
-def open_picture(path: str | os.PathLike, name: str) -> Image.Image:
-    """A decoded picture file, with the mode and EXIF of the file. name: what the picture is, for errors.
+def open_picture(path: str | os.PathLike, name: str, data: bytes | None = None) -> Image.Image:
+    """A decoded picture file, with the mode and EXIF of the file. name: what the picture is, for errors; data: the
+    file's bytes, if it is not on a disk.
 
     Raises UserError: missing, not a picture, damaged, too many pixels."""
-    if os.path.isdir(path):
+    if data is None and os.path.isdir(path):
         raise UserError(f"{name} {path} is a folder: give a picture in it")
-    with _reading(path, name), open_tolerantly(path) as image:
+    with _reading(path, name), open_tolerantly(path if data is None else data) as image:
         image.load()
         return image
 
 
-def pixels_in_header(path: str | os.PathLike) -> int:
-    """How many pixels a picture file has, by its header. Raises as Image.open does."""
+def pixels_in_header(path: str | os.PathLike | bytes) -> int:
+    """How many pixels a picture file, or its bytes, has, by its header. Raises as Image.open does."""
     with open_tolerantly(path, with_pixels=False) as image:
         return image.width * image.height
 

@@ -39,6 +39,7 @@ NOT_RUN = {  # command or its beginning: why
     "source .venv": "what make does",
     "pip install": "network, gigabytes",
     "conda": "needs conda, network, gigabytes",
+    "curl": "needs a server; tests/web/test_iopaint.py sends these requests",
     "pre-commit": "needs pre-commit",
     "ln -s": "needs ComfyUI; tests/integrations/test_comfyui.py links the folder",
     "cp examples/mini/": "needs ComfyUI; tests/integrations/test_comfyui.py takes the pictures from where they are",

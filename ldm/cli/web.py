@@ -22,6 +22,8 @@ def parser() -> argparse.ArgumentParser:
     server.add_argument("--listen", default="127.0.0.1", help="address; 0.0.0.0 for the whole network (%(default)s)")
     server.add_argument("--port", type=int, default=7860, help="(%(default)s)")
     add_model(p)
+    server.add_argument("--segment", metavar="FOLDER", help="what finds clicked objects: grabcut, hub to download"
+                        " SAM 2, or the folder of a SAM 2 (grabcut)")  # fmt: skip
     return p
 
 
@@ -34,10 +36,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     from ldm.checkpoint.locate import choose_model
     from ldm.images import open_picture
     from ldm.pipeline import PaintByExample
+    from ldm.segmentation.objects import load_segmenter
     from ldm.web.examples import examples_for
+    from ldm.web.iopaint import IOPaint
     from ldm.web.page import build, serve
     from ldm.web.worker import EditWorker, ModelInfo
 
+    load_segmenter(opt.segment)  # what is wrong with it is said now
     config, ckpt = choose_model(opt.config, opt.ckpt, opt.lora)
     edit = PaintByExample.from_loading(replace(loading_from(opt), config=config, ckpt=ckpt))
     adapter = {"lora": Path(opt.lora).name, "lora_scale": opt.lora_scale} if opt.lora else {}
@@ -46,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     worker = EditWorker(edit, model, [open_picture(example.image, "example") for example in examples])
     worker.measure()
     page = build(worker, examples)
-    print(f"the page is at {serve(page, opt.listen, opt.port)} until Ctrl-C", flush=True)
+    url = serve(page, opt.listen, opt.port, IOPaint(worker, opt.segment).routes())
+    print(f"the page is at {url} until Ctrl-C", flush=True)
     try:
         page.block_thread()
     finally:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -88,8 +89,28 @@ def save_with_settings(
     if settings is not None:
         picture = picture.copy()
         attach_settings(picture, settings)
-    path, text = Path(path), picture.info.get(KEY, "{}")
-    options: dict[str, Any] = {"format": FORMATS[path.suffix.lower()]}
+    path = Path(path)
+    options = _options(picture, FORMATS[path.suffix.lower()])
+    with replacing(path) as temporary:
+        picture.save(temporary, **options)
+    if places := picture.info.get(PLACES):
+        file = places_file(path)
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(places))
+
+
+def png_with_settings(picture: Image.Image, settings: Mapping[str, Any]) -> bytes:
+    """The bytes of the file that save_with_settings writes."""
+    picture, file = picture.copy(), io.BytesIO()
+    attach_settings(picture, settings)
+    picture.save(file, **_options(picture, "PNG"))
+    return file.getvalue()
+
+
+def _options(picture: Image.Image, kind: str) -> dict[str, Any]:
+    """What Image.save is told, so that the file contains the settings in the picture's `info`."""
+    text = picture.info.get(KEY, "{}")
+    options: dict[str, Any] = {"format": kind}
     if options["format"] != "PNG":
         exif = Image.Exif()
         if text != "{}":
@@ -98,12 +119,7 @@ def save_with_settings(
     elif text != "{}":
         options["pnginfo"] = PngInfo()
         options["pnginfo"].add_itxt(KEY, text)
-    with replacing(path) as temporary:
-        picture.save(temporary, **options)
-    if places := picture.info.get(PLACES):
-        file = places_file(path)
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps(places))
+    return options
 
 
 def read_settings(picture: str | os.PathLike | Image.Image) -> dict[str, Any]:

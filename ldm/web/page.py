@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import gradio as gr
+from starlette.routing import BaseRoute
 
 from ldm.util import UserError
 from ldm.web.call import edit_endpoint
 from ldm.web.events import ONE_AT_A_TIME, Events
 from ldm.web.examples import Example, paints_small_world
 from ldm.web.layout import build_layout
-from ldm.web.uploads import MAX_FILE_SIZE
+from ldm.web.uploads import MAX_MEGABYTES
 from ldm.web.worker import EditWorker
 
 QUEUE_SIZE = 32  # edits that wait; later ones are refused
@@ -40,14 +41,16 @@ def build(worker: EditWorker, examples: Sequence[Example]) -> gr.Blocks:
     return page.queue(max_size=QUEUE_SIZE)
 
 
-def serve(page: gr.Blocks, listen: str, port: int) -> str:
-    """Starts the server in threads of its own and returns its address. Raises UserError where it cannot listen."""
+def serve(page: gr.Blocks, listen: str, port: int, routes: Sequence[BaseRoute] = ()) -> str:
+    """Starts the server in threads of its own and returns its address. routes: what it answers beside the page. Raises
+    UserError where it cannot listen."""
     try:
         _, url, _ = page.launch(
             prevent_thread_lock=True,
             server_name=listen,
             server_port=port,
-            max_file_size=MAX_FILE_SIZE,
+            app_kwargs={"routes": list(routes)},
+            max_file_size=f"{MAX_MEGABYTES}mb",
             quiet=True,
             run_history=False,
             footer_links=["api"],

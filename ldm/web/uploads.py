@@ -18,7 +18,8 @@ from ldm.util import UserError
 from ldm.web.worker import EditResult
 
 MAX_MEGAPIXELS = 50
-MAX_FILE_SIZE = "50mb"  # of one upload
+MAX_MEGABYTES = 50  # of one upload
+SENT = "in the request"  # where a picture without a file is
 
 
 def upload_path(file: object, name: str) -> str | None:
@@ -52,7 +53,14 @@ def open_upload(path: str | os.PathLike | None, name: str) -> Image.Image:
     return picture
 
 
-def _pixels_in_header(path: str | os.PathLike) -> float:
+def open_bytes(data: bytes, name: str) -> Image.Image:
+    """As open_upload, of the bytes of a picture that never was a file. Raises UserError."""
+    if _pixels_in_header(data) > MAX_MEGAPIXELS * 10**6:
+        raise UserError(f"the {name} has more than {MAX_MEGAPIXELS} megapixels: make it smaller")
+    return open_picture(SENT, f"the {name}", data)
+
+
+def _pixels_in_header(path: str | os.PathLike | bytes) -> float:
     """How many pixels a picture file has; infinity where Pillow refuses to open so many, 0 where it cannot read it."""
     try:
         with warnings.catch_warnings():

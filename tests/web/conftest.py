@@ -74,10 +74,11 @@ def page(worker):
 
 
 @pytest.fixture(scope="module")
-def url(page):
+def url(page, worker):
+    from ldm.web.iopaint import IOPaint
     from ldm.web.page import serve
 
-    yield serve(page, "127.0.0.1", free_port())
+    yield serve(page, "127.0.0.1", free_port(), IOPaint(worker).routes())
     page.close()
 
 
