@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from ldm.storage import Place, Url, is_url, local, upload_files
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -97,9 +98,10 @@ def walk(folder: Path, endings: Container[str] | None = None, hidden: bool = Fal
 
 def sha256_of(path: str | os.PathLike) -> str:
     """The SHA-256, in hexadecimal, of a file, or of all files of a folder with their names. Raises UserError."""
-    path, digest = Path(path), hashlib.sha256()
-    files = walk(path, hidden=True).files if path.is_dir() else [path]
+    digest = hashlib.sha256()
     try:
+        path = local(path)
+        files = walk(path, hidden=True).files if path.is_dir() else [path]
         for file in files:
             if path.is_dir():
                 digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
@@ -112,18 +114,24 @@ def sha256_of(path: str | os.PathLike) -> str:
 
 
 @contextlib.contextmanager
-def staging(folder: Path) -> Iterator[Path]:
+def staging(folder: Place) -> Iterator[Path]:
     """A temporary folder inside `folder`. When the block ends, its files move to `folder` and replace those of the same
-    name; when the block fails, they are deleted. Raises UserError if the disk is full or writing is not allowed."""
+    name; when the block fails, they are deleted. For a folder in storage the temporary one is on this machine, and its
+    files are written one after the other.
+
+    Raises UserError if the disk is full or writing is not allowed."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+        if isinstance(folder, Url):
+            temporary = Path(tempfile.mkdtemp())
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
     except OSError as error:
         cure = SHORTEN if error.errno == errno.ENAMETOOLONG else "choose another folder"
         raise UserError(f"{folder} cannot be written to ({error.strerror}): {cure}") from error
     try:
         yield temporary
-        _move(temporary, folder)
+        upload_files(temporary, folder) if isinstance(folder, Url) else _move(temporary, folder)
     except OSError as error:
         if error.errno is None:  # a library's own, about what is to be written
             raise
@@ -134,12 +142,13 @@ def staging(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Place) -> Iterator[Path]:
     """A temporary file that replaces `path` when the block ends, and is deleted when the block fails."""
-    temporary = path.with_name(f".partial-{secrets.token_hex(4)}")
+    folder = Path(tempfile.gettempdir()) if isinstance(path, Url) else path.parent
+    temporary = folder / f".partial-{secrets.token_hex(4)}"
     try:
         yield temporary
-        os.replace(temporary, path)
+        path.upload(temporary) if isinstance(path, Url) else os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -179,7 +188,7 @@ def save_pickled(content: Any, path: Path) -> None:
 def check_name(path: str | os.PathLike, what: str) -> None:
     """Raises UserError if a file or folder in the path has a longer name than file systems take. Called before the
     work; what: the flag or the column that gave the path."""
-    for part in Path(path).parts:
+    for part in os.fspath(path).split("/") if is_url(path) else Path(path).parts:
         if (length := len(os.fsencode(part))) > NAME_MAX:
             raise UserError(f"{what} {part:.40}... has a name of {length} bytes, more than the {NAME_MAX} that file "
                             f"systems take: {SHORTEN}")  # fmt: skip

@@ -17,6 +17,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from ldm.files import Walk, walk
 from ldm.pictures.colour import eight_bit, in_srgb, rgb_in_own_space, rgb_profile, tell_if_dark
 from ldm.pictures.metadata import open_tolerantly, without_metadata
+from ldm.storage import is_url, place
 from ldm.util import UserError, UserNote
 
 WITHOUT_PIXELS = {"EPS", "MPEG"}  # formats that Pillow names, but needs another program to draw, or cannot
@@ -81,6 +82,11 @@ def pictures_below(folder: Path) -> Walk:
     return found
 
 
+def _source(path: str | os.PathLike) -> str | os.PathLike | bytes:
+    """The path of a file on a disk, the bytes of one in storage."""
+    return place(path).read_bytes() if is_url(path) else path
+
+
 def open_picture(path: str | os.PathLike, name: str, data: bytes | None = None) -> Image.Image:
     """A decoded picture file, with the mode and EXIF of the file. name: what the picture is, for errors; data: the
     file's bytes, if it is not on a disk.
@@ -88,8 +94,10 @@ def open_picture(path: str | os.PathLike, name: str, data: bytes | None = None) 
     Raises UserError: missing, not a picture, damaged, too many pixels."""
     if data is None and os.path.isdir(path):
         raise UserError(f"{name} {path} is a folder: give a picture in it")
-    with _reading(path, name), open_tolerantly(path if data is None else data) as image:
+    with _reading(path, name), open_tolerantly(_source(path) if data is None else data) as image:
         image.load()
+        if is_url(path):
+            image.filename = os.fspath(path)  # type: ignore[attr-defined]
         return image
 
 
@@ -131,7 +139,7 @@ class PictureFile:
     def __init__(self, path: str | os.PathLike, data: bytes | None = None):
         self.path = path
         with _reading(path, "image"):
-            self.data = Path(path).read_bytes() if data is None else data
+            self.data = place(path).read_bytes() if data is None else data
             self.header = open_tolerantly(self.data)
             self.size = upright_size(self.header)
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-from pathlib import Path
+
+from ldm.storage import Place
 
 DELIMITERS = ",;\t"
 
 
-def read_text(path: Path, errors: str = "strict") -> str:
+def read_text(path: Place, errors: str = "strict") -> str:
     """A text file in UTF-8, or in UTF-16 with the mark that Windows writes. Raises OSError, UnicodeDecodeError."""
     content = path.read_bytes()
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return content.decode("utf-16" if wide else "utf-8-sig", errors)
 
 
-def read_rows(path: Path, errors: str = "strict") -> list[tuple[int, list[str]]]:
+def read_rows(path: Place, errors: str = "strict") -> list[tuple[int, list[str]]]:
     """(number of the line, cells) of each row of a CSV file that is not blank; cells are as written, spaces included.
 
     The delimiter is the one of DELIMITERS that the first row has most often. A row `sep=;`, which Excel writes, is

@@ -21,6 +21,7 @@ EXTRAS = {  # of the package: what each is needed for
     "train": "training",
     "eval": "evaluation",
     "web": "the web page",
+    "storage": "reading from storage",
     "docs": "building the documentation",
 }
 ALIASES = {  # targets of published configs -> where these classes are; an installed package has no main.py

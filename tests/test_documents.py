@@ -44,6 +44,9 @@ NOT_RUN = {  # command or its beginning: why
     "ln -s": "needs ComfyUI; tests/integrations/test_comfyui.py links the folder",
     "cp examples/mini/": "needs ComfyUI; tests/integrations/test_comfyui.py takes the pictures from where they are",
     "python scripts/measure_clicks.py": "a minute; tests/segmentation/test_objects.py measures the same on six scenes",
+    "python scripts/edit_batch.py s3://": "needs a bucket; tests/batch/test_processes.py starts one",
+    "torchrun --nproc_per_node 8 scripts/edit_batch.py": "the same",
+    "srun": "needs SLURM",
     "python scripts/editing_figures.py": "minutes; draws into docs/",
     "python main.py --base configs/mini/paint_by_example.yaml configs/mini/distill.yaml": "half an hour",
 }

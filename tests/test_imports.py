@@ -12,6 +12,7 @@ GROUND = [
     "ldm.images",
     "ldm.pictures.colour",
     "ldm.pictures.metadata",
+    "ldm.storage",
     "ldm.tables",
     "ldm.lr_scheduler",
 ]
@@ -69,7 +70,7 @@ def test_imports_point_one_way():
 
 
 def test_the_ground_floor_is_small():
-    assert len(list(ROOT.glob("ldm/*.py"))) <= 9
+    assert len(list(ROOT.glob("ldm/*.py"))) <= 10
 
 
 def test_scripts_and_integrations_hold_no_logic_that_others_import():

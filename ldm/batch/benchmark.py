@@ -25,22 +25,6 @@ from ldm.pipeline import PaintByExample
 from ldm.util import UserError
 
 
-def rank_and_world_size() -> tuple[int, int]:
-    """This process's number and how many there are, as torchrun sets RANK and WORLD_SIZE. Raises UserError."""
-    words = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE")]
-    if words == [None, None]:
-        return 0, 1
-    try:
-        rank, world = (int(word) for word in words if word is not None)
-        if not 0 <= rank < world:
-            raise ValueError
-    except ValueError as error:
-        raise UserError(
-            "RANK and WORLD_SIZE are not two numbers with 0 <= RANK < WORLD_SIZE: unset both, or use torchrun"
-        ) from error
-    return rank, world
-
-
 def require_same_settings(path: Path, settings: Mapping[str, Any]) -> None:
     """Write the settings, or check that the results already there were made with the same. Raises UserError."""
     settings = json.loads(json.dumps(settings))  # as a file has them

@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ldm.editing.metadata import check_format
@@ -20,6 +19,7 @@ from ldm.editing.options import WHOLE_PHOTO, Blending, Context, Placement, Sampl
 from ldm.editing.regions import KINDS, OBJECT, Point, Region, parse_box, parse_point
 from ldm.files import check_name
 from ldm.models.diffusion.presets import resolve_preset
+from ldm.storage import Place, Url, is_url, place
 from ldm.tables import read_rows
 from ldm.util import UserError
 
@@ -32,11 +32,11 @@ class Job:
     """A row that can be tried. reference_masks: none, or one for each of the references."""
 
     line: int
-    image: Path
+    image: Place
     region: Region
-    references: tuple[Path, ...]
-    reference_masks: tuple[Path, ...]
-    out: Path
+    references: tuple[Place, ...]
+    reference_masks: tuple[Place, ...]
+    out: Place
     seed: int
     sampling: Sampling
     placement: Placement
@@ -107,7 +107,7 @@ class BadRow(NamedTuple):
     reason: str
 
 
-def read_jobs(path: Path, defaults: Defaults) -> tuple[list[Job], list[BadRow]]:
+def read_jobs(path: Place, defaults: Defaults) -> tuple[list[Job], list[BadRow]]:
     """jobs.csv -> its jobs, and the rows that cannot be tried.
 
     Raises UserError: a missing file, a missing or unknown column, no rows."""
@@ -128,7 +128,7 @@ def read_jobs(path: Path, defaults: Defaults) -> tuple[list[Job], list[BadRow]]:
 SURPLUS = "too many values"  # key of the values beyond the last column
 
 
-def _read_table(path: Path) -> list[tuple[int, Row]]:
+def _read_table(path: Place) -> list[tuple[int, Row]]:
     """The numbers of the lines, and their cells by column. Raises UserError."""
     try:
         rows = read_rows(path)
@@ -166,7 +166,7 @@ def _fault(columns: list[str], rows: list[tuple[int, list[str]]]) -> str | None:
     return None if rows else "has no rows"
 
 
-def _job(line: int, row: Row, folder: Path, defaults: Defaults) -> Job:
+def _job(line: int, row: Row, folder: Place, defaults: Defaults) -> Job:
     """Raises UserError for what is wrong with the row."""
     if SURPLUS in row:
         raise UserError("there are more values than columns: quote values that contain commas, such as a box")
@@ -174,8 +174,10 @@ def _job(line: int, row: Row, folder: Path, defaults: Defaults) -> Job:
         raise UserError(f"{missing[0]} is missing: give one")
     seed = _values(row, {"seed": whole}).get("seed", defaults.seed)
     check_seed(seed)
-    image, out = _path(folder, row["image"]), folder / row["out"].replace("\\", "/")
+    image, out = _path(folder, row["image"]), _joined(folder, row["out"].replace("\\", "/"))
     check_format(out)
+    if isinstance(out, Url):
+        out.check_writable()
     check_name(out, "out")
     references, masks = (
         tuple(_path(folder, name.strip()) for name in row.get(column, "").split("|") if name.strip())
@@ -211,7 +213,7 @@ def _sampling(row: Row, defaults: Defaults) -> Sampling:
     return replace(defaults.sampling, **given)
 
 
-def _region(row: Row, folder: Path) -> Region:
+def _region(row: Row, folder: Place) -> Region:
     """Raises UserError: none, several, or one that is not of its form."""
     given = [name for name in REGIONS if name in row and not (name == "alpha" and not _values(row, {name: flag})[name])]
     by_object = bool(given) and set(given) <= set(OBJECT)
@@ -248,10 +250,14 @@ def _points(name: str, cell: str) -> tuple[Point, ...]:
     return tuple(parse_point(f"{x},{y}") for x, y in zip(words[::2], words[1::2], strict=True))
 
 
-def _path(folder: Path, cell: str) -> Path:
+def _path(folder: Place, cell: str) -> Place:
     """A picture that a cell names; a table from Windows has backslashes."""
-    path = folder / cell
-    return path if "\\" not in cell or path.exists() else folder / cell.replace("\\", "/")
+    path = _joined(folder, cell)
+    return path if "\\" not in cell or path.exists() else _joined(folder, cell.replace("\\", "/"))
+
+
+def _joined(folder: Place, cell: str) -> Place:
+    return place(cell) if is_url(cell) else folder / cell
 
 
 def _values(row: Row, kinds: Kinds) -> dict[str, Any]:

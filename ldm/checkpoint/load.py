@@ -34,6 +34,7 @@ from ldm.checkpoint.names import CLIP, EMA, FIRST_CONV, POSITION_IDS, TEACHER, T
 from ldm.checkpoint.shards import Weights, weights_in
 from ldm.files import save_pickled, save_tensors, staging
 from ldm.models.diffusion.schedule import BUFFERS
+from ldm.storage import local, place
 from ldm.util import UserError, instantiate_from_config, listing, load_config
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def read_checkpoint(path: str | os.PathLike, ema: bool = False) -> StateDict:
     Averaged weights beside the trained ones (model_ema.*) are left out; with `ema` they replace the trained ones. The
     weights of a teacher (teacher.*) are left out. Raises UserError: missing, truncated, not a checkpoint, no averaged
     weights."""
-    path = Path(path)
+    path = local(path)
     try:
         tensors = _without_prefix(_read(path))
     except OSError as error:
@@ -184,7 +185,7 @@ def write_checkpoint(
     to: "diffusers" for a folder of any name. config: for a folder, gives what tensors do not show: heads, scale_factor,
     the CLIP tower's settings. Raises UserError: an unknown suffix, a folder that exists, tensors that do not fit the
     config, a full disk."""
-    path = Path(path)
+    path = place(path)
     suffix = "" if to == "diffusers" else path.suffix.lower()
     if suffix in (".safetensors", ".ckpt", ".pt", ".pth"):
         if path.is_dir():

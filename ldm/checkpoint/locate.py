@@ -9,6 +9,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from ldm.storage import is_url, local
 from ldm.util import INSTALLED, PACKAGE, UserError, own_or_shipped, shipped
 
 ROOT = Path() if INSTALLED else PACKAGE.parent  # the folder of checkpoints/: the working folder, or the checkout
@@ -27,6 +28,8 @@ def choose_model(
     Neither is named: the released model if it is in DEFAULT_CKPT or in the hub's cache; else the miniature model, with
     a note on stderr, unless there is an adapter that does not fit it. Only one is named: the other is the released
     model's. Raises UserError as find_checkpoint does, and for an adapter whose model is not here."""
+    if is_url(config):
+        config = local(config)
     if config is None and ckpt is None and MINI_CKPT.exists() and _released() is None:
         if lora is not None and not _fits_miniature(lora):
             raise UserError(
@@ -69,13 +72,14 @@ def _fits_miniature(lora: str | os.PathLike) -> bool:
 def find_checkpoint(name: str | os.PathLike | None = None) -> Path:
     """Finds a checkpoint.
 
-    name: the path of the user's file or of one that comes with the project; "hub": the released model, from the hub's
-    cache or downloaded; None: the released model in DEFAULT_CKPT or in the hub's cache. Only "hub" downloads.
+    name: the path or URL of the user's file, or the path of one that comes with the project; "hub": the released
+    model, from the hub's cache or downloaded; None: the released model in DEFAULT_CKPT or in the hub's cache. Only
+    "hub" and a URL download.
 
     Raises UserError if there is none or the hub cannot be reached, with the places to get the file from and to put
     it."""
     if name not in (None, "hub"):
-        return own_or_shipped(name)
+        return local(name) if is_url(name) else own_or_shipped(name)
     if name is None:
         if (released := _released()) is not None:
             return released

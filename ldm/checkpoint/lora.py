@@ -19,7 +19,6 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 
 from ldm.checkpoint.files import StateDict
 from ldm.files import save_tensors, staging
+from ldm.storage import Place, local
 from ldm.util import UserError, listing
 
 A, B = ".lora_A.weight", ".lora_B.weight"
@@ -98,7 +98,7 @@ def merge_into(model: nn.Module, adapter: Adapter, scale: float = 1.0) -> None:
 
 def read_adapter(path: str | os.PathLike) -> Adapter:
     """Reads an adapter without running code from the file. Raises UserError: missing, damaged, not an adapter."""
-    path = Path(path)
+    path = local(path)
     cure = "use a lora.safetensors that training wrote"
     try:
         path.open("rb").close()  # gives the reason where the file cannot be opened
@@ -120,7 +120,7 @@ def read_adapter(path: str | os.PathLike) -> Adapter:
         raise UserError(f"lora {path}{str(error).removeprefix('lora')}") from error
 
 
-def write_adapter(adapter: Adapter, path: Path) -> None:
+def write_adapter(adapter: Adapter, path: Place) -> None:
     """Writes atomically: a failure leaves an earlier file as it was."""
     metadata = {"format": "pt", "rank": json.dumps(adapter.rank), "alpha": json.dumps(adapter.alpha)}
     with staging(path.parent) as folder:

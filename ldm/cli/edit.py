@@ -20,7 +20,6 @@ scripts/inference.py is the same command."""
 from __future__ import annotations
 
 import argparse
-import filecmp
 import functools
 import itertools
 import os
@@ -42,6 +41,7 @@ from ldm.cli.flags import blending_from, check_range, loading_from, placement_fr
 from ldm.editing.names import FLAG_NAMES
 from ldm.fast import memory
 from ldm.files import short_stem, staging
+from ldm.storage import Place, Url, place
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -69,13 +69,16 @@ def check_numbers(opt: argparse.Namespace) -> None:
         raise UserError("--skip_save and --skip_grid together would write nothing: give one of them")
 
 
-def results_folder(outdir: Path) -> Path:
+def results_folder(outdir: Place) -> Place:
     """A folder of results is not put into another one: the published layout has <outdir>/results, source and grid."""
     return outdir if outdir.name == "results" else outdir / "results"
 
 
-def check_outdir(outdir: Path) -> None:
+def check_outdir(outdir: Place) -> None:
     """Raises UserError if the folder cannot be written to. Called before the work; leaves nothing behind."""
+    if isinstance(outdir, Url):
+        outdir.check_writable()
+        return
     try:
         existing = next(folder for folder in (outdir, *outdir.absolute().parents) if folder.exists())
         os.rmdir(tempfile.mkdtemp(prefix=".partial-", dir=existing))
@@ -162,7 +165,7 @@ def result_name(opt: argparse.Namespace) -> str:
     """The photo's name, with which the names of its results begin; cut if they would be too long."""
     region = f"{len(opt.regions)}_" if len(opt.regions) > 1 else ""
     longest = f"_{opt.seed + opt.n_iter * opt.n_samples}-99_{region}inpaint.png"  # -99: see keep_earlier
-    return short_stem(Path(opt.image_path).stem, len(longest))
+    return short_stem(place(opt.image_path).stem, len(longest))
 
 
 def write_results(
@@ -176,11 +179,11 @@ def write_results(
 
     if opt.skip_save:
         return
-    outdir, name = Path(opt.outdir), result_name(opt)
+    outdir, name = place(opt.outdir), result_name(opt)
     pictures = results_folder(outdir)
     start = getattr(opt, "start", None)
     with staging(outdir) as folder:
-        staged = folder / pictures.relative_to(outdir)
+        staged = folder if pictures == outdir else folder / pictures.name
         staged.mkdir(exist_ok=True)
         for i, (seed, picture) in enumerate(results.items()):
             own = settings | {"seed": seed, "start": None if start is None else start + i}
@@ -194,7 +197,7 @@ def write_results(
 
 
 def write_grid(opt: argparse.Namespace, sheet: Image.Image) -> None:
-    outdir, name = Path(opt.outdir), result_name(opt)
+    outdir, name = place(opt.outdir), result_name(opt)
     path = Path("grid") / f"grid-{name}_{opt.seed}.png"
     with staging(outdir) as folder:
         (folder / "grid").mkdir()
@@ -203,22 +206,22 @@ def write_grid(opt: argparse.Namespace, sheet: Image.Image) -> None:
     print(f"wrote {outdir / path}")
 
 
-def keep_earlier(outdir: Path, staged: Path, name: str) -> None:
+def keep_earlier(outdir: Place, staged: Path, name: str) -> None:
     """Renames the files of an earlier edit that staged ones are about to replace, unless all of them are the same:
     photo_321.png becomes photo_321-1.png, or has the first number that is free. name: of the photo."""
     files = [path.relative_to(staged) for path in staged.rglob("*") if path.is_file()]
     stem = re.compile(rf"{re.escape(name)}_\d+(?=[._])")
     earlier = [path for path in files if (outdir / path).is_file() and stem.search(path.name)]
-    if all(filecmp.cmp(outdir / path, staged / path, shallow=False) for path in earlier):
+    if all((outdir / path).read_bytes() == (staged / path).read_bytes() for path in earlier):
         return
 
-    def numbered(path: Path, number: int) -> Path:
+    def numbered(path: Path, number: int) -> Place:
         return outdir / path.with_name(stem.sub(lambda found: f"{found[0]}-{number}", path.name, count=1))
 
     number = next(n for n in itertools.count(1) if not any(numbered(path, n).exists() for path in earlier))
     for path in earlier:
-        os.rename(outdir / path, numbered(path, number))
-    pictures = [path for path in earlier if path.parent == results_folder(outdir).relative_to(outdir)]
+        (outdir / path).rename(numbered(path, number))
+    pictures = [path for path in earlier if outdir / path.parent == results_folder(outdir)]
     for path in pictures or earlier[:1]:
         print(f"kept the earlier {outdir / path} as {numbered(path, number)}")
 
@@ -251,7 +254,7 @@ def draw_grid(
 def main(argv: Sequence[str] | None = None) -> None:
     opt = edit_flags.parse(argv, __doc__)
     check_numbers(opt)
-    check_outdir(Path(opt.outdir))
+    check_outdir(place(opt.outdir))
     memory.keep_memory()
 
     from ldm.editing.options import check_seed

@@ -4,7 +4,7 @@
     torchrun --nproc_per_node 8 scripts/inference_test_bench.py --outdir results/test_bench --scale 5
 
 Writes <outdir>/results/<id>.png, of the size of the case's photo, and <outdir>/settings.json with the settings of
-the edits. Under torchrun (or with RANK and WORLD_SIZE set) each process takes its share, on the GPU of its LOCAL_RANK.
+the edits. Under torchrun or SLURM's srun each process takes its share, on a GPU of its own.
 Finished results are skipped, so an interrupted run continues, even with another number of processes. Each case has
 its own seed: batches and the number of processes change nothing except rounding. scripts/inference_test_bench.py
 is the same command."""
@@ -12,7 +12,6 @@ is the same command."""
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -56,9 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         benchmark_settings,
         contact_sheet,
         edit_cases,
-        rank_and_world_size,
         require_same_settings,
     )
+    from ldm.batch.ranks import local_rank, rank_and_world_size
     from ldm.checkpoint.locate import choose_model
     from ldm.editing.options import check_seed
     from ldm.pipeline import PaintByExample
@@ -68,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_seed(opt.seed)
     config, ckpt = choose_model(opt.config, opt.ckpt, opt.lora)
     config = load_config(config)
-    device = opt.device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else None)
+    device = opt.device or (f"cuda:{local_rank() % torch.cuda.device_count()}" if torch.cuda.is_available() else None)
     edit = PaintByExample.from_loading(replace(loading_from(opt), config=config, ckpt=ckpt, device=device))
     settings = benchmark_settings(config, ckpt, bench, edit.precision, opt.seed, sampling) | _parts(opt)
     require_same_settings(opt.outdir / "settings.json", settings)

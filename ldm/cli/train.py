@@ -23,6 +23,7 @@ import yaml
 from ldm.cli.command import command, command_parser
 from ldm.cli.values import override, read_value, trainer_kinds
 from ldm.files import check_name
+from ldm.storage import is_url, place
 from ldm.util import UserError, load_config, read_yaml
 
 if TYPE_CHECKING:
@@ -52,9 +53,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("-b", "--base", nargs="*", default=[], metavar="YAML", help="configs, from left to right")
     p.add_argument("-n", "--name", help="name of the run (default: that of the first config)")
     p.add_argument("-f", "--postfix", default="", help="appended to the name")
-    p.add_argument("-l", "--logdir", type=Path, default=Path("logs"), help="folder for all runs (%(default)s)")
+    p.add_argument("-l", "--logdir", type=place, default="logs", help="folder for all runs (%(default)s)")
     p.add_argument("-r", "--resume", type=Path, help="resume this run, exactly: its folder, or a checkpoint in it")
-    p.add_argument("-p", "--project", type=Path, help="folder for this run (default: <logdir>/<date>_<name>)")
+    p.add_argument("-p", "--project", type=place, help="folder for this run (default: <logdir>/<date>_<name>)")
     p.add_argument("-s", "--seed", type=int, help="of data order, augmentation and noise (23)")
     p.add_argument(
         "-t", "--train", nargs="?", const=True, help="accepted because the published command has it; no effect"
@@ -188,6 +189,8 @@ def new_run_folder(opt: argparse.Namespace) -> Path:
     name = f"{now}_{opt.name or opt.base[0].stem}{opt.postfix}"
     folder = Path(os.environ.setdefault(RUN_VARIABLE, str(opt.project or opt.logdir / name)))
     check_name(folder, "the run's folder")
+    if is_url(os.fspath(opt.project or opt.logdir)):
+        raise UserError(f"{opt.project or opt.logdir} is in storage: name a folder of this machine, and copy the run")
     if (folder / "checkpoints" / LAST).exists():
         raise UserError(f"{folder} contains a run already: resume it with -r {folder}, or name another folder")
     return folder

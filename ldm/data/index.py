@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ldm.files import staging
+from ldm.storage import Place, Url, local, place
 from ldm.util import UserError, require
 
 SPLITS = ("train", "validation", "test")
@@ -33,7 +34,7 @@ class MissingSplit(UserError):
     """A split whose data was never prepared."""
 
 
-def index_path(root: Path, split: str) -> Path:
+def index_path(root: Place, split: str) -> Place:
     """The index of a split under the data set's folder."""
     return root / "bbox" / f"{split}.parquet"
 
@@ -41,13 +42,14 @@ def index_path(root: Path, split: str) -> Path:
 class BoxIndex:
     """`index[i]` -> (path, boxes (n,4) int64) of the split's i-th picture, boxes truncated to whole pixels.
 
-    A Parquet index is unpacked once into arrays in a hidden folder beside it. These are memory-mapped: all worker
-    processes of all training runs on a machine share one copy, and opening it again takes no time."""
+    A Parquet index is unpacked once into arrays in a hidden folder beside it, or beside the copy of one in storage.
+    These are memory-mapped: all worker processes of all training runs on a machine share one copy, and opening it again
+    takes no time."""
 
-    def __init__(self, dataset_dir: str | Path, split: str):
+    def __init__(self, dataset_dir: str | Place, split: str):
         """Raises MissingSplit: neither index nor txt files; UserError: damaged ones, or no picture in them."""
         assert split in SPLITS, split
-        self.root, self.split = Path(dataset_dir), split
+        self.root, self.split = place(dataset_dir), split
         self._load()
         if not len(self):
             raise UserError(f"the {split} split of {self.root} has no pictures: prepare it with scripts/read_bbox.py")
@@ -57,6 +59,7 @@ class BoxIndex:
         if not parquet.exists():
             self.mapped, self.arrays = None, read_txt(self.root, self.split)
             return
+        parquet = local(parquet)
         state = parquet.stat()
         self.mapped = parquet.parent / f".{self.split}-{state.st_mtime_ns:x}-{state.st_size:x}"
         if all((self.mapped / f"{name}.npy").exists() for name in ARRAYS):
@@ -93,13 +96,13 @@ class BoxIndex:
     def __len__(self) -> int:
         return len(self.arrays["ends"])
 
-    def path(self, i: int) -> Path:
+    def path(self, i: int) -> Place:
         """The file of the i-th picture."""
         ends = self.arrays["path_ends"]
         start = ends[i - 1] if i else 0
         return self.root / bytes(self.arrays["letters"][start : ends[i]]).decode()
 
-    def __getitem__(self, i: int) -> tuple[Path, np.ndarray]:
+    def __getitem__(self, i: int) -> tuple[Place, np.ndarray]:
         ends = self.arrays["ends"]
         return self.path(i), np.asarray(self.arrays["boxes"][ends[i - 1] if i else 0 : ends[i]], dtype=np.int64)
 
@@ -131,11 +134,12 @@ def split_folders(root: Path, split: str) -> list[Path]:
     return [folder for name in (*names, split) if (folder := root / name).is_dir()]
 
 
-def read_txt(root: Path, split: str) -> dict[str, np.ndarray]:
-    """The arrays of a BoxIndex, from the published txt files.
+def read_txt(root: Place, split: str) -> dict[str, np.ndarray]:
+    """The arrays of a BoxIndex, from the published txt files, which must be on this machine.
 
     Raises MissingSplit: there are no files; UserError: a damaged one."""
-    files = [file for folder in split_folders(root / "bbox", split) for file in sorted(folder.glob("*.txt"))]
+    folders = [] if isinstance(root, Url) else split_folders(root / "bbox", split)
+    files = [file for folder in folders for file in sorted(folder.glob("*.txt"))]
     if not files:
         raise MissingSplit(
             f"{root} has no boxes for {split}: prepare them with scripts/read_bbox.py, or name another folder"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from torch.utils.data import Dataset
 from ldm.data.index import BoxIndex
 from ldm.data.sample import Recipe, Sample
 from ldm.images import PictureFile
+from ldm.storage import Place, StorageError
 from ldm.util import UserError
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class OpenImageDataset(Dataset):
     def __init__(
         self,
         state: str,
-        dataset_dir: str | Path = "dataset/open-images",
+        dataset_dir: str | Place = "dataset/open-images",
         arbitrary_mask_percent: float = 0.5,
         image_size: int = 512,
         reference_augmentation: bool | str = True,
@@ -54,7 +54,7 @@ class OpenImageDataset(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
         return self.sample(key).entry
 
-    def path(self, i: int) -> Path:
+    def path(self, i: int) -> Place:
         """The file of the i-th picture."""
         return self.index.path(i)
 
@@ -71,6 +71,8 @@ class OpenImageDataset(Dataset):
         rng = np.random.default_rng((self.seed, epoch, i))
         try:
             return self._make(i, rng)
+        except StorageError:  # it would replace every picture
+            raise
         except UserError as error:
             unusable = {i: error}
         for other in rng.choice(len(self), min(len(self), MAX_ATTEMPTS), replace=False).tolist():

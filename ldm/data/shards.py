@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import random
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -29,6 +30,7 @@ from ldm.data.index import BoxIndex, MissingSplit, index_path
 from ldm.data.sample import Recipe
 from ldm.files import staging
 from ldm.images import PictureFile
+from ldm.storage import Place, Url, opened, place
 from ldm.util import UserError, require
 
 log = logging.getLogger(__name__)
@@ -46,7 +48,7 @@ class Description:
     counts: list[int]
 
     @classmethod
-    def read(cls, folder: Path, split: str) -> Description:
+    def read(cls, folder: Place, split: str) -> Description:
         """Raises MissingSplit: no such file; UserError: a damaged one."""
         path = folder / f"{split}.json"
         try:
@@ -60,7 +62,7 @@ class Description:
             raise UserError(f"{path} cannot be read ({error!r}): make it with scripts/read_bbox.py --shards") from error
 
 
-def pack(root: Path, split: str, pictures_per_shard: int) -> list[Path]:
+def pack(root: Place, split: str, pictures_per_shard: int) -> list[Place]:
     """Write the shards of a prepared split -> their paths. Pictures that cannot be opened are skipped and logged.
 
     Each shard is written atomically. After an interruption the finished shards are kept, unless the index has changed.
@@ -80,8 +82,9 @@ def pack(root: Path, split: str, pictures_per_shard: int) -> list[Path]:
         counts = old.counts[: next((i for i, path in enumerate(paths) if not path.exists()), None)]
     else:
         (folder / f"{split}.json").unlink(missing_ok=True)
-        for path in folder.glob(f"{split}-*.tar"):
-            path.unlink()
+        for path in folder.files() if isinstance(folder, Url) else sorted(folder.glob("*.tar")):
+            if re.fullmatch(rf"{split}-.*\.tar", path.name):
+                path.unlink()
     done = len(counts)
     for path, part in zip(tqdm(paths[done:], desc=f"{split} shards", unit="shard"), parts[done:], strict=True):
         with staging(folder) as temporary:
@@ -98,7 +101,7 @@ def _fingerprint(index: BoxIndex) -> str:
     return digest.hexdigest()
 
 
-def is_stale(root: Path, split: str) -> bool:
+def is_stale(root: Place, split: str) -> bool:
     """Whether the split has shards that were made from another index than its current one."""
     if not (root / "shards" / f"{split}.json").exists() or not index_path(root, split).exists():
         return False
@@ -134,7 +137,7 @@ class ShardDataset(IterableDataset):
     def __init__(
         self,
         state: str,
-        dataset_dir: str | Path = "dataset/open-images",
+        dataset_dir: str | Place = "dataset/open-images",
         arbitrary_mask_percent: float = 0.5,
         image_size: int = 512,
         reference_augmentation: bool | str = True,
@@ -144,7 +147,7 @@ class ShardDataset(IterableDataset):
     ):
         self.recipe = Recipe(arbitrary_mask_percent, image_size, reference_augmentation, mask_augmentation, exact)
         require("webdataset", "train")  # if it is missing, fail here and not in a worker process
-        self.seed, self.state, self.folder = seed, state, Path(dataset_dir) / "shards"
+        self.seed, self.state, self.folder = seed, state, place(dataset_dir) / "shards"
         description = Description.read(self.folder, state)
         self.counts = description.counts
         self.shards = [number for number, count in enumerate(self.counts) if count]
@@ -152,7 +155,7 @@ class ShardDataset(IterableDataset):
             raise UserError(
                 f"the {state} shards in {self.folder} are incomplete: run scripts/read_bbox.py --shards again"
             )
-        if is_stale(Path(dataset_dir), state):
+        if is_stale(place(dataset_dir), state):
             log.warning(
                 "the shards in %s were made from an earlier index: make them again with scripts/read_bbox.py --shards",
                 self.folder,
@@ -225,12 +228,12 @@ class ShardDataset(IterableDataset):
         tariterators = require("webdataset.tariterators", "train")
         for number in shards:
             path = self.folder / f"{self.state}-{number:05}.tar"
-            with open(path, "rb") as stream:  # webdataset would read a name as a URL
+            with opened(path) as stream:  # webdataset would read a name as a URL
                 files = tariterators.tar_file_expander([{"url": str(path), "stream": stream}])
                 yield from tariterators.group_by_keys(files)
 
 
-def _translate_errors(files: Iterator[dict], folder: Path) -> Iterator[dict]:
+def _translate_errors(files: Iterator[dict], folder: Place) -> Iterator[dict]:
     """The same files; an error while reading them becomes a UserError."""
     try:
         yield from files

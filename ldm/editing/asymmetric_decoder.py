@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ldm.fast.offload import on_device
 from ldm.models.autoencoder import OVERLAP, TILE, apply_in_tiles
+from ldm.storage import local
 from ldm.util import UserError
 
 
@@ -32,7 +32,8 @@ class AsymmetricDecoder:
         Raises UserError: missing folder, not an asymmetric autoencoder, one for other latents."""
         from diffusers import AsymmetricAutoencoderKL
 
-        if not (Path(folder) / "config.json").is_file():
+        folder = local(folder)
+        if not (folder / "config.json").is_file():
             raise UserError(
                 f"decoder {folder} has no config.json: give the folder of an asymmetric autoencoder, such as "
                 "cross-attention/asymmetric-autoencoder-kl-x-1-5 from the hub"

@@ -19,6 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ldm.files import NAME_MAX, replacing
 from ldm.images import open_picture
+from ldm.storage import Place, Url, is_url, place
 from ldm.util import UserError
 
 KEY = "paint-by-example"  # of the PNG's text chunk, and of the `info` of a picture in memory
@@ -35,7 +36,7 @@ NEARBY = ".files"  # folder beside a picture, for what must not be inside it
 
 def check_format(path: str | os.PathLike) -> None:
     """Raises UserError if no format that keeps settings has the file's suffix."""
-    if Path(path).suffix.lower() not in FORMATS:
+    if place(path).suffix.lower() not in FORMATS:
         raise UserError(f"{path} has no suffix of a format that can be written: use {', '.join(FORMATS)}")
 
 
@@ -60,7 +61,7 @@ def _labels(settings: Mapping[str, Any]) -> dict[str, str]:
 
     def label(path: str) -> str:
         if path and path not in labels:
-            name, number = Path(path).name, 1
+            name, number = place(path).name, 1
             while (new := name if number == 1 else f"{name}#{number}") in labels.values():
                 number += 1
             labels[path] = new
@@ -75,7 +76,8 @@ def attach_settings(picture: Image.Image, settings: Mapping[str, Any]) -> None:
     kept = {name: value for name, value in settings.items() if value is not None and value is not False}
     labels = _labels(kept)
     picture.info[KEY] = json.dumps(_with_files(kept, lambda path: labels.get(path, path)))
-    picture.info[PLACES] = {label: os.path.abspath(path) for path, label in labels.items() if os.path.exists(path)}
+    places = {label: path if is_url(path) else os.path.abspath(path) for path, label in labels.items()}
+    picture.info[PLACES] = {label: path for label, path in places.items() if is_url(path) or os.path.exists(path)}
 
 
 def save_with_settings(
@@ -84,17 +86,18 @@ def save_with_settings(
     """Write the picture with its settings, atomically.
 
     settings: as in attach_settings; {}: none; None: those in its `info`, where PaintByExample puts them. PNG keeps
-    every pixel, JPEG and WebP do not. Raises UserError: another suffix; OSError."""
+    every pixel, JPEG and WebP do not. In storage the places of its files are not kept.
+    Raises UserError: another suffix; OSError."""
     check_format(path)
     if settings is not None:
         picture = picture.copy()
         attach_settings(picture, settings)
-    path = Path(path)
+    path = place(path)
     options = _options(picture, FORMATS[path.suffix.lower()])
     with replacing(path) as temporary:
         picture.save(temporary, **options)
-    if places := picture.info.get(PLACES):
-        file = places_file(path)
+    file = places_file(path)
+    if (places := picture.info.get(PLACES)) and isinstance(file, Path):
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps(places))
 
@@ -139,7 +142,11 @@ def read_settings(picture: str | os.PathLike | Image.Image) -> dict[str, Any]:
         raise UserError(f"{name} contains no settings: give one that this program wrote") from error
 
 
-def places_file(path: Path) -> Path:
+def _exists(path: str) -> bool:
+    return Url(path).exists() if is_url(path) else os.path.exists(path)
+
+
+def places_file(path: Place) -> Place:
     """Where save_with_settings keeps the places of a picture's files, as JSON."""
     name = path.name
     if len(os.fsencode(name)) > NAME_MAX - len(".json"):
@@ -150,12 +157,12 @@ def places_file(path: Path) -> Path:
 def find_files(path: str | os.PathLike, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of the picture `path` with its files where they are: where they were when it was made, or else
     below the working folder, or beside the picture. A file that is nowhere keeps its name."""
-    folder, places = Path(path).parent, {}
+    folder, places = place(path).parent, {}
     with contextlib.suppress(OSError, TypeError, ValueError):  # the picture was passed on, or the file is damaged
-        places = dict(json.loads(places_file(Path(path)).read_text()))
+        places = dict(json.loads(places_file(place(path)).read_text()))
 
     def find(name: str) -> str:
         candidates = (str(places.get(name, name)), name, str(folder / name), str(folder / Path(name).name))
-        return next((place for place in candidates if name and os.path.exists(place)), name)
+        return next((each for each in candidates if name and _exists(each)), name)
 
     return _with_files(settings, find)

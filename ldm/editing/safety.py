@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm.conventions import normalise_clip
+from ldm.storage import local
 from ldm.util import UserError, listing
 
 HUB_REPO = "CompVis/stable-diffusion-safety-checker"
@@ -30,7 +31,7 @@ class SafetyChecker:
         Raises UserError: missing folder, a folder without a safety checker, no network."""
         from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 
-        folder = HUB_REPO if source == "hub" else os.fspath(source)
+        folder = HUB_REPO if source == "hub" else os.fspath(local(source))
         if source != "hub" and not (Path(folder) / "config.json").is_file():
             raise UserError(f"safety checker {source} has no config.json: give the folder of {HUB_REPO}, or hub")
         try:

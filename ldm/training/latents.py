@@ -23,6 +23,7 @@ from ldm.data.latents import FOLDER, Description, LatentDataset, half
 from ldm.data.open_images import OpenImageDataset
 from ldm.files import staging
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.storage import is_url
 from ldm.training.devices import trainer_options
 from ldm.training.start import initial_model
 from ldm.util import UserError, cores, instantiate_from_config
@@ -43,7 +44,9 @@ def prepare_latents(config: DictConfig, epochs: int, pretrained: str | None, dev
         raise UserError(f"{type(model).__name__} does not train on latents: name a config such as configs/v1.yaml")
     model = model.eval().requires_grad_(False).to(device)
     precision = half_type(str(trainer_options(config).get("precision")))
-    folder = Path(dataset.index.root) / FOLDER
+    if is_url(dataset.index.root):
+        raise UserError(f"{dataset.index.root} is in storage: prepare latents from a copy of it on this machine")
+    folder = dataset.index.root / FOLDER
     batch_size = int(config["data"]["params"]["batch_size"])
     first = encode(model, next(iter(DataLoader(dataset, batch_size=1, sampler=[(0, 0)]))), precision)
     sample_bytes = sum(2 * tensor[0].numel() for tensor in first.values())
