@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -200,3 +201,10 @@ def training_batch(batch: int = 2) -> dict[str, torch.Tensor]:
         "inpaint_mask": mask,
         "ref_imgs": torch.randn(batch, 3, 224, 224),
     }
+
+
+def empty_memory() -> None:
+    """Remove what other tests have left under memory://."""
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    memory.pseudo_dirs[:] = [""]

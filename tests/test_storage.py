@@ -5,7 +5,6 @@ import json
 import threading
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,13 +14,14 @@ from ldm.files import sha256_of, staging
 from ldm.images import PictureFile, open_picture
 from ldm.storage import StorageError, Url, is_url, local, place
 from ldm.util import UserError
+from tests.conftest import empty_memory
 
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch, tmp_path):
     monkeypatch.setattr(storage, "FIRST_WAIT", 0.001)
     monkeypatch.setenv("PAINT_BY_EXAMPLE_CACHE", str(tmp_path / "fetched"))
-    fsspec.filesystem("memory").store.clear()
+    empty_memory()
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from ldm.checkpoint.locate import MINI_CKPT
 from ldm.storage import place
 from ldm.util import UserError
 from tests.batch.test_runner import BENCH, IDS, MODEL, write_table
-from tests.conftest import ROOT
+from tests.conftest import ROOT, empty_memory
 
 KILLED = """
 import os, signal
@@ -66,7 +66,7 @@ def test_the_number_of_a_process(variables, expected, monkeypatch):
 
 @pytest.fixture(params=["disk", "memory"])
 def folder(request, tmp_path):
-    fsspec.filesystem("memory").store.clear()
+    empty_memory()
     return tmp_path if request.param == "disk" else place("memory://box/tables")
 
 
@@ -109,7 +109,7 @@ def test_another_number_of_processes_resumes_what_a_part_says(folder):
 
 
 def test_an_account_in_storage_is_written_now_and_then(monkeypatch):
-    fsspec.filesystem("memory").store.clear()
+    empty_memory()
     account = Account(place("memory://box/jobs.results.csv"))
     account.begin([])
     account.add(outcome(2))

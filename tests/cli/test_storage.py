@@ -10,6 +10,7 @@ from ldm.checkpoint.locate import MINI_CKPT, MINI_CONFIG
 from ldm.images import open_picture
 from ldm.storage import place
 from tests.batch.test_runner import BENCH, IDS
+from tests.conftest import empty_memory
 
 NAME = IDS[0]
 FILES = {
@@ -22,7 +23,7 @@ BOX = "memory://box"
 
 @pytest.fixture
 def box(tmp_path, monkeypatch):
-    fsspec.filesystem("memory").store.clear()
+    empty_memory()
     monkeypatch.setenv("PAINT_BY_EXAMPLE_CACHE", str(tmp_path / "fetched"))
     for file in FILES.values():
         (place(BOX) / file).upload(BENCH / file)

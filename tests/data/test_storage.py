@@ -3,7 +3,6 @@
 import logging
 import shutil
 
-import fsspec
 import pytest
 import torch
 
@@ -12,6 +11,7 @@ from ldm.data.open_images import OpenImageDataset
 from ldm.data.shards import ShardDataset, pack
 from ldm.storage import StorageError, place
 from ldm.util import UserError
+from tests.conftest import empty_memory
 
 BOX = "memory://box/mine"
 
@@ -21,7 +21,7 @@ def stored(training_folder, tmp_path, monkeypatch):
     """training_folder with shards of three pictures, on this disk and in storage."""
     shutil.copytree(training_folder, folder := tmp_path / "data")
     pack(folder, "train", 3)
-    fsspec.filesystem("memory").store.clear()
+    empty_memory()
     monkeypatch.setenv("PAINT_BY_EXAMPLE_CACHE", str(tmp_path / "fetched"))
     for file in [*folder.glob("bbox/*.parquet"), *folder.glob("shards/*")]:
         (place(BOX) / file.relative_to(folder)).upload(file)
