@@ -163,8 +163,8 @@ class PaintByExample(Painter):
         invert: bool = False,
         regions: Sequence[Region] | None = None,
         references: Sequence[References] | None = None,
-        box: Sequence[int] | None = None,
-        polygon: Sequence[Point] | None = None,
+        box: Sequence[int] | Sequence[Sequence[int]] | None = None,
+        polygon: Sequence[Point] | Sequence[Sequence[Point]] | None = None,
         alpha: bool = False,
         snap: Sequence[int] | None = None,
         click: Sequence[Point] | Point | None = None,
@@ -177,8 +177,8 @@ class PaintByExample(Painter):
         image, mask, reference: pictures of any size and mode (ldm.editing.pictures: paths, PIL pictures, arrays,
             tensors), or lists or batches of them, one edit per entry; a single picture goes with every entry of the
             others. A mask is white (255) where to paint. A tuple of references is several pictures of one object
-        box, polygon, alpha: instead of mask: (x0, y0, x1, y1) or corners (x, y), in pixels of every image; True for
-            what is transparent in it
+        box, polygon, alpha: instead of mask: (x0, y0, x1, y1) or corners (x, y), in pixels of every image, or a list
+            with one for each edit; True for what is transparent in it
         click, click_not, snap: instead of mask: an object, by points (x, y) on it and beside it, or a loose box
         regions, references: instead of these and reference, a list of regions of the image, painted one after the
             other, and a list of references, one for each region or one for all
@@ -193,7 +193,7 @@ class PaintByExample(Painter):
         batch_size: largest number of pictures to make at once, which decides how much memory it takes
         progress: show a bar; callback: called with a sampling.Step after every step
 
-        Keywords may also have the published flags' names, see ldm.editing.options.FLAG_NAMES.
+        Keywords may also have the published flags' names, see ldm.editing.names.FLAG_NAMES.
 
         -> a picture of the image's size, RGB, with its settings in its `info` (ldm.editing.metadata); with n_samples
         > 1 a list of them; for lists of inputs, a list of those. Raises UserError for what is wrong with the pictures

@@ -11,7 +11,7 @@ from ldm.conventions import resize_tensor, tensor_to_image
 from ldm.editing.checks import pick_device
 from ldm.editing.metadata import read_settings, save_with_settings
 from ldm.editing.options import Sampling
-from ldm.editing.regions import Region, box_mask, grow
+from ldm.editing.regions import Region, box_mask, grow, polygon_mask
 from ldm.images import ORIENTATION
 from ldm.pipeline import PaintByExample
 from ldm.util import UserError
@@ -371,6 +371,23 @@ def test_a_region_as_box_polygon_or_alpha(edit, example):
         assert levels(edit(photo, reference=reference, **given, **FAST), wanted) == 0
     wanted = edit(erased, regions=[Region(alpha=True)], references=[reference], **FAST)
     assert levels(edit(erased, reference=reference, alpha=True, **FAST), wanted) == 0
+
+
+def test_a_list_of_boxes_or_polygons_has_one_for_each_edit(edit, example):
+    photo, reference = example["image"], example["reference"]
+    boxes = [(150, 20, 400, 300), (420, 220, 520, 320)]
+    polygons = [[(450, 250), (590, 260), (560, 390)], [(10, 10), (200, 20), (150, 150), (20, 120)]]
+    for given, masks in (
+        ({"box": boxes}, [box_mask(photo.size, box) for box in boxes]),
+        ({"box": np.array(boxes)}, [box_mask(photo.size, box) for box in boxes]),
+        ({"polygon": polygons}, [polygon_mask(photo.size, corners) for corners in polygons]),
+    ):
+        pictures = edit([photo, photo], reference=reference, **given, **FAST)
+        wanted = edit([photo, photo], masks, reference, **FAST)
+        assert [levels(one, other) for one, other in zip(pictures, wanted, strict=True)] == [0, 0]
+    assert len(edit(photo, box=boxes, reference=reference, **FAST)) == 2
+    with pytest.raises(UserError, match="lists of 1 and 2 entries do not go together"):
+        edit([photo], box=boxes, reference=reference, **FAST)
 
 
 def test_the_flags_names_are_arguments_too(edit, example):

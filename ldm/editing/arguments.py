@@ -43,7 +43,7 @@ def takes_flag_names(call: Callable[..., Any]) -> Callable[..., Any]:
 def one_region(
     mask: Any, box: Any, polygon: Any, alpha: bool, snap: Any = None, click: Any = None, click_not: Any = None
 ) -> Any:
-    """The mask, or the region given in its place. Raises UserError: two of them."""
+    """The mask, or what is given in its place: a region, or a list of them. Raises UserError: two of them."""
     given = {name: value for name, value in (("box", box), ("polygon", polygon)) if value is not None}
     given |= {"alpha": True} if alpha else {}
     clicked = {"snap": snap, "click": click, "click_not": click_not}
@@ -53,7 +53,16 @@ def one_region(
             "mask, box, polygon, alpha and click or snap exclude each other: give one, or several as"
             " regions=[Region(...), ...]"
         )
-    return Region(**given, **clicked) if given or clicked else mask
+    given |= clicked
+    for name, depth in (("box", 1), ("polygon", 2), ("snap", 1)):
+        if len(given) == 1 and name in given and _depth(given[name]) > depth:
+            return [Region(**{name: each}) for each in given[name]]
+    return Region(**given) if given else mask
+
+
+def _depth(value: Any) -> int:
+    """How deep lists are nested: 1 for a box, 2 for a polygon, one more for a list of them."""
+    return 1 + _depth(value[0]) if isinstance(value, list | tuple) and value else getattr(value, "ndim", 0)
 
 
 def photos_and_seeds(

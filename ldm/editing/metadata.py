@@ -139,7 +139,9 @@ def read_settings(picture: str | os.PathLike | Image.Image) -> dict[str, Any]:
     try:
         return dict(json.loads(text or ""))
     except (TypeError, ValueError) as error:
-        raise UserError(f"{name} contains no settings: give one that this program wrote") from error
+        raise UserError(
+            f"{name} contains no settings: give one that a command, the page or save_with_settings wrote"
+        ) from error
 
 
 def _exists(path: str) -> bool:

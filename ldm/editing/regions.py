@@ -154,7 +154,7 @@ def _numbers(words: str, count: int, example: str) -> tuple[int, ...]:
         if len(numbers) != count or not all(map(math.isfinite, numbers)):
             raise ValueError
     except ValueError as error:
-        raise UserError(f"{words!r} is not of the form {example}: give pixels of the photo") from error
+        raise UserError(f"{words!r} is not of the form {example}: give pixels of the photo, without spaces") from error
     if all(0 <= number <= 1 for number in numbers) and any(number % 1 for number in numbers):
         raise UserError(f"{words} are fractions: give {example} in pixels of the photo, not fractions of its sides")
     return tuple(round(number) for number in numbers)

@@ -27,7 +27,7 @@ from ldm.data.index import MissingSplit
 from ldm.files import staging
 from ldm.models.base import TrainableModel
 from ldm.training.callbacks import FiniteLoss, SampleGrid, Throughput
-from ldm.training.checkpoints import AtomicCheckpointIO, LastCheckpoint, best_checkpoints
+from ldm.training.checkpoints import AtomicCheckpointIO, LastCheckpoint, adapter_beside, best_checkpoints
 from ldm.training.devices import trainer_options
 from ldm.training.latents import SameNetworks
 from ldm.training.lora import AdapterCheckpoints, inject_adapter
@@ -88,6 +88,8 @@ def train(
         with staging(folder) as temporary:
             model.export(temporary)
         print(f"trained to step {trainer.global_step}: {last.path}", flush=True)
+        if config["model"].get("lora"):
+            print(f"the adapter, to edit with: --lora {adapter_beside(last.path)}", flush=True)
     if test:
         compute_test_loss(trainer, model, data)
 

@@ -26,8 +26,14 @@ GALLERY_SIDE = 320  # the same for several results beside each other
 REFERENCE_SIDE = 512
 HISTORY = 24  # results of a visit that can be looked at again
 READY = "Brush over what is to be replaced, add a reference, and press Paint."
-SCROLL_ON_PHONES = """() => { if (window.innerWidth <= 640)
-    document.getElementById('compare')?.scrollIntoView({block: 'center', behavior: 'smooth'}); }"""
+SCROLL_ON_PHONES = """() => {  // the result is put into the page after the event, so it is waited for
+    const scroll = (tries) => {
+        const result = document.getElementById('compare');
+        if (result?.querySelector('img')) result.scrollIntoView({block: 'center', behavior: 'smooth'});
+        else if (tries) setTimeout(scroll, 100, tries - 1);
+    };
+    if (window.innerWidth <= 640) scroll(50);
+}"""
 QUICK = {  # events that do not wait for the model
     "api_visibility": "private",
     "show_progress": "hidden",

@@ -381,6 +381,7 @@ def test_names_survive_any_extension(run, tmp_path, name):
         (["--maskpath=x"], {}, "unknown flag --maskpath: did you mean --mask_path?"),
         (["more.png"], {}, "more.png belongs to no flag"),
         (["--box", "10,10,50"], {}, "'10,10,50' is not of the form x0,y0,x1,y1"),
+        (["--box", "10", "10", "50", "50"], {}, "'10' is not of the form x0,y0,x1,y1: give pixels of the photo, with"),
         (["--box", "50,50,10,10"], {}, "box 50,50,10,10 contains nothing of the photo, which is 600 x 400 pixels"),
         (["--polygon", "1,1", "9,9"], {}, "the polygon has 2 corners"),
         (["--alpha"], {}, "the photo has no transparent part"),

@@ -42,6 +42,7 @@ def test_twenty_photos_in_three_commands(script, tmp_path, monkeypatch):
     assert "trained to step 6" in out and "boxes for test" not in out + err
 
     assert edit[-1] == "..." and "--lora" in edit
+    assert f"to edit with: --lora {edit[edit.index('--lora') + 1]}" in out  # where the document says that it is
     adapter = read_adapter(edit[edit.index("--lora") + 1])
     assert any(tensor.any() for name, tensor in adapter.tensors.items() if name.endswith("lora_B.weight"))
     photo = ["--image_path", "photos/0.jpg", "--mask_path", "masks/0.png", "--reference_path", "photos/1.jpg"]

@@ -226,6 +226,18 @@ def test_paint_is_within_reach_of_the_photo(tab):
         assert button.bounding_box()["y"] - tab.locator("#reference").bounding_box()["y"] < 900
 
 
+def test_the_result_comes_into_view(tab):
+    """The first one, too, which is put into the page when it is painted; on a phone it lies far below the photo."""
+    tab.locator("#examples button").first.click()
+    tab.wait_for_selector("#reference img")
+    tab.evaluate("window.scrollTo(0, 0)")
+    paint(tab)
+    tab.wait_for_selector("text=Done.")
+    tab.wait_for_timeout(2000)
+    top = tab.locator("#compare img").first.bounding_box()["y"]
+    assert -100 < top < tab.viewport_size["height"] / 2
+
+
 def test_a_result_is_edited_further_and_found_again_in_the_history(tab, tmp_path):
     tab.locator("#examples button").first.click()
     tab.wait_for_selector("#reference img")
