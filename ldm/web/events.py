@@ -29,7 +29,7 @@ READY = "Brush over what is to be replaced, add a reference, and press Paint."
 SCROLL_ON_PHONES = """() => {  // the result is put into the page after the event, so it is waited for
     const scroll = (tries) => {
         const result = document.getElementById('compare');
-        if (result?.querySelector('img')) result.scrollIntoView({block: 'center', behavior: 'smooth'});
+        if (result?.querySelector('img')) result.scrollIntoView({block: 'start', behavior: 'smooth'});
         else if (tries) setTimeout(scroll, 100, tries - 1);
     };
     if (window.innerWidth <= 640) scroll(50);
