@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     examples = examples_for(edit)
     worker = EditWorker(edit, model, [open_picture(example.image, "example") for example in examples])
     worker.measure()
-    page = build(worker, examples)
+    page = build(worker, examples, opt.segment)
     url = serve(page, opt.listen, opt.port, IOPaint(worker, opt.segment).routes())
     print(f"the page is at {url} until Ctrl-C", flush=True)
     try:

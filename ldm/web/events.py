@@ -16,8 +16,10 @@ from PIL import Image
 from ldm.web.canvas import CanvasValue, canvas_value, mask_from_layers
 from ldm.web.errors import sentence_of
 from ldm.web.examples import Example
-from ldm.web.layout import WELCOME, Layout, error_line, preset_choices, status_line
+from ldm.web.layout import WELCOME, Layout, preset_choices
+from ldm.web.picking import Picking, cut_out_upload
 from ldm.web.request import OWN, EditRequest, parse_request
+from ldm.web.status import error_line, status_line
 from ldm.web.uploads import fit_within, open_upload, save_result, upload_path
 from ldm.web.worker import EditResult, EditWorker, Progress, Settings
 
@@ -58,8 +60,10 @@ class SavedResult:
 class Events:
     """The handlers of one page, whose layout this is."""
 
-    def __init__(self, worker: EditWorker, layout: Layout, examples: Sequence[Example]):
-        self.worker, self.layout, self.examples = worker, layout, examples
+    def __init__(self, worker: EditWorker, layout: Layout, examples: Sequence[Example], segment: str | None = None):
+        """segment: what finds objects, see ldm.segmentation.objects."""
+        self.worker, self.layout, self.examples, self.segment = worker, layout, examples, segment
+        self.picking = Picking(layout.photo.picking, layout.photo.canvas, layout.status, segment)
         self.photo_path, self.reference_path = gr.State(), gr.State()
         self.results, self.history = gr.State([]), gr.State([])  # lists of SavedResult
         self.shown = gr.State()  # the SavedResult that is looked at
@@ -80,6 +84,8 @@ class Events:
         mask_inputs = [photo.mask_file, self.photo_path]
         photo.mask_file.upload(self.take_mask, mask_inputs, [photo.canvas, status], **QUICK)
         layout.reference.upload(self.take_reference, layout.reference, reference_outputs, preprocess=False, **QUICK)
+        layout.cut_out.click(self.cut_out, self.reference_path, reference_outputs, **QUICK)
+        self.picking.connect(self.photo_path, QUICK)
         layout.reference.clear(lambda: None, None, self.reference_path, **QUICK)
         settings.preset.change(self.choose_preset, settings.preset, [settings.sampler, settings.steps], **QUICK)
         result.gallery.select(self.choose_result, self.results, shown, **QUICK)
@@ -139,6 +145,13 @@ class Events:
         except Exception as error:
             path, status = None, error_line(sentence_of(error))
         return {self.reference_path: path, self.layout.reference: picture, self.layout.status: status}
+
+    def cut_out(self, path: str | None) -> Updates:
+        try:
+            path, picture = cut_out_upload(path, REFERENCE_SIDE, self.layout.result.download, self.segment)
+        except Exception as error:
+            return self.wrong(error)
+        return {self.reference_path: path, self.layout.reference: picture, self.layout.status: status_line(READY)}
 
     def take_example(self, event: gr.SelectData) -> Updates:
         example = self.examples[event.index]

@@ -4,7 +4,6 @@ Each function builds one part inside the column or row that is open, and returns
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,8 +14,9 @@ from ldm.models.diffusion.presets import DEFAULT, PRESETS
 from ldm.models.diffusion.sampling import SAMPLERS
 from ldm.web.canvas import BRUSH, thumbnail
 from ldm.web.examples import Example
+from ldm.web.picking import PickArea, build_picking
 from ldm.web.request import AUTOMATIC, OWN, PUBLISHED
-from ldm.web.worker import Progress
+from ldm.web.status import status_line
 
 SOURCES = ["upload", "clipboard"]
 WELCOME = "Add a photo and a reference, or choose an example; then press Paint."
@@ -32,6 +32,7 @@ class PhotoArea:
     canvas: gr.ImageEditor
     another: gr.Button
     mask_file: gr.UploadButton
+    picking: PickArea
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class SettingsArea:
     background: gr.Dropdown
     context: gr.Dropdown
     grow: gr.Slider
+    feather: gr.Textbox
     seed: gr.Textbox
 
 
@@ -69,6 +71,7 @@ class Layout:
 
     photo: PhotoArea
     reference: gr.Image
+    cut_out: gr.Button
     more_references: gr.File
     status: gr.HTML
     paint: gr.Button
@@ -84,7 +87,7 @@ def build_layout(examples: Sequence[Example], device: str) -> Layout:
     with gr.Row(equal_height=False):
         with gr.Column(min_width=320):
             photo = build_photo()
-            reference, more_references, settings = build_reference_and_settings(device)
+            reference, cut_out, more_references, settings = build_reference_and_settings(device)
             with gr.Column(elem_id="actions"):  # on a phone at the bottom of the screen
                 status = gr.HTML(status_line(WELCOME), elem_id="status")
                 with gr.Row():
@@ -93,7 +96,7 @@ def build_layout(examples: Sequence[Example], device: str) -> Layout:
         with gr.Column(min_width=320):
             result = build_result()
             gallery = build_examples(examples)
-    return Layout(photo, reference, more_references, status, paint, stop, settings, result, gallery)
+    return Layout(photo, reference, cut_out, more_references, status, paint, stop, settings, result, gallery)
 
 
 def build_photo() -> PhotoArea:
@@ -114,12 +117,15 @@ def build_photo() -> PhotoArea:
             mask_file = gr.UploadButton(
                 "Mask from a file", size="sm", min_width=120, file_types=["image"], elem_id="mask"
             )
-    return PhotoArea(drop, drawing, canvas, another, mask_file)
+        picking = build_picking()
+    return PhotoArea(drop, drawing, canvas, another, mask_file, picking)
 
 
-def build_reference_and_settings(device: str) -> tuple[gr.Image, gr.File, SettingsArea]:
+def build_reference_and_settings(device: str) -> tuple[gr.Image, gr.Button, gr.File, SettingsArea]:
     with gr.Row(equal_height=False):
-        reference = gr.Image(label="Reference", sources=SOURCES, height=250, min_width=220, elem_id="reference")
+        with gr.Column(min_width=220):
+            reference = gr.Image(label="Reference", sources=SOURCES, height=250, min_width=220, elem_id="reference")
+            cut_out = gr.Button("Cut out the object", size="sm", elem_id="cut-out")
         with gr.Column(min_width=220):
             preset = gr.Dropdown(preset_choices(), value=default_preset(device), label="Speed", elem_id="speed")
             scale = gr.Slider(0, 15, 5, step=0.5, label="Scale (larger: more like the reference)")
@@ -131,14 +137,15 @@ def build_reference_and_settings(device: str) -> tuple[gr.Image, gr.File, Settin
             strength = gr.Slider(0, 1, 1, step=0.05, label="Strength (less: keeps the layout)", min_width=160)
             grow = gr.Slider(-20, 100, 0, step=1, label="Grow the region (pixels)", min_width=160)
         with gr.Row():
+            feather = gr.Textbox(label="Soft edge (pixels)", placeholder="by the window", min_width=120)
             background = gr.Dropdown(list(BACKGROUNDS), value="exact", label="Background", min_width=120)
             context = gr.Dropdown(CONTEXTS, value=AUTOMATIC, label="Window (lengths of the region)", min_width=160)
             seed = gr.Textbox(label="Seed", placeholder="random", min_width=120)
         with gr.Row():
             sampler = gr.Dropdown(list(SAMPLERS), value="plms", label="Sampler", min_width=120, visible=False)
             steps = gr.Slider(5, 100, 50, step=1, label="Steps", min_width=160, visible=False)
-    settings = (preset, scale, n_samples, sampler, steps, strength, background, context, grow, seed)
-    return reference, more, SettingsArea(*settings)
+    settings = (preset, scale, n_samples, sampler, steps, strength, background, context, grow, feather, seed)
+    return reference, cut_out, more, SettingsArea(*settings)
 
 
 def default_preset(device: str) -> str:
@@ -187,14 +194,3 @@ def _gallery(*args: object, **options: object) -> gr.Gallery:
     return gr.Gallery(
         *args, columns=4, height="auto", allow_preview=False, buttons=[], elem_classes="gallery", **options
     )
-
-
-def status_line(message: str, progress: Progress | None = None) -> str:
-    """HTML for eyes and screen readers, with a bar if there is progress to show."""
-    bar = f'<progress value="{progress.step}" max="{progress.total}"></progress>' if progress else ""
-    return f'<div class="line" role="status"><span>{html.escape(message)}</span>{bar}</div>'
-
-
-def error_line(message: str) -> str:
-    """The status while something is wrong; the next status replaces it."""
-    return f'<div class="line wrong" role="alert"><span>{html.escape(message)}</span></div>'

@@ -27,8 +27,8 @@ in the examples below. In photographs it leaves coloured blurs.** For photograph
 model: `python scripts/demo.py --ckpt hub` downloads it (5 GB, once)."""
 
 
-def build(worker: EditWorker, examples: Sequence[Example]) -> gr.Blocks:
-    """The page for a worker's model."""
+def build(worker: EditWorker, examples: Sequence[Example], segment: str | None = None) -> gr.Blocks:
+    """The page for a worker's model. segment: what finds objects, see ldm.segmentation.objects."""
     with gr.Blocks(
         title="Paint by Example", analytics_enabled=False, delete_cache=(KEEP_SECONDS // 6, KEEP_SECONDS)
     ) as page:
@@ -36,7 +36,7 @@ def build(worker: EditWorker, examples: Sequence[Example]) -> gr.Blocks:
         if paints_small_world(worker.edit):
             gr.Markdown(BANNER.format(name=worker.model.checkpoint, side=worker.edit.native_size), elem_id="banner")
         layout = build_layout(examples, worker.edit.device.type)
-        Events(worker, layout, examples).connect(page)
+        Events(worker, layout, examples, segment).connect(page)
         gr.api(edit_endpoint(worker, layout.result.download), api_name="edit", **ONE_AT_A_TIME)
     return page.queue(max_size=QUEUE_SIZE)
 

@@ -70,10 +70,12 @@ def parse_request(
     preset: object = OWN,
     context: object = AUTOMATIC,
     grow: object = 0,
+    feather: object = None,
     background: object = "exact",
 ) -> EditRequest:
     """preset: a preset's name, PUBLISHED, or OWN for this sampler and these steps; context: AUTOMATIC, "photo" or a
-    number; seed: None or empty for a random one. Raises UserError: not a number, or one out of range."""
+    number; feather: None or empty for the window's; seed: None or empty for a random one. Raises UserError: not a
+    number, or one out of range."""
     own = preset == OWN
     sampling = Sampling.choose(
         None if own or preset == PUBLISHED else str(preset),
@@ -93,7 +95,7 @@ def parse_request(
         reference,
         sampling,
         placement,
-        Blending(str(background)),
+        Blending(str(background), None if feather in (None, "") else parse_number(feather, "feather", float, "12")),
         seed=random.randrange(2**32) if seed in (None, "") else parse_number(seed, "seed", int, "321"),
         n_samples=parse_number(n_samples, "the number of pictures", int, "1"),
     )

@@ -257,3 +257,32 @@ def test_a_result_is_edited_further_and_found_again_in_the_history(tab, tmp_path
     tab.wait_for_timeout(2000)
     again = download(tab, tmp_path)
     assert again.name == first.name
+
+
+def test_a_click_marks_an_object_and_a_cut_out_reference_is_painted_there(tab, tmp_path):
+    """On a plain photo whose object is known: click, the mask appears, cut out, paint."""
+    photo = Image.new("RGB", (640, 480), (40, 140, 60))
+    photo.paste((200, 30, 30), (200, 150, 360, 330))
+    photo.save(tmp_path / "photo.png")
+    tab.set_input_files("#photo input[type=file]", tmp_path / "photo.png")
+    tab.wait_for_selector("#canvas canvas")
+    tab.locator("#picking button").first.click()
+    shown = tab.locator("#pick img")
+    shown.wait_for(timeout=20_000)
+    tab.wait_for_timeout(1500)
+    shown.evaluate("picture => picture.scrollIntoView({block: 'center'})")  # on a phone the actions cover the end
+    tab.wait_for_timeout(300)
+    box = shown.bounding_box()
+    tab.mouse.click(box["x"] + 280 / 640 * box["width"], box["y"] + 240 / 480 * box["height"])
+    tab.wait_for_selector("text=The object is marked", timeout=30_000)
+    tab.set_input_files("#reference input[type=file]", tmp_path / "photo.png")
+    tab.wait_for_selector("#reference img")
+    before = tab.locator("#reference img").get_attribute("src")
+    tab.locator("#cut-out").click()
+    tab.wait_for_function(f"document.querySelector('#reference img')?.src != {before!r}", timeout=30_000)
+    paint(tab)
+    picture = np.asarray(Image.open(download(tab, tmp_path)).convert("RGB")).astype(int)
+    changed = (picture != np.asarray(photo)).any(axis=2)
+    rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
+    found = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    assert np.abs(np.subtract(found, (200, 150, 360, 330))).max() <= 6, found
