@@ -16,12 +16,11 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ldm.files import Walk, walk
 from ldm.pictures.colour import eight_bit, in_srgb, rgb_in_own_space, rgb_profile, tell_if_dark
-from ldm.pictures.metadata import open_tolerantly, without_metadata
+from ldm.pictures.metadata import ORIENTATION, open_tolerantly, without_mapping, without_metadata
 from ldm.storage import is_url, place
 from ldm.util import UserError, UserNote
 
 WITHOUT_PIXELS = {"EPS", "MPEG"}  # formats that Pillow names, but needs another program to draw, or cannot
-ORIENTATION = 0x0112  # EXIF tag
 TURNS = {  # value of ORIENTATION -> what makes the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -110,7 +109,7 @@ def pixels_in_header(path: str | os.PathLike | bytes) -> int:
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """(width, height) of a picture turned as its EXIF says. Decodes only TIFF, which Pillow turns when it loads it."""
     if image.format == "TIFF":
-        image.load()
+        without_mapping(image).load()
     return image.size[::-1] if _orientation(image) in (5, 6, 7, 8) else image.size
 
 
@@ -193,8 +192,11 @@ def _orientation(image: Image.Image) -> int:
 
 def _upright(image: Image.Image) -> Image.Image:
     """8 bits, turned as its EXIF says; unreadable EXIF is ignored."""
-    image.load()  # a PNG may say only after its pixels how it is turned
+    without_mapping(image).load()  # a PNG may say only after its pixels how it is turned
     turn, picture = TURNS.get(_orientation(image)), eight_bit(image)
+    if isinstance(picture.info.get("transparency"), str):  # a PNG's text of this name, in a picture that Pillow opened
+        picture = picture.copy()
+        del picture.info["transparency"]
     if turn is None:
         return picture
     picture = picture.transpose(turn)
@@ -288,7 +290,7 @@ def note_about_mask(mask: Image.Image) -> str | None:
     coloured, grey = brightest - darkest > 32, (darkest < 224) & (brightest > 31)
     if coloured.mean() <= 0.01 and grey.mean() <= 2 / 3:
         return None
-    cure = "--alpha takes what is erased in a photo" if _is_transparent(mask) else "make the region white, on black"
+    cure = "--alpha takes what is erased in a photo" if _is_transparent(picture) else "make the region white, on black"
     return f"{name_of(mask, 'mask')} looks like a photo, of which what is bright is painted: {cure}"
 
 

@@ -9,6 +9,7 @@ import io
 from ldm.storage import Place
 
 DELIMITERS = ",;\t"
+END = "end"  # a row after the last one
 
 
 def read_text(path: Place, errors: str = "strict") -> str:
@@ -31,5 +32,8 @@ def read_rows(path: Place, errors: str = "strict") -> list[tuple[int, list[str]]
         start += 1
     first = lines[start] if start < len(lines) else ""
     delimiter = delimiter or max(DELIMITERS, key=first.count)
-    reader = csv.reader(lines[start:], delimiter=delimiter, strict=errors == "strict")
-    return [(start + reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+    reader = csv.reader([*lines[start:], END], delimiter=delimiter, strict=errors == "strict")
+    rows = [(start + reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+    if rows.pop()[1] != [END]:  # it became part of a cell, as did all rows before it
+        raise csv.Error(f"a quotation mark after line {rows[-1][0] if rows else start} is never closed")
+    return rows

@@ -15,10 +15,17 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).resolve().parent / "golden"
+# Random examples: a few that are always the same, or with --hypothesis-profile=thorough many that never are.
+settings.register_profile("suite", max_examples=12, deadline=None, derandomize=True, database=None)
+settings.register_profile(
+    "thorough", max_examples=2000, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck)
+)
+settings.load_profile("suite")
 INTEGRATION = {"script", "demo", "edit", "tiny"}  # fixtures of tests that run commands, servers or whole edits
 
 

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter, ImageOps
+from PIL.PngImagePlugin import PngInfo
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from ldm.conventions import (
     CLIP_MEAN,
@@ -18,7 +20,17 @@ from ldm.conventions import (
     resize_tensor,
     tensor_to_image,
 )
-from ldm.images import ORIENTATION, grid, open_picture, picture_endings, upright_mask, upright_rgb
+from ldm.images import (
+    ORIENTATION,
+    TURNS,
+    grid,
+    open_picture,
+    picture_endings,
+    upright_alpha,
+    upright_mask,
+    upright_photo,
+    upright_rgb,
+)
 from ldm.util import UserError, UserNote
 from tests.conftest import ROOT
 
@@ -219,3 +231,32 @@ def test_a_mask_that_is_a_photo_is_told_and_a_soft_one_is_not():
         jpeg = io.BytesIO()
         mask.convert("RGB").save(jpeg, "JPEG", quality=20)
         upright_mask(Image.open(jpeg), photo)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "CMYK", "I;16"])
+def test_an_uncompressed_tiff_that_lies_on_its_side_keeps_its_pixels(tmp_path, orientation, mode):
+    """Pillow maps these pixels into memory with the sides of the upright picture."""
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 11, 4), np.uint8)
+    if mode == "I;16":
+        stored = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+    else:
+        stored = Image.fromarray(pixels).convert(mode)
+    tags = ImageFileDirectory_v2()
+    tags[ORIENTATION] = orientation
+    stored.save(tmp_path / "turned.tif", tiffinfo=tags)
+    right = stored.transpose(TURNS[orientation]) if orientation > 1 else stored
+    for picture in (open_picture(tmp_path / "turned.tif", "photo"), Image.open(tmp_path / "turned.tif")):
+        assert np.array_equal(np.asarray(upright_rgb(picture)), np.asarray(upright_rgb(right)))
+
+
+def test_a_text_that_pillow_files_among_what_it_knows_of_the_pixels_changes_nothing():
+    texts = PngInfo()
+    for key in ("transparency", "bits", "icc_profile", "exif", "background"):
+        texts.add_text(key, "7")
+    buffer = io.BytesIO()
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 6, 3), np.uint8))
+    photo.save(buffer, "PNG", pnginfo=texts)
+    for read in (upright_rgb, upright_photo):
+        assert np.array_equal(np.asarray(read(Image.open(buffer))), np.asarray(photo))
+    assert upright_alpha(Image.open(buffer)) is None

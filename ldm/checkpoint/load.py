@@ -188,9 +188,9 @@ def write_checkpoint(
     path = place(path)
     suffix = "" if to == "diffusers" else path.suffix.lower()
     if suffix in (".safetensors", ".ckpt", ".pt", ".pth"):
-        if path.is_dir():
-            raise UserError(f"{path} is a folder: name a file")
         with staging(path.parent) as folder:
+            if path.is_dir():
+                raise UserError(f"{path} is a folder: name a file")
             if suffix == ".safetensors":
                 save_tensors(tensors, folder / path.name)
             else:

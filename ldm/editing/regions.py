@@ -19,6 +19,7 @@ from ldm.editing.background import distance_to_edge
 from ldm.editing.options import Placement
 from ldm.editing.pictures import Picture, as_picture
 from ldm.images import upright_alpha, upright_mask, upright_rgb, upright_size
+from ldm.pictures.metadata import without_mapping
 from ldm.segmentation.objects import Point, Prompt, find_object
 from ldm.util import UserError
 
@@ -99,7 +100,7 @@ class Region:
         then grown, as the placement says.
 
         Raises UserError: a file that is not a mask of this photo, a region outside of it, nothing left to paint."""
-        image.load()  # a PNG may say only after its pixels how it is turned
+        without_mapping(image).load()  # a PNG may say only after its pixels how it is turned
         size = upright_size(image)
         if self.box is not None:
             mask = box_mask(size, self.box)

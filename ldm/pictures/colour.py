@@ -60,7 +60,8 @@ def eight_bit(image: Image.Image) -> Image.Image:
 
 def tell_if_dark(rgb: Image.Image, image: Image.Image, name: str) -> None:
     """Warn of a picture of 9 to 16 bits, as opened, that hardly shows anything as RGB. name: for the message."""
-    bits = max(image.info.get("bits", 8), *getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,)))
+    of_png = image.info.get("bits")  # a text, if Pillow opened a file with one of this name
+    bits = max(of_png if isinstance(of_png, int) else 8, *getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,)))
     if 8 < bits <= 16 and np.quantile(np.asarray(rgb), 0.99) < 256 / DARK and np.asarray(image).any():
         message = (
             f"{name} is nearly black: 99% of its values are in the lowest {DARK}th of what its {bits} bits can hold; if"

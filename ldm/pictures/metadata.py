@@ -18,6 +18,7 @@ TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4
 PNG = b"\x89PNG\r\n\x1a\n"
 MAX_METADATA = 2**25  # bytes, unpacked, of a profile and of all text; what exceeds it is ignored
 ASIDE = (b"iCCP", b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # the chunks beside the pixels that are read
+ORIENTATION = 0x0112  # EXIF tag
 TEXTS = (b"paint-by-example", b"XML:com.adobe.xmp", b"Raw profile type exif")  # others are never looked at
 
 
@@ -31,13 +32,22 @@ def open_tolerantly(source: str | os.PathLike | bytes, with_pixels: bool = True)
         if is_png:
             data, profile, bits = readable_png(file, with_pixels)
     if not is_png:
-        return _open_repaired(source)
+        return without_mapping(_open_repaired(source))
     image = Image.open(data)
     image.info["bits"] = bits
     if profile:
         image.info["icc_profile"] = profile
     if not isinstance(source, bytes):
         image.filename = os.fspath(source)
+    return image
+
+
+def without_mapping(image: Image.Image) -> Image.Image:
+    """The same picture as opened: where Pillow would map a TIFF's pixels that lie on their side into memory, with
+    height and width exchanged, it reads them."""
+    file = getattr(image, "fp", None)
+    if file is not None and image.format == "TIFF" and getattr(image, "tag_v2", {}).get(ORIENTATION, 1) > 4:
+        image.load_read = file.read  # type: ignore[attr-defined]  # what Pillow then uses
     return image
 
 

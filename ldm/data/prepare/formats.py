@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.data.prepare.annotations import EDGES, Boxes, Problems, chunked_map, in_chunks, reason_of
-from ldm.data.prepare.pairs import add_unannotated, pair_by_name
+from ldm.data.prepare.pairs import NO_BOX, add_unannotated, pair_by_name
 from ldm.data.prepare.yolo import read_yolo, read_yolo_polygons, read_yolo_pose
 from ldm.images import open_picture, picture_endings, upright_mask, upright_size
 from ldm.tables import read_rows
@@ -40,7 +40,7 @@ def read_coco(images: Path, annotations: Path) -> Boxes:
     (iscrowd).
 
     Raises UserError: not such a file."""
-    problems, rows = Problems(), []
+    problems, rows, seen = Problems(), [], set()
     try:
         content = json.loads(annotations.read_bytes())
         named = [(picture["id"], _place(images, picture["file_name"])) for picture in content["images"]]
@@ -54,6 +54,7 @@ def read_coco(images: Path, annotations: Path) -> Boxes:
         problems.add("pictures whose id another has, too", pictures.repeated)
         for annotation in content["annotations"]:
             path = pictures.find(annotation["image_id"])
+            seen.add(path)
             if path is None:
                 problems.add("boxes of an unknown image_id", [f"annotation {annotation.get('id')}"])
             elif annotation.get("iscrowd") not in NO_CROWD:
@@ -70,7 +71,7 @@ def read_coco(images: Path, annotations: Path) -> Boxes:
         raise UserError(
             f"annotations {annotations} are not COCO's instances ({reason_of(error)}): name a JSON file of instances"
         ) from error
-    add_unannotated(images, {path for _, path in named}, problems)
+    add_unannotated(images, seen - {None}, problems)
     return Boxes.from_rows(rows, False, problems, annotated)
 
 
@@ -129,6 +130,7 @@ def read_voc(images: Path, annotations: Path) -> Boxes:
         except (ET.ParseError, ValueError, LookupError, OSError) as error:
             problems.add("files that cannot be read", [f"{file}: {reason_of(error)}"])
             continue
+        problems.add(NO_BOX, [] if things else [str(file)])
         for thing in things:
             try:
                 box = [float(thing.findtext(f"bndbox/{edge}", "")) for edge in ("xmin", "ymin", "xmax", "ymax")]

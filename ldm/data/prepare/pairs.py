@@ -11,6 +11,8 @@ from ldm.files import walk
 from ldm.images import picture_endings
 from ldm.util import UserError
 
+NO_BOX = "annotation files without a box"
+
 
 def find_files(folder: Path, name: str, kinds: Iterable[str], problems: Problems) -> list[Path]:
     """The files of these endings below a folder. name: of what they are, in the plural; what is left out is added to

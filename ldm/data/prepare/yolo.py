@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ldm.data.prepare.annotations import OVERSHOOT, Boxes, Problems
-from ldm.data.prepare.pairs import pair_by_name
+from ldm.data.prepare.pairs import NO_BOX, pair_by_name
 from ldm.tables import read_text
 
 POLYGONS, POSE = "polygons", "pose"
@@ -29,9 +29,9 @@ def read_yolo(images: Path, annotations: Path, kind: str | None = None) -> Boxes
     classes = read_text(names, "replace").splitlines() if names.is_file() else []
     problems, found = Problems(), []
     for picture, file in pair_by_name(images, annotations, [".txt"], problems):
-        for line in read_text(file, "replace").splitlines():
-            if not line.strip():
-                continue
+        lines = [line for line in read_text(file, "replace").splitlines() if line.strip()]
+        problems.add(NO_BOX, [] if lines else [str(file)])
+        for line in lines:
             try:
                 label, *words = line.split()
                 found.append((picture, f"{file}: {line:.60}", _whole(label), np.array(words, dtype=np.float64)))
