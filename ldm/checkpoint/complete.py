@@ -13,9 +13,15 @@ from ldm.modules.encoders.xf import Transformer
 from ldm.util import UserError, listing
 
 Shapes = dict[str, tuple[int, ...]]
+CONDITION = "cond_stage_model."
 CURE = "use a file of the whole model"
 BESIDE_THE_TOWER = ["learnable_vector", *(f"{layer}.{kind}" for layer in ("proj_out", "cond_stage_model.final_ln")
                                           for kind in ("weight", "bias"))]  # fmt: skip
+
+
+def is_part_of_a_model(tensors: StateDict) -> bool:
+    """Whether any of the names is one that Paint by Example or Stable Diffusion has."""
+    return any(name.startswith((UNET, VAE, CONDITION, *BESIDE_THE_TOWER)) for name in tensors)
 
 
 def require_complete(tensors: StateDict, source: object) -> None:

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     opt = parser().parse_args(argv)
 
     from ldm.checkpoint import read_checkpoint
-    from ldm.checkpoint.complete import require_complete
+    from ldm.checkpoint.complete import is_part_of_a_model, require_complete
     from ldm.checkpoint.load import write_checkpoint
     from ldm.checkpoint.locate import DEFAULT_CONFIG
     from ldm.checkpoint.lora import merge, read_adapter
@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{opt.input} is an adapter, not a model: give the model that it was trained from, and the adapter, "
             "lora.safetensors, with --lora"
         )
-    require_complete(tensors, opt.input)
+    if is_part_of_a_model(tensors) or opt.to or opt.lora:  # else another network, such as the small world's oracle
+        require_complete(tensors, opt.input)
     if adapter:
         tensors |= merge(tensors, adapter, opt.lora_scale)
     write_checkpoint(halve(tensors) if opt.half else tensors, opt.output, opt.config or DEFAULT_CONFIG, opt.to)

@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ldm.checkpoint import read_checkpoint
 from ldm.checkpoint.complete import require_complete
@@ -84,3 +84,15 @@ def test_half_precision_that_would_be_infinite():
     assert torch.equal(halve({"a": torch.tensor([65504.0, float("inf")])})["a"].isinf(), torch.tensor([False, True]))
     with pytest.raises(UserError, match=r"1 tensor \(a\) would be infinite in float16"):
         halve({"a": torch.tensor([1e5]), "b": torch.ones(1)})
+
+
+def test_other_networks_are_converted_as_they_are(script, tmp_path):
+    """The small world's oracle has no part of the model, and cannot be written as a diffusers folder."""
+    oracle, half = tmp_path / "oracle.safetensors", tmp_path / "half.safetensors"
+    save_file({"oracle.head.weight": torch.rand(3, 2)}, oracle)
+    code, _, err = script("convert_checkpoint", "--half", oracle, half)
+    assert code == 0, err
+    assert load_file(half)["oracle.head.weight"].dtype == torch.float16
+    for words in (["--to", "diffusers"], []):
+        code, _, err = script("convert_checkpoint", *words, oracle, tmp_path / "folder")
+        assert code == 2 and len(err.splitlines()) == 1 and not (tmp_path / "folder").exists(), err
