@@ -34,6 +34,14 @@ from ldm.training.lora import AdapterCheckpoints, inject_adapter
 from ldm.training.start import initial_model
 from ldm.util import UserError, instantiate_from_config, require
 
+NO_FAULTS = (  # Lightning's warnings of what is so on purpose
+    r".*module\(s\) in eval mode",  # the frozen networks
+    r"The number of training batches \(\d+\) is smaller than the logging interval",  # steps count over all epochs
+    r"Checkpoint directory .* exists and is not empty",  # last.ckpt and the best ones share it
+    r"The dirpath has changed",  # a run's folder that was moved is resumed where it is
+    r"Precision .* is not supported by the model summary",  # which shows its size in float32
+    r"Your `IterableDataset` has `__len__` defined",  # ShardDataset divides its samples exactly
+)
 MONITORED = ("val/loss_simple", "val/loss_simple_ema", "val/rec_loss", "val/loss")
 DEFAULTS = {  # of a config's `lightning` section
     "trainer": {"log_every_n_steps": 10, "benchmark": True, "num_sanity_val_steps": 0},
@@ -179,7 +187,8 @@ def fit(
     trainer: lightning.Trainer, model: TrainableModel, data: DataModuleFromConfig, folder: Path, resume: Path | None
 ) -> None:
     """Train. Raises SystemExit(143) when a signal stops the run, UserError: a validation interval that is too long."""
-    warnings.filterwarnings("ignore", r".*module\(s\) in eval mode")  # the frozen modules are so on purpose
+    for message in NO_FAULTS:
+        warnings.filterwarnings("ignore", message)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # so that Lightning installs its own handler, which finishes the step
     try:
         trainer.fit(model, datamodule=data, ckpt_path=resume)
