@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from ldm.editing.metadata import check_format
+from ldm.editing.names import FLAG_NAMES
 from ldm.editing.options import WHOLE_PHOTO, Blending, Context, Placement, Sampling, check_seed
 from ldm.editing.regions import KINDS, OBJECT, Point, Region, parse_box, parse_point
 from ldm.files import check_name
@@ -93,10 +94,7 @@ PLACEMENT: Kinds = {
 }
 BLENDING: Kinds = {"background": str.lower, "feather": number}
 COLUMNS = (*REQUIRED, *REGIONS, "reference_mask", "seed", "preset", *SAMPLING, *PLACEMENT, *BLENDING)
-ALIASES = {  # names of flags -> columns
-    **{f"{name}_path": name for name in ("image", "mask", "reference", "reference_mask")},
-    **{"ddim_steps": "steps", "ddim_eta": "eta", "h": "height", "w": "width"},
-}
+ALIASES = {name.lower(): column for name, column in FLAG_NAMES.items()} | {"reference_mask_path": "reference_mask"}
 
 
 class BadRow(NamedTuple):
