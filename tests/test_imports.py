@@ -22,6 +22,7 @@ FLOORS = [
     ["ldm.models"],
     ["ldm.fast"],
     ["ldm.checkpoint"],
+    ["ldm.methods"],
     ["ldm.editing"],
     ["ldm.pipeline"],
     ["ldm.batch", "ldm.data", "ldm.evaluation"],
@@ -82,3 +83,18 @@ def test_what_runs_in_another_program_imports_only_the_package():
     """A main.py of its own, for instance, is in the place of ours."""
     for path in ROOT.glob("integrations/**/*.py"):
         assert not any(is_within(used, name) for used in imports(path) for name in ("main", "tests")), path
+
+
+def test_without_the_neighbouring_methods_the_rest_works():
+    """A module outside ldm/methods imports them, if at all, inside the function that needs them."""
+    for path in [*ROOT.glob("ldm/**/*.py"), ROOT / "main.py"]:
+        if (ROOT / "ldm/methods") in path.parents:
+            continue
+        tree = ast.parse(path.read_text())
+        inside = {id(node) for function in ast.walk(tree) if isinstance(function, ast.FunctionDef)
+                  for node in ast.walk(function)}  # fmt: skip
+        for node in ast.walk(tree):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            uses = any(is_within(name, "ldm.methods") for name in names)
+            assert not uses or id(node) in inside, f"{path} cannot be imported without ldm/methods"
