@@ -23,7 +23,7 @@ from ldm.pipeline import PaintByExample
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCES = sorted((ROOT / "examples/mini/Ref_3500").glob("*.png"))
-SIZE = (192, 144)  # of a photo, pixels; the model's own pictures are 64 x 64
+SIZE = (192, 144)  # of a photo, pixels
 STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
 TILE = (288, 216)
 TITLE = 16  # pixels, above a tile

@@ -78,7 +78,7 @@ class LoadModel:
         return {
             "required": {
                 "checkpoint": (models.checkpoints(), {"tooltip": "the released model is 5 GB and is fetched if missing;"
-                               " the miniature paints 64 x 64 pixels of a small world of shapes"}),
+                               " the miniature paints small pictures of a world of shapes"}),
                 "precision": (precisions, {"tooltip": "auto: half precision on NVIDIA GPUs, else full"}),
                 "lora": (models.loras(), {"tooltip": "an adapter that fine-tuning with this project wrote"}),
                 "lora_scale": number("FLOAT", 1.0, -10, 10, 0.05, "0: nothing of it; 1: as it was trained"),

@@ -120,6 +120,9 @@ def case(kind: str, number: int = 12) -> Path:
     return ROOT / f"examples/mini/{folder}/{number:012}_{kind}.png"
 
 
+SIDE = Image.open(case("GT")).width  # of the miniature's square pictures
+
+
 def load_image(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """What ComfyUI's Load Image gives: (1,H,W,3), and 1 - alpha or, without it, 64 x 64 zeros."""
     picture = Image.open(path)
@@ -180,8 +183,9 @@ def test_an_edit_is_the_commands_edit(run, model, script, tmp_path, changed, fla
 
 @pytest.mark.integration
 def test_several_regions_are_the_pipelines(run, model):
-    box = run("PaintByExampleBoxMask", image=pictures()["image"], x=47, y=16, width=16, height=28)[0]
-    assert box.shape == (1, 64, 64) and box.sum() == 16 * 28 and box[0, 16:44, 47:63].all()
+    x, y, width, height = (SIDE * share // 16 for share in (12, 4, 4, 7))
+    box = run("PaintByExampleBoxMask", image=pictures()["image"], x=x, y=y, width=width, height=height)[0]
+    assert box.shape == (1, SIDE, SIDE) and box.sum() == width * height and box[0, y : y + height, x : x + width].all()
     (first,) = run("PaintByExampleAddRegion", mask=pictures()["mask"], example=pictures()["example"])
     (both,) = run("PaintByExampleAddRegion", mask=box, example=pictures(1)["example"], regions=first)
     assert (len(first), len(both)) == (1, 2)
@@ -189,7 +193,7 @@ def test_several_regions_are_the_pipelines(run, model):
 
     expected = model(
         Image.open(case("GT")),
-        regions=[Region(mask=case("mask")), Region(box=(47, 16, 63, 44))],
+        regions=[Region(mask=case("mask")), Region(box=(x, y, x + width, y + height))],
         references=[Image.open(case("ref")), Image.open(case("ref", 1))],
         steps=3,
         progress=False,
@@ -205,7 +209,7 @@ def test_batches_with_one_example_or_as_many(run, model):
         given["example"] = given["example"][:, :48, :48]  # those of a batch have one size
     many = {name: torch.cat([given[name] for given in each]) for name in pictures()}
     (image,) = run("PaintByExampleEdit", model=model, **many, **HOW)
-    assert image.shape == (3, 64, 64, 3) and image.dtype == torch.float32
+    assert image.shape == (3, SIDE, SIDE, 3) and image.dtype == torch.float32
     for i, given in enumerate(each):
         (one,) = run("PaintByExampleEdit", model=model, **given, **HOW | {"seed": 321 + i})
         assert (image[i] - one[0]).abs().max() <= 1 / 255 + 1e-6  # the sum of a product depends on the batch's size
@@ -294,7 +298,7 @@ def test_an_example_workflow_runs(pack, run, path):
             assert [each["type"] for each in node["outputs"]] == list(types)
             outputs[number] = run(node["type"], **linked, **workflow_values(pack, node))
     (picture,) = saves
-    assert picture.shape == (64, 64, 3) and (picture != np.asarray(Image.open(case("GT")))).any()
+    assert picture.shape == (SIDE, SIDE, 3) and (picture != np.asarray(Image.open(case("GT")))).any()
 
 
 def test_every_node_is_as_comfyui_wants_it(pack):
@@ -334,7 +338,7 @@ def test_progress_and_interruption(host, run, model):
     assert len(host.progress) == 2
     host.interrupt_at = None
     (image,) = run("PaintByExampleEdit", model=model, **pictures(), **HOW)
-    assert image.shape == (1, 64, 64, 3)
+    assert image.shape == (1, SIDE, SIDE, 3)
 
 
 # ------------------------------------------------------------------------------------------------ models
@@ -382,9 +386,9 @@ def test_lora_precision_and_offload_reach_the_model(host, run, model):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"mask": torch.zeros(1, 64, 64)}, "the mask has nothing to paint: draw it in the mask editor"),
-        ({"mask": torch.ones(1, 64, 40)}, "mask is 40 x 64 but the image is 64 x 64: use a mask with"),
-        ({"mask": torch.full((1, 64, 64), 0.4)}, "the mask has nothing to paint"),
+        ({"mask": torch.zeros(1, SIDE, SIDE)}, "the mask has nothing to paint: draw it in the mask editor"),
+        ({"mask": torch.ones(1, SIDE, 40)}, f"mask is 40 x {SIDE} but the image is {SIDE} x {SIDE}: use a mask with"),
+        ({"mask": torch.full((1, SIDE, SIDE), 0.4)}, "the mask has nothing to paint"),
         ({"context": "wide"}, "context 'wide' is not a number: use for example 2.5, or auto, or photo"),
         ({"context": "nan"}, "context nan is out of range"),
         ({"grow": -100.0}, "the mask has nothing left to paint"),
@@ -397,8 +401,8 @@ def test_mistakes_are_one_sentence(run, model, changed, message):
 
 
 def test_a_box_outside_of_the_image(run):
-    with pytest.raises(UserError, match="box 64,0,74,10 contains nothing of the photo"):
-        run("PaintByExampleBoxMask", image=pictures()["image"], x=64, y=0, width=10, height=10)
+    with pytest.raises(UserError, match=f"box {SIDE},0,{SIDE + 10},10 contains nothing of the photo"):
+        run("PaintByExampleBoxMask", image=pictures()["image"], x=SIDE, y=0, width=10, height=10)
 
 
 # ------------------------------------------------------------------------------------------------ the folder

@@ -30,9 +30,9 @@ def run_script(script, words):
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """world, a data set, and bench, a benchmark, as scripts/make_miniworld.py writes them, small."""
-    from ldm.miniworld.write import write_bench, write_world
+    from ldm.miniworld.write import SIDE, write_bench, write_world
 
     root = tmp_path_factory.mktemp("mini")
     write_world(root / "world", {"train": 24, "validation": 6, "test": 4, "pretraining": 12}, (192, 144), 3)
-    write_bench(root / "bench", 6, 30, 64, (192, 144), 3)
+    write_bench(root / "bench", 6, 30, SIDE, (192, 144), 3)
     return root

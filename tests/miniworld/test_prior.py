@@ -22,7 +22,8 @@ def test_the_prior_learns_from_pictures_alone():
     model = instantiate_from_config(config["model"], torch.nn.Module).train()
     torch.nn.init.normal_(model.model.diffusion_model.out[2].weight, std=0.01)  # it starts at zero
     model.setup("fit")
-    batch = {"GT": torch.rand(2, 3, 64, 64) * 2 - 1, "ref_imgs": torch.full((2, 3, 224, 224), torch.nan)}
+    side = model.image_size * model.first_stage_model.factor
+    batch = {"GT": torch.rand(2, 3, side, side) * 2 - 1, "ref_imgs": torch.full((2, 3, 224, 224), torch.nan)}
     draws = Draws.from_seeds([(0,), (1,)], (4, 16, 16), 1000, "cpu")
     loss, _ = model.batch_loss(batch, draws, 0.2)
     posterior = model.first_stage_model.encode(batch["GT"])
