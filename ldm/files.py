@@ -43,14 +43,14 @@ class Walk:
     def summary(self, kind: str) -> str:
         """What was found and what was left out, in one line. kind: of the files, in the plural."""
         parts = [
-            f"{len(paths):,} {reason} ({', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''})"
+            f"{reason} ({len(paths):,}: {', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''})"
             for reason, paths in self.left_out.items()
         ]
         if self.others:
             endings = ", ".join(f"{count:,} {ending or 'without one'}" for ending, count in sorted(self.others.items()))
-            parts.append(f"{self.others.total():,} files of other endings ({endings})")
+            parts.append(f"files of other endings ({endings})")
         left_out = f"; left out: {', '.join(parts)}" if parts else ""
-        return f"{self.folder}: {len(self.files):,} {kind} found{left_out}"
+        return f"{self.folder}: {len(self.files):,} {kind if len(self.files) != 1 else kind[:-1]} found{left_out}"
 
     def leave_out(self, reason: str, path: str) -> None:
         """Note a path that is not used."""

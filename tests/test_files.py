@@ -67,7 +67,7 @@ def test_what_is_left_out_is_named(place):
         "special files": ["pipe.png"],
     }
     assert found.others == {".txt": 1}
-    for words in ("4 pictures found", "1 broken links (gone.png)", "1 files of other endings (1 .txt)"):
+    for words in ("4 pictures found", "broken links (1: gone.png)", "files of other endings (1 .txt)"):
         assert words in found.summary("pictures")
     assert ".hidden/e.png" in names(walk(place, hidden=True))
 

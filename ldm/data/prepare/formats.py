@@ -71,7 +71,7 @@ def read_coco(images: Path, annotations: Path) -> Boxes:
         raise UserError(
             f"annotations {annotations} are not COCO's instances ({reason_of(error)}): name a JSON file of instances"
         ) from error
-    add_unannotated(images, seen - {None}, problems)
+    add_unannotated(images, annotations, seen - {None}, problems)
     return Boxes.from_rows(rows, False, problems, annotated)
 
 
@@ -163,7 +163,7 @@ def read_csv(images: Path, annotations: Path) -> Boxes:
             rows.append((path, *box, label))
         except (ValueError, IndexError):
             problems.add("lines that cannot be read", [f"line {number}: {','.join(line):.60}"])
-    add_unannotated(images, named, problems)
+    add_unannotated(images, annotations, named, problems)
     return Boxes.from_rows(rows, False, problems)
 
 
