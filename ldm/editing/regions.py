@@ -5,10 +5,9 @@ Coordinates are pixels of the photo as it is seen, turned as its EXIF says. Mask
 from __future__ import annotations
 
 import math
-import operator
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +24,7 @@ from ldm.util import UserError
 
 KINDS = ("mask", "box", "polygon", "alpha")
 OBJECT = ("snap", "click", "click_not")
+OUTWARDS, NEAREST = (math.floor, math.floor, math.ceil, math.ceil), (round, round)  # from numbers to whole pixels
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Region:
     snap, click, click_not: an object, by a box like `box` that is loosely around all of it, by points (x, y) on it, or
         both; and points beside it. ldm.segmentation finds its outline
 
-    Raises UserError for anything else."""
+    Numbers may be of Python, numpy or torch. A box with fractions of pixels grows to whole ones, a point moves to the
+    nearest. Raises UserError for anything else."""
 
     mask: Picture | None = None
     box: tuple[int, int, int, int] | None = None
@@ -65,13 +66,13 @@ class Region:
             except TypeError as error:
                 raise UserError(str(error)) from error
         if self.box is not None:
-            object.__setattr__(self, "box", _whole_numbers(self.box, 4, "box"))
+            object.__setattr__(self, "box", _pixels(self.box, OUTWARDS, "box"))
         if self.snap is not None:
-            object.__setattr__(self, "snap", _whole_numbers(self.snap, 4, "snap"))
+            object.__setattr__(self, "snap", _pixels(self.snap, OUTWARDS, "snap"))
         if self.polygon is not None:
             if isinstance(self.polygon, str) or not isinstance(self.polygon, Iterable):
                 raise UserError(f"polygon {self.polygon!r:.60} is not a list of corners: give three or more (x, y)")
-            object.__setattr__(self, "polygon", tuple(_whole_numbers(each, 2, "corner") for each in self.polygon))
+            object.__setattr__(self, "polygon", tuple(_pixels(each, NEAREST, "corner") for each in self.polygon))
 
     @classmethod
     def from_settings(cls, value: Any) -> Region:
@@ -126,15 +127,18 @@ class Region:
         return mask
 
 
-def _whole_numbers(values: Any, count: int, name: str) -> tuple[int, ...]:
-    """Raises UserError: not `count` whole numbers."""
+def _pixels(values: Any, rounding: Sequence[Callable[[float], int]], name: str) -> tuple[int, ...]:
+    """Numbers of pixels, made whole by a rounding for each. Raises UserError: not as many numbers, or fractions of the
+    photo's sides."""
     try:
-        numbers = tuple(operator.index(number) for number in values)  # numpy's whole numbers, too
-    except TypeError:
-        numbers = ()
-    if len(numbers) != count:
-        raise UserError(f"{name} {values!s:.60} is not {count} whole numbers: give pixels of the photo, not fractions")
-    return numbers
+        numbers = [value.item() if hasattr(value, "item") else value for value in values]  # of numpy and torch
+        whole = tuple(by(number) for by, number in zip(rounding, numbers, strict=True))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{name} {values!s:.60} is not {len(rounding)} numbers: give pixels of the photo") from error
+    if all(0 <= number <= 1 for number in numbers) and any(number % 1 for number in numbers):
+        words, example = ",".join(map(str, numbers)), "x0,y0,x1,y1" if len(rounding) == 4 else "x,y"
+        raise UserError(f"{words} are fractions: give {example} in pixels of the photo, not fractions of its sides")
+    return whole
 
 
 def _points(values: Any, name: str) -> tuple[Point, ...] | None:
@@ -146,30 +150,27 @@ def _points(values: Any, name: str) -> tuple[Point, ...] | None:
     values = list(values)
     if len(values) == 2 and not any(isinstance(each, Iterable) for each in values):
         values = [values]
-    return tuple(_whole_numbers(each, 2, name) for each in values) or None  # type: ignore[misc]
+    return tuple(_pixels(each, NEAREST, name) for each in values) or None  # type: ignore[misc]
 
 
-def _numbers(words: str, count: int, example: str) -> tuple[int, ...]:
+def _numbers(words: str, example: str) -> list[float]:
     try:
         numbers = [float(word) for word in words.split(",")]
-        if len(numbers) != count or not all(map(math.isfinite, numbers)):
+        if len(numbers) != len(example.split(",")) or not all(map(math.isfinite, numbers)):
             raise ValueError
     except ValueError as error:
         raise UserError(f"{words!r} is not of the form {example}: give pixels of the photo, without spaces") from error
-    if all(0 <= number <= 1 for number in numbers) and any(number % 1 for number in numbers):
-        raise UserError(f"{words} are fractions: give {example} in pixels of the photo, not fractions of its sides")
-    return tuple(round(number) for number in numbers)
+    return numbers
 
 
 def parse_box(words: str) -> Region:
     """ "x0,y0,x1,y1" -> a region. Raises UserError."""
-    x0, y0, x1, y1 = _numbers(words, 4, "x0,y0,x1,y1")
-    return Region(box=(x0, y0, x1, y1))
+    return Region(box=_numbers(words, "x0,y0,x1,y1"))  # type: ignore[arg-type]  # it makes them whole
 
 
 def parse_point(words: str) -> Point:
     """ "x,y" -> (x, y). Raises UserError."""
-    x, y = _numbers(words, 2, "x,y")
+    x, y = _pixels(_numbers(words, "x,y"), NEAREST, "point")
     return x, y
 
 

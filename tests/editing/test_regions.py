@@ -1,9 +1,11 @@
 """Regions and references without a drawing program."""
 
 import json
+import math
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ldm.editing.marked import MarkedPhoto
@@ -141,8 +143,8 @@ def test_a_region_is_exactly_one_of_its_kinds():
     for wrong in ({}, {"box": (1, 2, 3, 4), "alpha": True}, {"mask": PHOTO, "polygon": ((0, 0), (9, 0), (0, 9))}):
         with pytest.raises(UserError, match="exactly one"):
             Region(**wrong)
-    for wrong in ({"box": (1, 2, 3)}, {"box": "1,2"}, {"box": (1.5, 2, 3, 4)}, {"polygon": ((0, 0, 0),)}):
-        with pytest.raises(UserError, match="whole numbers"):
+    for wrong in ({"box": (1, 2, 3)}, {"box": "1,23"}, {"box": (1, 2, 3, math.nan)}, {"polygon": ((0, 0, 0),)}):
+        with pytest.raises(UserError, match=r"is not [24] numbers: give pixels"):
             Region(**wrong)
     for wrong in ({"box": (0.1, 0.2, 0.5, 0.6)}, {"polygon": ((0, 0), (0.5, 0), (0, 1))}):
         with pytest.raises(UserError, match="not fractions"):
@@ -155,6 +157,14 @@ def test_a_region_is_exactly_one_of_its_kinds():
     for wrong in (None, [], {"file": "x"}, {"box": [1, 2, 3, 4], "alpha": True}):
         with pytest.raises(UserError, match="is unknown"):
             Region.from_settings(wrong)
+
+
+@pytest.mark.parametrize("kind", [list, np.array, np.float32, torch.tensor])
+def test_boxes_of_detectors_grow_to_whole_pixels(kind):
+    assert Region(box=kind([10.75, 5.0, 20.25, 15.0])).settings == {"box": [10, 5, 21, 15]}
+    assert Region(snap=kind([-0.5, 5.0, 20.0, 15.5])).snap == (-1, 5, 20, 16)
+    assert Region(polygon=kind([[0.4, 2.0], [9.6, 0.0], [0.0, 8.9]])).polygon == ((0, 2), (10, 0), (0, 9))
+    assert parse_box("10.75,5,20.25,15") == Region(box=(10, 5, 21, 15))
 
 
 def test_a_photo_is_marked_with_a_reference_for_each_region_or_one_for_all():

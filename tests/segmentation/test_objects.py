@@ -113,7 +113,7 @@ def test_clicked_regions(region):
         ({"click": []}, "exactly one"),
         ({"click": "1,2"}, "is not a list of points"),
         ({"click": (0.5, 0.5)}, "not fractions"),
-        ({"snap": (1, 2, 3)}, "4 whole numbers"),
+        ({"snap": (1, 2, 3)}, "is not 4 numbers"),
     ],
 )
 def test_wrong_clicks_are_a_sentence(wrong, words):
