@@ -42,10 +42,11 @@ class Outcome:
 
 
 class Account:
-    """jobs.results.csv, kept up to date: every row of the table once, in the order in which they ended.
+    """jobs.results.csv, kept up to date: every row of the table once, in the order in which they end and,
+    after `close`, in that of the table.
 
     One of several processes writes its part, jobs.results.parts/<rank>-of-<world>.csv, and the last to end writes the
-    whole from all parts, in the order of the table. In storage, where nothing can be appended to, a part is written
+    whole from all parts. In storage, where nothing can be appended to, a part is written
     anew every WRITE_EVERY seconds, and by `close`."""
 
     def __init__(self, path: Place, rank: int = 0, world: int = 1):
@@ -89,8 +90,8 @@ class Account:
 
         rows: of the table; as long as the parts of other processes have fewer together, these are still at work, or
         were stopped and have to be run again. Raises UserError."""
-        if isinstance(self.own, Url):
-            self._write(self.own, self.outcomes)
+        if isinstance(self.own, Url) or self.world == 1:
+            self._write(self.own, sorted(self.outcomes, key=lambda outcome: outcome.line))
         if self.world == 1:
             self._remove_parts(lambda part: True)
             return True
