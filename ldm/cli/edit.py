@@ -138,26 +138,24 @@ class ModelView:
     device: str
     precision: str
     sources: dict[str, Image.Image] = field(default_factory=dict)  # name of a file in source/ -> picture
-    references: list[Image.Image] = field(default_factory=list)
 
     def add(self, photo: int, region: int, plan: PlannedEdit) -> None:
         from ldm.conventions import mask_to_image, reference_to_image, tensor_to_image
 
-        if photo != 0 or len(self.references) > region:
+        prefix = f"{region + 1}_" if region else ""
+        if photo != 0 or f"{prefix}GT" in self.sources:
             return
         inputs, (x0, y0, x1, y1) = plan.inputs, plan.place.window
         height, width = inputs.image.shape[-2:]
         print(f"editing {x1 - x0} x {y1 - y0} pixels of the photo at {width} x {height} on {self.device},"
               f" {self.precision} precision; the mask covers {1 - inputs.mask.mean().item():.0%} of them",
               file=sys.stderr)  # fmt: skip
-        self.references.append(reference_to_image(inputs.reference[0]))
         pictures = {
             "GT": tensor_to_image(inputs.image[0]),
             "mask": mask_to_image(inputs.mask[0]),
             "inpaint": tensor_to_image(inputs.inpaint_image[0]),
-            "ref": self.references[-1],
+            "ref": reference_to_image(inputs.reference[0]),
         }
-        prefix = f"{region + 1}_" if region else ""
         self.sources |= {prefix + kind: picture for kind, picture in pictures.items()}
 
 
@@ -228,26 +226,29 @@ def keep_earlier(outdir: Place, staged: Path, name: str) -> None:
 
 def draw_grid(
     marked: MarkedPhoto,
-    references: list[Image.Image],
+    reference_fit: str,
     edits: list[Image.Image],
     size: tuple[int, int],
     rows: int,
 ) -> Image.Image:
-    """Photo, masked photo, references and edits side by side.
+    """Photo, masked photo, references and edits side by side, each in its own proportions.
 
-    size: (width, height) at which the model paints, whose proportions each has; the longer side is CELL at least."""
-    from PIL import Image, ImageChops
+    size: (width, height) at which the model paints, whose proportions the cells have; their longer side is CELL at
+    least."""
+    from PIL import Image, ImageChops, ImageOps
 
+    from ldm.editing.references import fit_reference
     from ldm.images import grid
     from ldm.pictures.colour import in_srgb
 
     painted = functools.reduce(ImageChops.lighter, marked.masks)
     photo = in_srgb(marked.photo)
     masked = Image.composite(Image.new("RGB", photo.size, "gray"), photo, painted)
+    references = [fit_reference(own[0], reference_fit) for own in marked.references]
     cells = [photo, masked, *references, *map(in_srgb, edits)]
     zoom = max(1, CELL / max(size))
     cell_size = round(zoom * size[0]), round(zoom * size[1])
-    return grid([cell.resize(cell_size) for cell in cells], rows or -(-len(cells) // 4))
+    return grid([ImageOps.pad(cell, cell_size, color="white") for cell in cells], rows or -(-len(cells) // 4))
 
 
 @command
@@ -293,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_results(opt, dict(zip(batch, pictures, strict=True)), settings, view.sources if iteration == 0 else {})
     if not opt.skip_grid:
         size = edit.size_for(marked.photo, opt.H, opt.W)[::-1]
-        write_grid(opt, draw_grid(marked, view.references, edits, size, opt.n_rows))
+        write_grid(opt, draw_grid(marked, placement.reference_fit, edits, size, opt.n_rows))
 
     step = statistics.median(b - a for a, b in pairwise([begin, *step_ends])) if step_ends else 0
     took = f"{len(step_ends)} steps of {step:.2f} s, {time.perf_counter() - begin:.0f} s in all"

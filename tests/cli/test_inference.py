@@ -88,11 +88,16 @@ def test_it_writes_what_the_published_script_writes(run, tmp_path):
     assert set(np.unique(mask)) == {0, 255}
     assert np.array_equal(inpaint[mask == 0], source[mask == 0])
     assert (np.abs(inpaint[mask == 255] - 127.5) <= 1).all()
-    reference = Image.open(EXAMPLES / "reference/example_2.jpg").resize((224, 224), Image.Resampling.BICUBIC)
+    original = Image.open(EXAMPLES / "reference/example_2.jpg")
+    reference = original.resize((224, 224), Image.Resampling.BICUBIC)
     assert np.array_equal(
         pixels(tmp_path / "out/source/example_2_321_ref.png"), np.asarray(reference)
     )  # as CLIP saw it
-    assert Image.open(tmp_path / "out/grid/grid-example_2_321.png").size == (4 * 386 - 2, 256)  # of 96 x 64, enlarged
+    grid = Image.open(tmp_path / "out/grid/grid-example_2_321.png")
+    assert grid.size == (4 * 386 - 2, 256)  # of 96 x 64, enlarged
+    inked = (np.asarray(grid.crop((2 * 386, 0, 2 * 386 + 384, 256))) != 255).any(axis=2)  # the reference, on white
+    width, height = inked.any(axis=0).sum(), inked.any(axis=1).sum()
+    assert width / height == pytest.approx(original.width / original.height, rel=0.02)
 
 
 def test_four_samples_and_two_batches(run, tmp_path):
