@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ldm.conventions import normalise_clip
-from ldm.storage import local
-from ldm.util import UserError, listing
+from ldm.modules.pretrained import load_pretrained
 
 HUB_REPO = "CompVis/stable-diffusion-safety-checker"
 BLACK = -1.0
@@ -31,20 +29,7 @@ class SafetyChecker:
         Raises UserError: missing folder, a folder without a safety checker, no network."""
         from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 
-        folder = HUB_REPO if source == "hub" else os.fspath(local(source))
-        if source != "hub" and not (Path(folder) / "config.json").is_file():
-            raise UserError(f"safety checker {source} has no config.json: give the folder of {HUB_REPO}, or hub")
-        try:
-            loaded: Any = StableDiffusionSafetyChecker.from_pretrained(
-                folder, local_files_only=source != "hub", output_loading_info=True
-            )
-            network, report = loaded
-        except Exception as error:  # transformers and the hub raise many kinds
-            reason = str(error).split("\n")[0]
-            cure = "connect to the network once, or give a folder" if source == "hub" else f"download {HUB_REPO} again"
-            raise UserError(f"safety checker {source} cannot be loaded ({reason:.200}): {cure}") from error
-        if missing := report["missing_keys"] or report["mismatched_keys"]:  # they would stay random
-            raise UserError(f"safety checker {source} lacks {listing(map(str, missing))}: download {HUB_REPO} again")
+        (network,) = load_pretrained("safety checker", source, HUB_REPO, StableDiffusionSafetyChecker)
         return cls(network.to(device))
 
     @torch.no_grad()

@@ -36,7 +36,7 @@ Segmenter = Callable[[np.ndarray, Prompt], np.ndarray]  # picture (H,W,3) uint8 
 @functools.lru_cache(maxsize=2)
 def load_segmenter(name: str | None = None) -> Segmenter:
     """name: None or "grabcut"; "hub" for SAM 2, downloaded once; or the folder of a SAM 2. Raises UserError."""
-    if name in (None, GRABCUT):
+    if name is None or name == GRABCUT:
         return lambda picture, prompt: grab_cut(picture, prompt.box, prompt.clicks, prompt.clicks_not)
     from ldm.segmentation.sam import SegmentAnything
 

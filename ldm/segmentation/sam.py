@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from ldm.util import UserError, listing
+from ldm.modules.pretrained import load_pretrained
+from ldm.util import UserError
 
 if TYPE_CHECKING:
     from ldm.segmentation.objects import Prompt
@@ -24,7 +24,7 @@ class SegmentAnything:
         self.network, self.processor = network.eval(), processor
 
     @classmethod
-    def load(cls, source: str | os.PathLike | None) -> SegmentAnything:
+    def load(cls, source: str | os.PathLike) -> SegmentAnything:
         """source: a folder as on the hub (config.json, the weights, the processor), or "hub", which downloads it once.
 
         Raises UserError: a missing folder, one without a SAM 2, no network, a transformers without SAM 2."""
@@ -32,20 +32,8 @@ class SegmentAnything:
             from transformers import Sam2Model, Sam2Processor
         except ImportError as error:
             raise UserError("SAM 2 needs transformers 4.56 or newer: pip install -U transformers") from error
-        folder = HUB_REPO if source == "hub" else os.fspath(source or "")
-        if source != "hub" and not (Path(folder) / "config.json").is_file():
-            raise UserError(f"segment {source} has no config.json: use grabcut, hub, or the folder of {HUB_REPO}")
-        try:
-            local = {"local_files_only": source != "hub"}
-            network, report = Sam2Model.from_pretrained(folder, output_loading_info=True, **local)
-            processor = Sam2Processor.from_pretrained(folder, **local)
-        except Exception as error:  # transformers and the hub raise many kinds
-            reason = str(error).split("\n")[0]
-            cure = "connect to the network once, or give a folder" if source == "hub" else f"download {HUB_REPO} again"
-            raise UserError(f"segment {source} cannot be loaded ({reason:.200}): {cure}") from error
-        if missing := report["missing_keys"] or report["mismatched_keys"]:  # they would stay random
-            raise UserError(f"segment {source} lacks {listing(map(str, missing))}: download {HUB_REPO} again")
-        return cls(network, processor)
+        parts = load_pretrained("segment", source, HUB_REPO, Sam2Model, Sam2Processor, others="grabcut, ")
+        return cls(*parts)
 
     @torch.no_grad()
     def __call__(self, picture: np.ndarray, prompt: Prompt) -> np.ndarray:
