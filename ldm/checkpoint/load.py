@@ -27,11 +27,12 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from ldm.checkpoint.diffusers import read_diffusers, to_diffusers
 from ldm.checkpoint.files import StateDict, read_file
+from ldm.checkpoint.from_diffusers import read_diffusers
 from ldm.checkpoint.locate import DEFAULT_CONFIG
 from ldm.checkpoint.names import CLIP, EMA, FIRST_CONV, POSITION_IDS, TEACHER, TEXT, UNET, VAE
 from ldm.checkpoint.shards import Weights, weights_in
+from ldm.checkpoint.to_diffusers import to_diffusers
 from ldm.files import save_pickled, save_tensors, staging
 from ldm.models.diffusion.schedule import BUFFERS
 from ldm.storage import local, place

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ldm.checkpoint.diffusers import DiffusersFiles, to_diffusers
 from ldm.checkpoint.load import add_position_ids
+from ldm.checkpoint.to_diffusers import DiffusersFiles, to_diffusers
 from ldm.editing.inputs import Inputs
 from ldm.models.diffusion.conditioning import inpaint_channels, reference_token, unconditional_token
 from ldm.models.diffusion.denoiser import guided_eps
