@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 
 from ldm.storage import is_url, local
-from ldm.util import INSTALLED, PACKAGE, UserError, own_or_shipped, shipped
+from ldm.util import INSTALLED, PACKAGE, UserError, UserNote, own_or_shipped, shipped
 
 ROOT = Path() if INSTALLED else PACKAGE.parent  # the folder of checkpoints/: the working folder, or the checkout
 DEFAULT_CONFIG = shipped("configs/v1.yaml")
@@ -26,7 +27,7 @@ def choose_model(
     """Chooses the config and the checkpoint if one of them or both are not named. lora: an adapter to be merged.
 
     Neither is named: the released model if it is in DEFAULT_CKPT or in the hub's cache; else the miniature model, with
-    a note on stderr, unless there is an adapter that does not fit it. Only one is named: the other is the released
+    a UserNote, unless there is an adapter that does not fit it. Only one is named: the other is the released
     model's. Raises UserError as find_checkpoint does, and for an adapter whose model is not here."""
     if is_url(config):
         config = local(config)
@@ -36,11 +37,8 @@ def choose_model(
                 f"lora {lora} does not fit the miniature model, and {DEFAULT_CKPT} is missing: name the model that it"
                 " was trained from with --ckpt; --ckpt hub downloads the released model (5 GB)"
             )
-        print(
-            f"{DEFAULT_CKPT} is missing: using the miniature model, which paints small pictures of a small world of "
-            "shapes; --ckpt hub fetches the released model",
-            file=sys.stderr,
-        )
+        words = "using the miniature model, which paints small pictures of shapes; --ckpt hub fetches the released one"
+        warnings.warn(words, UserNote, stacklevel=2)  # once a process
         return MINI_CONFIG, MINI_CKPT
     return DEFAULT_CONFIG if config is None else config, find_checkpoint(ckpt)
 

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 from ldm.checkpoint import locate
-from ldm.util import UserError
+from ldm.util import UserError, UserNote
 from tests.checkpoint.conftest import pickled
 from tests.conftest import ROOT
 
@@ -102,8 +102,8 @@ def test_offline_it_says_where_to_get_the_model_and_where_to_put_it(tmp_path, en
     assert "Traceback" not in done.stderr
 
 
-def test_the_model_where_none_is_named(tmp_path, monkeypatch, capsys):
-    """The released one if it is in checkpoints/ or in the hub's cache; else the miniature one, with a message. Nothing
+def test_the_model_where_none_is_named(tmp_path, monkeypatch):
+    """The released one if it is in checkpoints/ or in the hub's cache; else the miniature one, with a note. Nothing
     is downloaded unless it is asked for."""
     for name in ("DEFAULT_CKPT", "MINI_CKPT"):
         monkeypatch.setattr(locate, name, tmp_path / name)
@@ -114,9 +114,8 @@ def test_the_model_where_none_is_named(tmp_path, monkeypatch, capsys):
         with pytest.raises(UserError, match="DEFAULT_CKPT is missing: name a checkpoint with --ckpt; --ckpt hub downl"):
             locate.choose_model(*given)
     (tmp_path / "MINI_CKPT").touch()
-    capsys.readouterr()
-    assert locate.choose_model() == (locate.MINI_CONFIG, tmp_path / "MINI_CKPT")
-    assert "using the miniature model" in capsys.readouterr().err
+    with pytest.warns(UserNote, match="using the miniature model"):
+        assert locate.choose_model() == (locate.MINI_CONFIG, tmp_path / "MINI_CKPT")
     for given, wanted in (
         ((None, "hub"), (locate.DEFAULT_CONFIG, Path("fetched"))),
         (("c.yaml", "hub"), ("c.yaml", Path("fetched"))),
