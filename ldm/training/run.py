@@ -10,6 +10,8 @@ logs/<date>_<name>/config.yaml        the resolved config
 
 from __future__ import annotations
 
+import logging
+import re
 import signal
 import warnings
 from pathlib import Path
@@ -34,13 +36,17 @@ from ldm.training.lora import AdapterCheckpoints, inject_adapter
 from ldm.training.start import initial_model
 from ldm.util import UserError, instantiate_from_config, require
 
-NO_FAULTS = (  # Lightning's warnings of what is so on purpose
+NO_NEWS = (  # how Lightning's messages begin that say nothing to a user: of what is so on purpose, and advertisements
     r".*module\(s\) in eval mode",  # the frozen networks
     r"The number of training batches \(\d+\) is smaller than the logging interval",  # steps count over all epochs
     r"Checkpoint directory .* exists and is not empty",  # last.ckpt and the best ones share it
     r"The dirpath has changed",  # a run's folder that was moved is resumed where it is
     r"Precision .* is not supported by the model summary",  # which shows its size in float32
     r"Your `IterableDataset` has `__len__` defined",  # ShardDataset divides its samples exactly
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own call of torch
+    r"`weights_only` was not set",  # a checkpoint contains the optimizer's state, too
+    r"TPU available: False",
+    "💡 Tip: ",
 )
 MONITORED = ("val/loss_simple", "val/loss_simple_ema", "val/rec_loss", "val/loss")
 DEFAULTS = {  # of a config's `lightning` section
@@ -72,6 +78,7 @@ def train(
     settings = config["lightning"]
     settings["seed"] = seed = settings["seed"] if seed is None else seed
     torch.manual_seed(seed)  # for random initial weights; everything else has its own generators
+    leave_out_no_news()
     options = trainer_options(config)
     data = instantiate_from_config(config["data"], DataModuleFromConfig)
     data.set_seed(seed)
@@ -100,6 +107,18 @@ def train(
             print(f"the adapter, to edit with: --lora {adapter_beside(last.path)}", flush=True)
     if test:
         compute_test_loss(trainer, model, data)
+
+
+def leave_out_no_news() -> None:
+    """From now on Lightning neither warns of NO_NEWS nor logs it."""
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return not re.match("|".join(NO_NEWS), record.getMessage())
+
+    for message in NO_NEWS:
+        warnings.filterwarnings("ignore", message)
+    for handler in logging.getLogger("pytorch_lightning").handlers:
+        handler.addFilter(is_news)
 
 
 def build_model(config: DictConfig, pretrained: str | None, resumes: bool) -> TrainableModel:
@@ -187,8 +206,6 @@ def fit(
     trainer: lightning.Trainer, model: TrainableModel, data: DataModuleFromConfig, folder: Path, resume: Path | None
 ) -> None:
     """Train. Raises SystemExit(143) when a signal stops the run, UserError: a validation interval that is too long."""
-    for message in NO_FAULTS:
-        warnings.filterwarnings("ignore", message)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # so that Lightning installs its own handler, which finishes the step
     try:
         trainer.fit(model, datamodule=data, ckpt_path=resume)

@@ -86,6 +86,7 @@ def test_a_killed_run_goes_on_exactly(undisturbed, photos, tmp_path):
     assert torch.load(folders[0] / "checkpoints/last.ckpt", weights_only=True)["global_step"] == stopped
     done = run([*resume, "--no-test"])
     assert done.returncode == 0, done.stderr
+    assert not [word for word in ("litlogger", "TPU", "weights_only", "LeafSpec") if word in done.stdout + done.stderr]
     assert losses(folders[0]) == losses(undisturbed)
     kept = [torch.load(folder / "checkpoints/last.ckpt", weights_only=True) for folder in (undisturbed, folders[0])]
     assert all(torch.equal(t, kept[1]["state_dict"][name]) for name, t in kept[0]["state_dict"].items())
