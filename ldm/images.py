@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import struct
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,12 @@ from ldm.pictures.metadata import ORIENTATION, open_tolerantly, without_mapping,
 from ldm.storage import is_url, place
 from ldm.util import UserError, UserNote
 
+with contextlib.suppress(ImportError):  # HEIC, the photos of phones, for those who installed it
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+
+HEIC = {".heic", ".heif"}
 WITHOUT_PIXELS = {"EPS", "MPEG"}  # formats that Pillow names, but needs another program to draw, or cannot
 TURNS = {  # value of ORIENTATION -> what makes the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -49,7 +55,7 @@ def picture_endings() -> frozenset[str]:
     return frozenset(ending for ending, name in Image.registered_extensions().items() if is_read(name))
 
 
-@contextmanager
+@contextlib.contextmanager
 def _reading(path: str | os.PathLike, name: str) -> Iterator[None]:
     """Errors about a picture file in this block become UserErrors."""
     if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait forever
@@ -59,7 +65,9 @@ def _reading(path: str | os.PathLike, name: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UserError(f"{name} {path} does not exist: check the path") from error
     except UnidentifiedImageError as error:
-        raise UserError(f"{name} {path} is not a picture that can be read: use PNG or JPEG") from error
+        ending = os.path.splitext(path)[1].lower()
+        cure = "pip install pillow-heif, or use JPEG" if ending in HEIC - picture_endings() else "use PNG or JPEG"
+        raise UserError(f"{name} {path} is not a picture that can be read: {cure}") from error
     except Image.DecompressionBombError as error:
         raise UserError(f"{name} {path} has too many pixels ({error}): make it smaller") from error
     except DAMAGED as error:

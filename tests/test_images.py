@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageColor, ImageFilter, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
@@ -153,6 +153,20 @@ def test_files_that_are_not_pictures_are_errors(tmp_path):
         with pytest.raises(UserError, match=words) as error:
             open_picture(tmp_path / name, "reference")
         assert "reference" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_heic_is_read_or_the_library_named_that_reads_it(tmp_path):
+    """On machines with and without pillow-heif."""
+    path = tmp_path / "phone.heic"
+    if ".heic" in picture_endings():
+        Image.new("RGB", (40, 30), "orange").save(path)
+        picture = upright_rgb(open_picture(path, "image"))
+        assert picture.size == (40, 30)
+        assert np.abs(np.subtract(picture.getpixel((20, 15)), ImageColor.getrgb("orange"))).max() < 8
+    else:
+        path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+        with pytest.raises(UserError, match=r"phone.heic is not a picture that can be read: pip install pillow-heif"):
+            open_picture(path, "image")
 
 
 def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
