@@ -42,12 +42,12 @@ class Outcome:
 
 
 class Account:
-    """jobs.results.csv, kept up to date: every row of the table once, in the order in which they end and,
-    after `close`, in that of the table.
+    """jobs.results.csv, kept up to date: every row of the table once, in the order in which they end and, after
+    `close`, in that of the table.
 
     One of several processes writes its part, jobs.results.parts/<rank>-of-<world>.csv, and the last to end writes the
-    whole from all parts. In storage, where nothing can be appended to, a part is written
-    anew every WRITE_EVERY seconds, and by `close`."""
+    whole from all parts. In storage, where nothing can be appended to, a part is written anew every WRITE_EVERY
+    seconds, and by `close`."""
 
     def __init__(self, path: Place, rank: int = 0, world: int = 1):
         self.path, self.rank, self.world = path, rank, world
