@@ -50,6 +50,32 @@ def test_guidance_drop(model, golden, kind, uniform, dropped, monkeypatch):
     torch.testing.assert_close(loss, model.p_losses(x_start, context, draws.t, draws.noise)[0])
 
 
+@pytest.mark.parametrize("gamma", [None, 5])
+@pytest.mark.parametrize("background", [1, 0.2])
+def test_weights_of_the_loss(model, golden, gamma, background, monkeypatch):
+    """Against the formulas, in NumPy: of each sample, the weighted mean of its squared errors times
+    min(SNR, 5) / SNR, with the SNR of Stable Diffusion's noise schedule."""
+    batch = golden_batch(golden)
+    t = torch.tensor([700, 20])  # SNR 0.08 and 49
+    draws = Draws.from_seeds([(0,), (1,)], (4, 8, 8), 1000, "cpu")
+    x_start = model.get_input(batch, noise=draws.noise_gt, noise_inpaint=draws.noise_inpaint)
+    c = reference_token(model, batch["ref_imgs"])
+    monkeypatch.setattr(model, "min_snr_gamma", gamma)
+    monkeypatch.setattr(model, "background_weight", background)
+    loss, logged = model.p_losses(x_start, c, t, draws.noise)
+
+    alphas_cumprod = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)[t]
+    snr = alphas_cumprod / (1 - alphas_cumprod)
+    x = torch.cat([model.q_sample(x_start[:, :4], t, draws.noise), x_start[:, 4:]], dim=1)
+    squared = ((model.apply_model(x, t, c) - draws.noise) ** 2).detach().numpy()
+    keep = x_start[:, 8:].numpy()
+    weight = np.broadcast_to(1 - keep + background * keep, squared.shape)
+    error = (weight * squared).sum((1, 2, 3)) / weight.sum((1, 2, 3))
+    expected = np.mean(error * (np.minimum(snr, gamma) / snr if gamma else 1))
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+    assert next(v for k, v in logged.items() if k.endswith("loss_simple")).item() == pytest.approx(squared.mean(), 1e-4)
+
+
 def test_every_trainable_parameter_has_a_gradient(golden, golden_config):
     """Plain DDP needs gradients of all of them in every step, with any drop. Parameters without a gradient are
     frozen."""
