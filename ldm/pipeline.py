@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from ldm.checkpoint import load_model
 from ldm.checkpoint.locate import choose_model
@@ -23,21 +25,24 @@ from ldm.checkpoint.lora import merge_into, read_adapter
 from ldm.conventions import tensor_to_image
 from ldm.editing.arguments import is_one_for_all, one_region, photos_and_seeds, takes_flag_names
 from ldm.editing.asymmetric_decoder import AsymmetricDecoder
+from ldm.editing.best import Choice, attempt, load_judge, rate
 from ldm.editing.checks import pick_device, report_out_of_memory
 from ldm.editing.inputs import PlannedEdit, SamplingTask
 from ldm.editing.marked import MarkedPhoto
 from ldm.editing.metadata import attach_settings
-from ldm.editing.options import Blending, Context, Loading, Placement, Sampling, settings_of
+from ldm.editing.options import Blending, Context, Loading, Placement, Sampling, Selection, settings_of
 from ldm.editing.painter import Painter
 from ldm.editing.pictures import Picture
 from ldm.editing.references import References
 from ldm.editing.regions import Point, Region
 from ldm.editing.safety import SafetyChecker
 from ldm.fast.networks import check_network_options, choose_precision
+from ldm.models.diffusion.presets import resolve_preset
 from ldm.models.diffusion.sampling import Callback
 from ldm.util import UserError
 
 OnPlan = Callable[[int, int, PlannedEdit], None]  # numbers of the photo and of the region, and the plan
+OnPainted = Callable[[int, PlannedEdit, Tensor], None]  # number of the photo, the plan, the window (3,H,W)
 
 
 class PaintByExample(Painter):
@@ -102,10 +107,12 @@ class PaintByExample(Painter):
         progress: bool = True,
         callback: Callback | None = None,
         on_plan: OnPlan | None = None,
+        on_painted: OnPainted | None = None,
     ) -> list[Image.Image]:
         """Paint the regions of each photo, one after the other, each with its references -> whole pictures.
 
-        seeds, starts: one for each photo, see `sample`; on_plan: called with every plan before it is sampled."""
+        seeds, starts: one for each photo, see `sample`; on_plan: called with every plan before it is sampled;
+        on_painted: with every window that was painted."""
         pictures = [marked.photo for marked in photos]
         for marked in {
             id(marked): marked for marked in photos
@@ -131,8 +138,42 @@ class PaintByExample(Painter):
 
             for batch in self.sample_in_batches(plans, task_of, batch_size, progress=progress, callback=callback):
                 for i, painted in zip(batch.items, batch.pictures, strict=True):
+                    if on_painted:
+                        on_painted(i, plans[i], painted)
                     pictures[i] = plans[i].place.paste(tensor_to_image(painted), photos[i].blending(blending))
         return pictures
+
+    def choose_seed(
+        self,
+        marked: MarkedPhoto,
+        seed: int,
+        selection: Selection,
+        sampling: Sampling = Sampling(),
+        placement: Placement = Placement(),
+        blending: Blending = Blending(),
+        *,
+        batch_size: int = 4,
+        progress: bool = True,
+        callback: Callback | None = None,
+    ) -> Choice:
+        """Best of N (ldm.editing.best): which of the seeds from `seed` on is the best for a photo, for all of its
+        regions together. A seed's noise is the same under every sampler, so `repaint` keeps the layout that was chosen.
+
+        Raises UserError as `repaint` does, and for a judge that cannot be loaded."""
+        seeds = selection.seeds(seed)
+        if len(seeds) == 1:
+            return Choice(seed, selection)
+        judge = load_judge(selection.judge, self)
+        quick = replace(sampling, eta=0.0, **resolve_preset(selection.best_preset)._asdict())
+        ratings: list[list[tuple[float, float]]] = [[] for _ in seeds]
+        self.repaint(
+            *([marked] * len(seeds), seeds, quick, placement, blending),
+            batch_size=batch_size,
+            progress=progress,
+            callback=callback,
+            on_painted=lambda i, plan, painted: ratings[i].append(rate(painted, plan.inputs, judge)),
+        )
+        return Choice.of([attempt(*each) for each in zip(seeds, ratings, strict=True)], selection)
 
     @takes_flag_names
     def __call__(
@@ -171,6 +212,9 @@ class PaintByExample(Painter):
         click_not: Sequence[Point] | Point | None = None,
         reference_cutout: bool = False,
         segment: str | None = None,
+        best: int = 1,
+        best_preset: str = "draft",
+        judge: str = "clip",
     ) -> Image.Image | list[Image.Image] | list[list[Image.Image]]:
         """Repaint a region of an image, or several, each with the object of its reference.
 
@@ -190,6 +234,8 @@ class PaintByExample(Painter):
         height, width, context, grow, invert, reference_fit, reference_cutout, segment: see
             ldm.editing.options.Placement
         background, feather: see ldm.editing.options.Blending
+        best, best_preset, judge: of how many seeds the best is painted, and how it is chosen: see
+            ldm.editing.options.Selection; further samples begin with the seeds after those
         batch_size: largest number of pictures to make at once, which decides how much memory it takes
         progress: show a bar; callback: called with a sampling.Step after every step
 
@@ -201,17 +247,23 @@ class PaintByExample(Painter):
         for name, value in (("n_samples", n_samples), ("batch_size", batch_size)):
             if value < 1:
                 raise UserError(f"{name} {value} is out of range: use 1 or more")
-        blending = Blending(background, feather)
+        blending, selection = Blending(background, feather), Selection(best, best_preset, judge)
         sampling = Sampling.choose(preset, sampler, steps, scale, eta, strength, blend_latents)
         placement = Placement(context, height, width, grow, invert, reference_fit, reference_cutout, segment)
         mask = one_region(mask, box, polygon, alpha, snap, click, click_not)
         photos, seeds, settings = photos_and_seeds(
-            image, seed, mask, reference, regions, references, n_samples=n_samples, placement=placement
+            image, seed, mask, reference, regions, references, n_samples=n_samples, placement=placement, best=best
         )
         how = (sampling, placement, blending)
-        pictures = self.repaint(photos, seeds, *how, batch_size=batch_size, progress=progress, callback=callback)
-        for picture, own in zip(pictures, settings, strict=True):
-            attach_settings(picture, own | settings_of(*how) | {"precision": self.precision, **self.settings})
+        watch: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "callback": callback}
+        choices = [
+            self.choose_seed(marked, first, selection, *how, **watch)
+            for marked, first in zip(photos, seeds, strict=True)
+        ]
+        pictures = self.repaint(photos, [choice.seed for choice in choices], *how, **watch)
+        for picture, own, choice in zip(pictures, settings, choices, strict=True):
+            own |= settings_of(*how) | choice.settings | {"precision": self.precision, **self.settings}
+            attach_settings(picture, own)
         if n_samples > 1:
             pictures = [pictures[i : i + n_samples] for i in range(0, len(pictures), n_samples)]
         given = [each for each in (image, mask, reference, seed) if each is not None]

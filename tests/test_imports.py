@@ -12,6 +12,7 @@ GROUND = [
     "ldm.images",
     "ldm.pictures.colour",
     "ldm.pictures.metadata",
+    "ldm.pictures.seam",
     "ldm.storage",
     "ldm.tables",
     "ldm.lr_scheduler",

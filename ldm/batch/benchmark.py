@@ -18,11 +18,15 @@ from tqdm import tqdm
 from ldm.conventions import tensor_to_image
 from ldm.data.bench.cocoee import COCOImageDataset, result_path
 from ldm.editing.inputs import SamplingTask
-from ldm.editing.options import Sampling
+from ldm.editing.marked import MarkedPhoto
+from ldm.editing.options import WHOLE_PHOTO, Placement, Sampling, Selection
+from ldm.editing.regions import Region
 from ldm.files import sha256_of, staging
 from ldm.images import grid, open_picture, upright_rgb
 from ldm.pipeline import PaintByExample
 from ldm.util import UserError
+
+WHOLE = Placement(context=WHOLE_PHOTO)  # as edit.prepare
 
 
 def require_same_settings(path: Path, settings: Mapping[str, Any]) -> None:
@@ -51,11 +55,13 @@ def benchmark_settings(
     precision: str,
     seed: int,
     sampling: Sampling,
+    selection: Selection = Selection(),
 ) -> dict[str, Any]:
     """What a benchmark's edits are made with, for require_same_settings. Raises UserError: a missing checkpoint."""
     model = OmegaConf.to_yaml(config["model"], resolve=True)
     names = ("scale", "sampler", "steps", "interval", "refresh", "eta")
     settings = {name: getattr(sampling, name) for name in names}
+    settings |= {name: value for name, value in selection.settings.items() if value is not None}
     settings |= {"seed": seed, "precision": precision, "cases": bench.digest()}
     settings |= {"checkpoint": Path(ckpt).name, "sha256": sha256_of(ckpt)}
     return settings | {"config": hashlib.sha256(model.encode()).hexdigest()}
@@ -83,6 +89,7 @@ def edit_cases(
     batch_size: int,
     sampling: Sampling,
     progress: bool = True,
+    selection: Selection = Selection(),
 ) -> list[str]:
     """Write results/<id>.png, of its photo's size, for the cases `todo`, a batch at a time, atomically.
 
@@ -94,10 +101,14 @@ def edit_cases(
             try:
                 photo, mask, reference = bench.pictures(i)
                 inputs = edit.prepare(photo, mask, reference)
+                own = case_seed(seed, bench.ids[i])
+                if selection.best > 1:
+                    marked = MarkedPhoto.mark(photo, [Region(mask=mask)], [reference], WHOLE)
+                    own = edit.choose_seed(marked, own, selection, sampling, WHOLE, progress=False).seed
             except UserError as error:
                 problems.append(str(error))
             else:
-                yield Case(bench.ids[i], photo.size, SamplingTask(inputs, case_seed(seed, bench.ids[i]), sampling))
+                yield Case(bench.ids[i], photo.size, SamplingTask(inputs, own, sampling))
 
     with tqdm(desc="editing", total=len(todo), unit="picture", disable=not progress) as bar:
         for batch in edit.sample_in_batches(cases(), lambda case: case.task, batch_size):

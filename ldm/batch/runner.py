@@ -20,6 +20,7 @@ from PIL import Image
 from ldm.batch.account import DONE, FAILED, Outcome
 from ldm.batch.table import Job
 from ldm.conventions import tensor_to_image
+from ldm.editing.best import Choice
 from ldm.editing.inputs import PlannedEdit, SamplingTask
 from ldm.editing.marked import MarkedPhoto
 from ldm.editing.metadata import save_with_settings
@@ -50,15 +51,17 @@ class BatchOptions:
 
 @dataclass(frozen=True)
 class PlannedJob:
-    """blending: the job's own, which depends on its photo too."""
+    """blending: the job's own, which depends on its photo too; choice: the seed that it is painted with."""
 
     job: Job
+    marked: MarkedPhoto
     plan: PlannedEdit
     blending: Blending
+    choice: Choice
 
     @property
     def task(self) -> SamplingTask:
-        return SamplingTask(self.plan.inputs, self.job.seed, self.job.sampling)
+        return SamplingTask(self.plan.inputs, self.choice.seed, self.job.sampling)
 
 
 def plan_job(edit: PaintByExample, job: Job, options: BatchOptions) -> PlannedJob:
@@ -70,7 +73,18 @@ def plan_job(edit: PaintByExample, job: Job, options: BatchOptions) -> PlannedJo
         check_watermark(image.size)
     marked = MarkedPhoto.mark(image, [job.region], references, job.placement)
     plan = edit.plan(marked.photo, marked.masks[0], marked.references[0], job.placement)
-    return PlannedJob(job, plan, marked.blending(job.blending))
+    return PlannedJob(job, marked, plan, marked.blending(job.blending), Choice(job.seed, job.selection))
+
+
+def choose_seed(edit: PaintByExample, planned: PlannedJob, options: BatchOptions) -> PlannedJob:
+    """The job with the best of its seeds. Raises UserError."""
+    job = planned.job
+    choice = edit.choose_seed(
+        *(planned.marked, job.seed, job.selection, job.sampling, job.placement, job.blending),
+        batch_size=options.batch_size,
+        progress=False,
+    )
+    return replace(planned, choice=choice)
 
 
 def settings_of_job(job: Job, options: BatchOptions) -> dict[str, Any]:
@@ -84,6 +98,7 @@ def settings_of_job(job: Job, options: BatchOptions) -> dict[str, Any]:
         **settings_of(job.placement, job.blending),
         **options.settings,
         **settings_of(job.sampling),
+        **job.selection.settings,
         "seed": job.seed,
     }
 
@@ -95,7 +110,7 @@ def write(planned: PlannedJob, painted: Image.Image, options: BatchOptions) -> N
     if options.watermark:
         picture = embed(picture)
     job.out.parent.mkdir(parents=True, exist_ok=True)
-    save_with_settings(picture, job.out, settings_of_job(job, options))
+    save_with_settings(picture, job.out, settings_of_job(job, options) | planned.choice.settings)
 
 
 def submit_ahead(
@@ -121,7 +136,7 @@ def run_jobs(edit: PaintByExample, jobs: Sequence[Job], options: BatchOptions, r
         ahead = submit_ahead(reader, lambda job: plan_job(edit, job, options), jobs, 2 * options.batch_size)
         for job, future in ahead:
             try:
-                planned = future.result()
+                planned = choose_seed(edit, future.result(), options)
             except Exception as error:  # one bad row does not stop the others
                 fail(job, error)
             else:

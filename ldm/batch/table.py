@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ldm.editing.metadata import check_format
 from ldm.editing.names import FLAG_NAMES
-from ldm.editing.options import WHOLE_PHOTO, Blending, Context, Placement, Sampling, check_seed
+from ldm.editing.options import WHOLE_PHOTO, Blending, Context, Placement, Sampling, Selection
 from ldm.editing.regions import KINDS, OBJECT, Point, Region, parse_box, parse_point
 from ldm.files import check_name
 from ldm.models.diffusion.presets import resolve_preset
@@ -42,6 +42,7 @@ class Job:
     sampling: Sampling
     placement: Placement
     blending: Blending
+    selection: Selection
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Defaults:
     placement: Placement = Placement()
     blending: Blending = Blending()
     preset: str | None = None
+    selection: Selection = Selection()
 
 
 def number(cell: str) -> float:
@@ -93,7 +95,8 @@ PLACEMENT: Kinds = {
     **{"reference_fit": str.lower, "reference_cutout": flag, "segment": str},
 }
 BLENDING: Kinds = {"background": str.lower, "feather": number}
-COLUMNS = (*REQUIRED, *REGIONS, "reference_mask", "seed", "preset", *SAMPLING, *PLACEMENT, *BLENDING)
+SELECTION: Kinds = {"best": whole, "best_preset": str.lower, "judge": str}
+COLUMNS = (*REQUIRED, *REGIONS, "reference_mask", "seed", "preset", *SAMPLING, *PLACEMENT, *BLENDING, *SELECTION)
 ALIASES = {name.lower(): column for name, column in FLAG_NAMES.items()} | {"reference_mask_path": "reference_mask"}
 
 
@@ -171,7 +174,8 @@ def _job(line: int, row: Row, folder: Place, defaults: Defaults) -> Job:
     if missing := [name for name in REQUIRED if name not in row]:
         raise UserError(f"{missing[0]} is missing: give one")
     seed = _values(row, {"seed": whole}).get("seed", defaults.seed)
-    check_seed(seed)
+    selection = replace(defaults.selection, **_values(row, SELECTION))
+    selection.seeds(seed)
     image, out = _path(folder, row["image"]), _joined(folder, row["out"].replace("\\", "/"))
     check_format(out)
     if isinstance(out, Url):
@@ -197,6 +201,7 @@ def _job(line: int, row: Row, folder: Place, defaults: Defaults) -> Job:
         sampling=_sampling(row, defaults),
         placement=replace(defaults.placement, **_values(row, PLACEMENT)),
         blending=replace(defaults.blending, **_values(row, BLENDING)),
+        selection=selection,
     )
 
 

@@ -5,7 +5,8 @@
 jobs.csv has the columns image, reference, out, one of mask, box (x0,y0,x1,y1, quoted), polygon (x,y x,y x,y, quoted),
 alpha (yes) and an object (click, click_not: x,y x,y, quoted; snap: as box) and, optionally, every setting of an edit,
 which takes precedence over its flag: seed, scale, preset, sampler, steps, eta, strength, blend_latents, background,
-feather, context, grow, invert, height, width, reference_fit, reference_cutout, segment and reference_mask. Its paths
+feather, context, grow, invert, height, width, reference_fit, reference_cutout, segment, reference_mask, best,
+best_preset and judge. Its paths
 are relative to its folder; several references of one object are separated by |. Columns are separated by commas,
 semicolons or tabs. Rows of one size with the same settings are made together, --batch_size at once. Pictures that are
 there are kept, so that an interrupted run continues; those that other settings would make otherwise are named, and
@@ -38,6 +39,7 @@ from ldm.cli.flags import (
     loading_from,
     placement_from,
     sampling_from,
+    selection_from,
 )
 from ldm.fast import memory
 from ldm.storage import READ_ONLY, Place, Url, place
@@ -97,17 +99,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     from ldm.batch.table import Defaults, read_jobs
     from ldm.checkpoint.locate import choose_model
     from ldm.editing.checks import pick_device
-    from ldm.editing.options import check_seed
     from ldm.editing.watermark import check_watermark
 
     rank, world = rank_and_world_size()
     sampling, placement, blending, loading = (
         read(opt) for read in (sampling_from, placement_from, blending_from, loading_from)
     )
-    check_seed(opt.seed)
+    selection = selection_from(opt)
+    selection.seeds(opt.seed)
     if opt.watermark:
         check_watermark()
-    jobs, rows = read_jobs(opt.jobs, Defaults(opt.seed, sampling, placement, blending, opt.preset))
+    jobs, rows = read_jobs(opt.jobs, Defaults(opt.seed, sampling, placement, blending, opt.preset, selection))
     total = len(jobs) + len(rows)
     jobs, rows = jobs[rank::world], rows[rank::world]
     bad = [Outcome(row.line, row.out, FAILED, row.reason) for row in rows]

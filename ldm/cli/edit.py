@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any
 from ldm.cli import edit_flags
 from ldm.cli.command import command
 from ldm.cli.edit_flags import PRESET_SETTINGS, SETTINGS
-from ldm.cli.flags import blending_from, check_range, loading_from, placement_from
+from ldm.cli.flags import blending_from, check_range, loading_from, placement_from, selection_from
 from ldm.editing.names import FLAG_NAMES
 from ldm.fast import memory
 from ldm.files import short_stem, staging
@@ -47,6 +47,7 @@ from ldm.util import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
+    from ldm.editing.best import Choice
     from ldm.editing.inputs import PlannedEdit
     from ldm.editing.marked import MarkedPhoto
     from ldm.editing.options import Sampling
@@ -65,6 +66,8 @@ def check_numbers(opt: argparse.Namespace) -> None:
     check_range(opt, "n_iter")
     if opt.n_rows < 0:
         raise UserError(f"--n_rows {opt.n_rows} is out of range: use 1 or more, or 0 for rows of four")
+    if opt.best > 1 and opt.fixed_code:
+        raise UserError("--best tries other noise and --fixed_code keeps it: give one of them")
     if opt.skip_save and opt.skip_grid:
         raise UserError("--skip_save and --skip_grid together would write nothing: give one of them")
 
@@ -159,20 +162,29 @@ class ModelView:
         self.sources |= {prefix + kind: picture for kind, picture in pictures.items()}
 
 
+def report_choice(choice: Choice) -> None:
+    """Print the seeds that were tried, the best first."""
+    if choice.tried:
+        ranked = sorted(choice.tried, key=lambda attempt: -attempt.score)
+        scores = ", ".join(f"{attempt.seed} {attempt.score:.3f}" for attempt in ranked)
+        print(f"seed {choice.seed} is the best of {len(ranked)}: {scores}", file=sys.stderr)
+
+
 def result_name(opt: argparse.Namespace) -> str:
     """The photo's name, with which the names of its results begin; cut if they would be too long."""
     region = f"{len(opt.regions)}_" if len(opt.regions) > 1 else ""
-    longest = f"_{opt.seed + opt.n_iter * opt.n_samples}-99_{region}inpaint.png"  # -99: see keep_earlier
+    longest = f"_{opt.seed + opt.n_iter * opt.n_samples * opt.best}-99_{region}inpaint.png"  # -99: see keep_earlier
     return short_stem(place(opt.image_path).stem, len(longest))
 
 
 def write_results(
     opt: argparse.Namespace,
     results: dict[int, Image.Image],
-    settings: dict[str, Any],
+    settings: Sequence[dict[str, Any]],
     sources: dict[str, Image.Image],
 ) -> None:
-    """One batch's files, atomically. results: by seed; sources: what belongs to the first batch."""
+    """One batch's files, atomically. results: by seed; settings: one for each; sources: what belongs to the first
+    batch."""
     from ldm.editing.metadata import save_with_settings
 
     if opt.skip_save:
@@ -184,7 +196,7 @@ def write_results(
         staged = folder if pictures == outdir else folder / pictures.name
         staged.mkdir(exist_ok=True)
         for i, (seed, picture) in enumerate(results.items()):
-            own = settings | {"seed": seed, "start": None if start is None else start + i}
+            own = settings[i] | {"start": None if start is None else start + i}
             save_with_settings(picture, staged / f"{name}_{seed}.png", {} if opt.no_settings else own)
         if sources:
             (folder / "source").mkdir()
@@ -263,9 +275,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Everything that can be checked cheaply is checked before the model is read.
     sampling, placement, blending = edit_flags.edit_sampling_from(opt), placement_from(opt), blending_from(opt)
-    start = getattr(opt, "start", None)
-    seeds = range(opt.seed, opt.seed + opt.n_iter * opt.n_samples)
-    for seed in (*seeds, *([] if start is None else [start])):
+    selection, start = selection_from(opt), getattr(opt, "start", None)
+    seeds = [opt.seed + i * opt.best for i in range(opt.n_iter * opt.n_samples)]
+    for seed in (selection.seeds(seeds[-1])[-1], opt.seed, *([] if start is None else [start])):
         check_seed(seed)
     marked = read_pictures(opt)
     edit, ckpt = load(opt)
@@ -274,9 +286,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     edits: list[Image.Image] = []
     begin = time.perf_counter()
     step_ends: list[float] = []
+    choices = [
+        edit.choose_seed(marked, seed, selection, sampling, placement, blending, batch_size=opt.n_samples)
+        for seed in seeds
+    ]
+    for choice in choices:
+        report_choice(choice)
+    opt.seed = choices[0].seed  # which names the files of source/ and grid/
 
     for iteration in range(opt.n_iter):
-        batch = seeds[iteration * opt.n_samples : (iteration + 1) * opt.n_samples]
+        chosen = choices[iteration * opt.n_samples : (iteration + 1) * opt.n_samples]
+        batch = [choice.seed for choice in chosen]
         pictures = edit.repaint(
             [marked] * len(batch),
             batch,
@@ -291,7 +311,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if opt.watermark:
             pictures = [embed(picture) for picture in pictures]
         edits += pictures
-        write_results(opt, dict(zip(batch, pictures, strict=True)), settings, view.sources if iteration == 0 else {})
+        results = dict(zip(batch, pictures, strict=True))
+        own = [settings | choice.settings for choice in chosen]
+        write_results(opt, results, own, view.sources if iteration == 0 else {})
     if not opt.skip_grid:
         size = edit.size_for(marked.photo, opt.H, opt.W)[::-1]
         write_grid(opt, draw_grid(marked, placement.reference_fit, edits, size, opt.n_rows))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # importing torch takes seconds, which --help must not
 PRESET_SETTINGS = ("interval", "refresh")  # which have no flags
 REPLACED = (  # flags beside --from -> settings of the picture that they replace
     (("preset",), ("sampler", "steps", *PRESET_SETTINGS)),
-    (("seed", "fixed_code"), ("start",)),
+    (("seed", "fixed_code", "best"), ("start",)),
     (("plms",), ("sampler",)),
     (("plms", "sampler", "ddim_steps"), PRESET_SETTINGS),  # those belong to the preset's sampler and steps
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ldm.util import UserError
 
 if TYPE_CHECKING:  # importing torch takes seconds, which --help must not
-    from ldm.editing.options import Blending, Loading, Placement, Sampling
+    from ldm.editing.options import Blending, Loading, Placement, Sampling, Selection
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -39,7 +39,8 @@ def context(word: str) -> float | str:
 
 def add_editing(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """invert, grow, context, background, feather, strength, reference_fit, reference_cutout, segment, blend_latents,
-    watermark. -> their group; see placement_from, blending_from, sampling_from."""
+    best, best_preset, judge, watermark. -> their group; see placement_from, blending_from, sampling_from,
+    selection_from."""
     group = parser.add_argument_group("editing")
     group.add_argument("--invert", action="store_true", help="paint everything except the regions")
     group.add_argument("--grow", type=float, default=0.0, help="pixels to grow regions by; below 0: to shrink them by")
@@ -76,6 +77,21 @@ def add_editing(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         "--blend_latents",
         action="store_true",
         help="keep the photo around the mask in every step, as Blended Latent Diffusion does",
+    )
+    group.add_argument(
+        "--best",
+        type=int,
+        default=1,
+        metavar="N",
+        help="try N seeds, and paint the one whose region is most like the reference and whose edge shows least (1)",
+    )
+    group.add_argument("--best_preset", default="draft", help="the preset by which seeds are tried (draft)")
+    group.add_argument(
+        "--judge",
+        metavar="FOLDER",
+        default="clip",
+        help="whose features say how like the reference a region is: clip, the model's own; dinov2, to download DINOv2;"
+        " or the folder of a DINOv2 (clip)",
     )
     group.add_argument(
         "--watermark",
@@ -144,6 +160,13 @@ def blending_from(opt: argparse.Namespace) -> Blending:
     from ldm.editing.options import Blending
 
     return Blending(opt.background, opt.feather)
+
+
+def selection_from(opt: argparse.Namespace) -> Selection:
+    """Raises UserError: a value out of range."""
+    from ldm.editing.options import Selection
+
+    return Selection(opt.best, opt.best_preset, opt.judge)
 
 
 def loading_from(opt: argparse.Namespace) -> Loading:

@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--name", default="mini", help="of the model's rows (%(default)s)")
     p.add_argument("--scales", type=float, nargs="+", default=[0.0, 5.0], help="guidance scales, a row each (0 5)")
     p.add_argument("--steps", type=int, default=25, help="of PLMS (%(default)s)")
+    p.add_argument("--best", type=int, default=1, metavar="N", help="paint the best of N seeds (%(default)s)")
     p.add_argument("--seed", type=int, default=321, help="(%(default)s)")
     p.add_argument("--batch_size", type=int, default=50, help="edits per batch (%(default)s)")
     p.add_argument("--show", type=Path, nargs="+", metavar="JSON", help="print rows of earlier runs, and exit")
@@ -122,16 +123,18 @@ def load(opt: argparse.Namespace) -> Setup:
 def tabulate(opt: argparse.Namespace, setup: Setup) -> None:
     """Prints and writes the model's table."""
     from ldm.batch.benchmark import benchmark_settings, contact_sheet
+    from ldm.editing.options import Selection
     from ldm.miniworld.table import edit_missing, table, write_rows
 
     judge, edit = setup.judge, setup.edit
     bench = judge.bench
+    selection = Selection(opt.best)
     rows = {} if opt.bare else baseline_rows(opt, setup)
     folders, failures = [], []
     for scale, sampling in zip(opt.scales, setup.samplings, strict=True):
         outdir = opt.outdir / f"{opt.name}-scale-{scale:g}"
-        settings = benchmark_settings(setup.config, opt.ckpt, bench, edit.precision, opt.seed, sampling)
-        edit_missing(edit, bench, outdir, settings, sampling, opt.batch_size)
+        settings = benchmark_settings(setup.config, opt.ckpt, bench, edit.precision, opt.seed, sampling, selection)
+        edit_missing(edit, bench, outdir, settings, sampling, opt.batch_size, selection)
         scored = judge.score(outdir / "results")
         rows[f"{opt.name}, v for c" if scale == 0 else f"{opt.name}, scale {scale:g}"] = scored.row
         failures = [i for i, case in enumerate(scored.cases) if not case.values["shape"]]

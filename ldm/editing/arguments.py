@@ -75,9 +75,10 @@ def photos_and_seeds(
     *,
     n_samples: int,
     placement: Placement,
+    best: int = 1,
 ) -> tuple[list[MarkedPhoto], list[int], list[dict[str, Any]]]:
     """The arguments of a call -> its photos, each n_samples times, and for each a seed and what its settings say of
-    both. Raises UserError, TypeError."""
+    both. best: seeds that a sample tries, from its own on. Raises UserError, TypeError."""
     if regions is None and references is None:
         if mask is None:
             raise UserError("no region is marked: give mask, box, polygon, alpha or regions")
@@ -103,10 +104,10 @@ def photos_and_seeds(
             "references": groups if all(map(all, groups)) else None,
         }
         for i in range(n_samples):
-            check_seed(int(first) + i)
+            check_seed(own_seed := int(first) + i * best)
             photos.append(marked)
-            seeds.append(int(first) + i)
-            settings.append(own | {"seed": int(first) + i})
+            seeds.append(own_seed)
+            settings.append(own | {"seed": own_seed})
     return photos, seeds, settings
 
 

@@ -10,13 +10,14 @@ import os
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ldm.models.diffusion.presets import resolve_preset
+from ldm.models.diffusion.presets import PRESETS, resolve_preset
 from ldm.models.diffusion.sampling import check_sampler
 from ldm.util import UserError
 
 MAX_SCALE = 100.0
 MAX_FEATHER = 10_000.0  # pixels
 MAX_CONTEXT = 1000.0
+MAX_BEST = 64
 NUM_TIMESTEPS = 1000  # of the published noise schedule; a model with fewer is checked again when it samples
 BACKGROUNDS = ("exact", "feather", "poisson", "none")
 REFERENCE_FITS = ("squash", "pad", "crop")
@@ -88,6 +89,39 @@ def check_seed(seed: int) -> None:
     """Raises UserError for a seed that is out of range."""
     if not 0 <= seed < 2**63:
         raise UserError(f"seed {seed} is out of range: use 0 to 2^63 - 1")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Best of N: which of several seeds a picture is painted with, see ldm.editing.best.
+
+    best: seeds that are tried for each picture, 1 to 64, counting up from its own; 1: nothing is tried
+    best_preset: the preset by which they are tried
+    judge: whose features say how like the reference a region is: "clip", the model's own; "dinov2", downloaded once; or
+        the folder of a DINOv2
+
+    Raises UserError for a number that is out of range or an unknown preset."""
+
+    best: int = 1
+    best_preset: str = "draft"
+    judge: str = "clip"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.best <= MAX_BEST:
+            raise UserError(f"best {self.best} is out of range: use 1 (one seed, no choice) to {MAX_BEST}")
+        if self.best_preset not in PRESETS:
+            raise UserError(f"best_preset {self.best_preset!r} is unknown: use one of {', '.join(PRESETS)}")
+
+    def seeds(self, first: int) -> range:
+        """The seeds that are tried for a picture. Raises UserError: one is out of range."""
+        for seed in (first, first + self.best - 1):
+            check_seed(seed)
+        return range(first, first + self.best)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What of it is written into pictures; None where nothing is tried."""
+        return {field.name: None if self.best == 1 else getattr(self, field.name) for field in fields(self)}
 
 
 @dataclass(frozen=True)

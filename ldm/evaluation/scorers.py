@@ -23,12 +23,13 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.conventions import mask_to_tensor, pixels_to_tensor
-from ldm.evaluation.background import background_psnr, background_ssim, seam, with_source_region
+from ldm.evaluation.background import background_psnr, background_ssim, with_source_region
 from ldm.evaluation.clip_score import bounding_box, clip_reference, clip_region, copy_paste, similarity
 from ldm.evaluation.features import Extractor, pixels
 from ldm.evaluation.fid import Statistics, frechet_distance, kernel_distance, rows_to_keep
 from ldm.evaluation.metrics import Metric
 from ldm.evaluation.quality import Mixture, quality_score
+from ldm.pictures.seam import seam
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -158,11 +158,20 @@ class Networks:
 
     def get_learned_conditioning(self, reference: Tensor) -> Tensor:
         """(B,3,S,S) -> (B,M,width)."""
-        if not self.fast:
-            with self._autocast(), self._on_device(self.cond_stage_model):
-                return self.cond_stage_model.encode(reference)
-        with self._fast_kernels(), self._on_device(self.cond_stage_model):
-            return self.cond_stage_model.encode(reference.to(self.dtype))
+        return self._encode(self.cond_stage_model.encode, reference)
+
+    def clip_features(self, pictures: Tensor) -> Tensor:
+        """What the frozen CLIP makes of pictures (B,3,S,S), CLIP-normalised: its class token (B,width)."""
+        return self._encode(self.cond_stage_model.features, pictures)[:, 0].float()
+
+    def _encode(self, encoder: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
+        """encoder: a method of cond_stage_model."""
+        with self._on_device(self.cond_stage_model):
+            if not self.fast:
+                with self._autocast():
+                    return encoder(pictures)
+            with self._fast_kernels():
+                return encoder(pictures.to(self.dtype))
 
     def encode_first_stage(self, image: Tensor) -> DiagonalGaussianDistribution:
         """(B,3,H,W) in [-1,1] -> posterior over (B,4,h,w), not scaled; large pictures in tiles."""

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ldm.batch.benchmark import edit_cases, require_same_settings
 from ldm.data.bench.cocoee import COCOImageDataset, case_path, result_path
-from ldm.editing.options import Sampling
+from ldm.editing.options import Sampling, Selection
 from ldm.evaluation.benchmark import CONFIDENCE, evaluate
 from ldm.evaluation.features import Extractor
 from ldm.evaluation.fid import Statistics, frechet_distance
@@ -102,13 +102,14 @@ def edit_missing(
     settings: dict[str, Any],
     sampling: Sampling,
     batch_size: int,
+    selection: Selection = Selection(),
 ) -> None:
     """Edits the cases that have no result yet. settings: those of ldm.batch.benchmark.benchmark_settings.
     Raises UserError: a case that cannot be edited, existing results with other settings."""
     require_same_settings(outdir / "settings.json", settings)
     results = outdir / "results"
     todo = [i for i, name in enumerate(bench.ids) if not result_path(results, name).exists()]
-    if problems := edit_cases(edit, bench, todo, results, settings["seed"], batch_size, sampling):
+    if problems := edit_cases(edit, bench, todo, results, settings["seed"], batch_size, sampling, selection=selection):
         raise UserError(f"{len(problems)} cases cannot be edited ({problems[0]}): repair their files")
 
 

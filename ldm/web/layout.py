@@ -49,6 +49,7 @@ class SettingsArea:
     context: gr.Dropdown
     grow: gr.Slider
     feather: gr.Textbox
+    best: gr.Slider
     seed: gr.Textbox
 
 
@@ -140,11 +141,12 @@ def build_reference_and_settings(device: str) -> tuple[gr.Image, gr.Button, gr.F
             feather = gr.Textbox(label="Soft edge (pixels)", placeholder="by the window", min_width=120)
             background = gr.Dropdown(list(BACKGROUNDS), value="exact", label="Background", min_width=120)
             context = gr.Dropdown(CONTEXTS, value=AUTOMATIC, label="Window (lengths of the region)", min_width=160)
+            best = gr.Slider(1, 8, 1, step=1, label="Best of (seeds tried for each picture)", min_width=160)
             seed = gr.Textbox(label="Seed", placeholder="random", min_width=120)
         with gr.Row():
             sampler = gr.Dropdown(list(SAMPLERS), value="plms", label="Sampler", min_width=120, visible=False)
             steps = gr.Slider(5, 100, 50, step=1, label="Steps", min_width=160, visible=False)
-    settings = (preset, scale, n_samples, sampler, steps, strength, background, context, grow, feather, seed)
+    settings = (preset, scale, n_samples, sampler, steps, strength, background, context, grow, feather, best, seed)
     return reference, cut_out, more, SettingsArea(*settings)
 
 

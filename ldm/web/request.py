@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from PIL import Image
 
-from ldm.editing.options import WHOLE_PHOTO, Blending, Placement, Sampling, check_seed
+from ldm.editing.options import WHOLE_PHOTO, Blending, Placement, Sampling, Selection
 from ldm.editing.references import References
 from ldm.util import UserError
 
@@ -32,17 +32,18 @@ class EditRequest:
     blending: Blending = Blending()
     seed: int = 321
     n_samples: int = 1
+    selection: Selection = Selection()
 
     def __post_init__(self) -> None:
         if self.n_samples < 1:
             raise UserError(f"the number of pictures {self.n_samples} is out of range: use 1 or more")
         for seed in self.seeds:
-            check_seed(seed)
+            self.selection.seeds(seed)
 
     @property
     def seeds(self) -> list[int]:
-        """One for each result."""
-        return [self.seed + i for i in range(self.n_samples)]
+        """One for each result, the first of those that are tried for it."""
+        return [self.seed + i * self.selection.best for i in range(self.n_samples)]
 
 
 def parse_number(value: object, name: str, kind: type[Number], example: str) -> Number:
@@ -72,6 +73,7 @@ def parse_request(
     grow: object = 0,
     feather: object = None,
     background: object = "exact",
+    best: object = 1,
 ) -> EditRequest:
     """preset: a preset's name, PUBLISHED, or OWN for this sampler and these steps; context: AUTOMATIC, "photo" or a
     number; feather: None or empty for the window's; seed: None or empty for a random one. Raises UserError: not a
@@ -98,4 +100,5 @@ def parse_request(
         Blending(str(background), None if feather in (None, "") else parse_number(feather, "feather", float, "12")),
         seed=random.randrange(2**32) if seed in (None, "") else parse_number(seed, "seed", int, "321"),
         n_samples=parse_number(n_samples, "the number of pictures", int, "1"),
+        selection=Selection(parse_number(best, "best", int, "4")),
     )

@@ -156,24 +156,22 @@ class EditWorker:
 
         raise_if_stopped()
         marked = MarkedPhoto.mark(request.image, [Region(mask=request.mask)], [request.reference], request.placement)
-        pictures = self.edit.repaint(
-            [marked] * request.n_samples,
-            request.seeds,
-            request.sampling,
-            request.placement,
-            request.blending,
-            batch_size=request.n_samples,
-            progress=False,
-            callback=on_step,
-        )
-        settings = [self._settings(request, seed) for seed in request.seeds]
+        how = (request.sampling, request.placement, request.blending)
+        watch: dict[str, Any] = {"batch_size": request.n_samples, "progress": False}
+        choices = [
+            self.edit.choose_seed(marked, seed, request.selection, *how, **watch, callback=lambda _: raise_if_stopped())
+            for seed in request.seeds
+        ]
+        seeds = [choice.seed for choice in choices]
+        pictures = self.edit.repaint([marked] * len(seeds), seeds, *how, **watch, callback=on_step)
+        settings = [choice.settings | self._settings(request) for choice in choices]
         return [EditResult(*both) for both in zip(pictures, settings, strict=True)]
 
-    def _settings(self, request: EditRequest, seed: int) -> Settings:
+    def _settings(self, request: EditRequest) -> Settings:
         """Those that the page always asks for, and of the others what differs from the default."""
         asked = {name: getattr(request.sampling, name) for name in ("scale", "steps", "sampler", "strength")}
         usual = settings_of(Sampling(), Placement(), Blending())
         given = settings_of(request.sampling, request.placement, request.blending)
         others = {name: value for name, value in given.items() if name not in asked and value != usual[name]}
         model = {name: value for name, value in asdict(self.model).items() if value is not None}
-        return {"seed": seed, **asked, **others, **model}
+        return {**asked, **others, **model}

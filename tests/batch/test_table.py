@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.batch.table import BLENDING, COLUMNS, PLACEMENT, SAMPLING, Defaults, read_jobs
+from ldm.batch.table import BLENDING, COLUMNS, PLACEMENT, SAMPLING, SELECTION, Defaults, read_jobs
 from ldm.checkpoint.locate import MINI_CKPT, MINI_CONFIG
 from ldm.editing.metadata import KEY, read_settings
-from ldm.editing.options import Blending, Placement, Sampling, settings_of
+from ldm.editing.options import Blending, Placement, Sampling, Selection, settings_of
 from ldm.editing.regions import Region
 from ldm.util import UserError
 
@@ -148,18 +148,20 @@ def test_every_setting_is_a_column(tmp_path):
     changed = {
         **settings_of(Sampling(2.5, "ddim", 9, 0.5, None, 1, 0.8, True)),
         **settings_of(Placement("photo", 128, 64, -2.0, True, "pad", True, "sam"), Blending("feather", 3.0)),
+        **Selection(3, "fast", "dino").settings,
     }
     del changed["interval"], changed["refresh"]  # those of a preset
-    assert set(changed) == {*SAMPLING, *PLACEMENT, *BLENDING} <= set(COLUMNS)
+    assert set(changed) == {*SAMPLING, *PLACEMENT, *BLENDING, *SELECTION} <= set(COLUMNS)
     files = {"image": "p.png", "mask": "m.png", "reference": "r.png|s.png", "reference_mask": "k.png|l.png"}
     rows = [files | {"out": "a.png"} | changed, files | {"out": "b.png"}, files | {"out": "c.png", "preset": "fast"}]
     (tmp_path / "jobs.csv").write_text(table(rows))
-    flags = Defaults(5, Sampling(scale=3.0), Placement(grow=1.0), Blending("none"))
+    flags = Defaults(5, Sampling(scale=3.0), Placement(grow=1.0), Blending("none"), None, Selection(2))
     (first, second, third), bad = read_jobs(tmp_path / "jobs.csv", flags)
     assert not bad
-    written = settings_of(first.sampling, first.placement, first.blending)
+    written = settings_of(first.sampling, first.placement, first.blending) | first.selection.settings
     assert written == changed | {"interval": None, "refresh": 1}
     assert (second.sampling, second.placement, second.blending) == (flags.sampling, flags.placement, flags.blending)
+    assert second.selection == flags.selection
     assert third.sampling == Sampling.choose("fast", scale=3.0)
     assert first.references == (tmp_path / "r.png", tmp_path / "s.png")
     assert first.reference_masks == (tmp_path / "k.png", tmp_path / "l.png")

@@ -4,12 +4,11 @@ import pytest
 import torch
 
 from ldm.evaluation.background import (
-    SEAM_RADIUS,
     background_psnr,
     background_ssim,
-    seam,
     with_source_region,
 )
+from ldm.pictures.seam import SEAM_RADIUS, seam
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from ldm.web.examples import Example, paints_small_world  # noqa: E402
 from ldm.web.layout import build_layout, default_preset, preset_choices  # noqa: E402
 
 # preset, scale, n_samples, sampler, steps, strength, background, context, grow, feather, seed
-NUMBERS = ("own", 5, 2, "ddim", 2, 1, "exact", "by the region", 0, "", "7")
+NUMBERS = ("own", 5, 2, "ddim", 2, 1, "exact", "by the region", 0, "", 1, "7")
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_every_setting_of_the_page_reaches_the_picture(events, edit):
     """The result is the call's, with several references; its settings tell."""
     chosen = events.take_example(SimpleNamespace(index=0))
     other = str(ROOT / "examples/reference/example_1.jpg")
-    numbers = ("draft", 3, 1, "plms", 50, 0.9, "feather", "2", 5, "9", "7")
+    numbers = ("draft", 3, 1, "plms", 50, 0.9, "feather", "2", 5, "9", 2, "7")
     canvas = chosen[events.layout.photo.canvas]
     *_, last = paint(events, str(FILES[0]), canvas, str(FILES[2]), *numbers, more=[other])
     (saved,) = last[events.results]
@@ -104,10 +104,11 @@ def test_every_setting_of_the_page_reaches_the_picture(events, edit):
         "context": 2,
         "grow": 5,
         "feather": 9,
+        "best": 2,
     }
     wanted = edit(FILES[0], FILES[1], (FILES[2], other), **options, seed=7, progress=False)
     assert np.abs(np.asarray(wanted).astype(int) - np.asarray(Image.open(saved.picture))).mean() < 0.5
-    asked = {"sampler": "dpm++", "steps": 6, "background": "feather", "context": 2.0, "grow": 5.0, "strength": 0.9}
+    asked = {"sampler": "dpm++", "steps": 6, "background": "feather", "context": 2.0, "grow": 5.0, "strength": 0.9, "best": 2}
     assert asked.items() <= read_settings(saved.picture).items()
 
 
