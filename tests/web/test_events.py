@@ -108,7 +108,15 @@ def test_every_setting_of_the_page_reaches_the_picture(events, edit):
     }
     wanted = edit(FILES[0], FILES[1], (FILES[2], other), **options, seed=7, progress=False)
     assert np.abs(np.asarray(wanted).astype(int) - np.asarray(Image.open(saved.picture))).mean() < 0.5
-    asked = {"sampler": "dpm++", "steps": 6, "background": "feather", "context": 2.0, "grow": 5.0, "strength": 0.9, "best": 2}
+    asked = {
+        "sampler": "dpm++",
+        "steps": 6,
+        "background": "feather",
+        "context": 2.0,
+        "grow": 5.0,
+        "strength": 0.9,
+        "best": 2,
+    }
     assert asked.items() <= read_settings(saved.picture).items()
 
 
