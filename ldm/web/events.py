@@ -219,7 +219,7 @@ class Events:
             self.history: history,
             area.preview: gr.Image(value=None, visible=False),
             area.gallery: gr.Gallery(value=[each.small for each in saved], visible=len(saved) > 1, selected_index=0),
-            area.history: gr.Gallery(value=[each.small for each in history], selected_index=None),
+            area.history: gr.Gallery(value=[each.small for each in history], selected_index=None, visible=True),
             self.layout.settings.preset: self.show_times(),
             **self.show_result(saved[0]),
         }
@@ -234,7 +234,7 @@ class Events:
             area.compare: gr.ImageSlider(value=(before, after), visible=True),
             area.download: gr.DownloadButton(value=saved.picture, visible=True),
             area.further: gr.Button(visible=True),
-            area.settings: saved.settings,
+            area.settings: gr.JSON(value=saved.settings, visible=True),
         }
 
     def choose_result(self, results: list[SavedResult], event: gr.SelectData) -> Updates:

@@ -89,7 +89,7 @@ def build_layout(examples: Sequence[Example], device: str) -> Layout:
         with gr.Column(min_width=320):
             photo = build_photo()
             reference, cut_out, more_references, settings = build_reference_and_settings(device)
-            with gr.Column(elem_id="actions"):  # on a phone at the bottom of the screen
+            with gr.Column(elem_id="actions"):  # stays at the bottom of the screen
                 status = gr.HTML(status_line(WELCOME), elem_id="status")
                 with gr.Row():
                     paint = gr.Button("Paint", variant="primary", scale=3, min_width=180)
@@ -180,9 +180,11 @@ def build_result() -> ResultArea:
         )
         further = gr.Button("Edit this result further", visible=False, min_width=180, elem_id="further")
     with gr.Accordion("Settings (also stored in the PNG)", open=False):
-        settings = gr.JSON(show_label=False)
+        gr.Markdown("After an edit, its settings are here.")
+        settings = gr.JSON(show_label=False, visible=False)
     with gr.Accordion("History of this visit", open=False, elem_id="history"):
-        history = _gallery(show_label=False, interactive=False)
+        gr.Markdown("After an edit, its pictures are here, the latest first: choose one to see it again.")
+        history = _gallery(show_label=False, interactive=False, visible=False)
     return ResultArea(preview, compare, gallery, download, further, settings, history)
 
 

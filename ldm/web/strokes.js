@@ -2,14 +2,16 @@
 // photo begins where it enters it. PixiJS, which draws the canvas, hands its application to this hook.
 (() => {
   const NEAR = 100; // pixels around the canvas within which a press may become a stroke
-  let app, last = null; // last: where a stroke was before it entered the photo
+  const apps = []; // in any order, Gradio makes one to paint and one to crop, whose canvas lies unseen below the other
+  let last = null; // where a stroke was before it entered the photo
 
-  globalThis.__PIXI_APP_INIT__ = (created) => { app = created; };
+  globalThis.__PIXI_APP_INIT__ = (created) => { apps.push(created); };
 
   /** The photo's edges in the window's pixels; null while there is none. */
   function photo() {
-    const canvas = app?.renderer?.canvas, drawn = app?.stage?.children.find((child) => child.sortableChildren);
-    if (!canvas?.isConnected || !drawn) return null;
+    const app = apps.findLast(({ renderer }) => renderer?.canvas.isConnected && renderer.canvas.closest(".pixi-target"));
+    const canvas = app?.renderer.canvas, drawn = app?.stage?.children.find((child) => child.sortableChildren);
+    if (!drawn) return null;
     const place = canvas.getBoundingClientRect(), bounds = drawn.getBounds(), scale = place.width / app.screen.width;
     const x0 = place.left + bounds.x * scale, y0 = place.top + bounds.y * scale;
     return { canvas, place, x0, y0, x1: x0 + bounds.width * scale, y1: y0 + bounds.height * scale };
