@@ -83,7 +83,7 @@ def test_an_example_becomes_results_to_choose_from(events):
     assert all(read_settings(result.picture) == result.settings for result in saved)
 
     second = events.choose_result(saved, SimpleNamespace(index=1))
-    assert second[area.settings] == saved[1].settings and saved[1].picture.endswith("example_2_8.png")
+    assert second[area.settings].value == saved[1].settings and saved[1].picture.endswith("example_2_8.png")
     before, after = (np.asarray(Image.open(path)) for path in (FILES[0], saved[1].picture))
     assert before.shape == after.shape and (before != after).any()
 
