@@ -198,6 +198,8 @@ class PaintByExample(Painter):
         feather: float | None = None,
         context: Context = None,
         strength: float = 1.0,
+        keep_layout: str | None = None,
+        keep: float | None = None,
         reference_fit: str = "squash",
         blend_latents: bool = False,
         grow: float = 0.0,
@@ -212,6 +214,7 @@ class PaintByExample(Painter):
         click_not: Sequence[Point] | Point | None = None,
         reference_cutout: bool = False,
         segment: str | None = None,
+        mask_from_difference: bool = False,
         best: int = 1,
         best_preset: str = "draft",
         judge: str = "clip",
@@ -226,12 +229,12 @@ class PaintByExample(Painter):
         click, click_not, snap: instead of mask: an object, by points (x, y) on it and beside it, or a loose box
         regions, references: instead of these and reference, a list of regions of the image, painted one after the
             other, and a list of references, one for each region or one for all
-        scale, sampler, steps, eta, strength, blend_latents: see ldm.editing.options.Sampling; steps 50 and sampler
-            "plms" if not given; preset: "fast" or "draft", instead of sampler and steps
+        scale, sampler, steps, eta, strength, blend_latents, keep_layout, keep: see ldm.editing.options.Sampling; steps
+            50 and sampler "plms" if not given; preset: "fast" or "draft", instead of sampler and steps
         seed: of the first sample of every edit, or a list, one per edit; further samples count up from it. A picture
             depends on its seed, not on the others that are made with it
         n_samples: pictures per edit
-        height, width, context, grow, invert, reference_fit, reference_cutout, segment: see
+        height, width, context, grow, invert, reference_fit, reference_cutout, segment, mask_from_difference: see
             ldm.editing.options.Placement
         background, feather: see ldm.editing.options.Blending
         best, best_preset, judge: of how many seeds the best is painted, and how it is chosen: see
@@ -248,8 +251,10 @@ class PaintByExample(Painter):
             if value < 1:
                 raise UserError(f"{name} {value} is out of range: use 1 or more")
         blending, selection = Blending(background, feather), Selection(best, best_preset, judge)
-        sampling = Sampling.choose(preset, sampler, steps, scale, eta, strength, blend_latents)
-        placement = Placement(context, height, width, grow, invert, reference_fit, reference_cutout, segment)
+        sampling = Sampling.choose(preset, sampler, steps, scale, eta, strength, blend_latents, keep_layout, keep)
+        placement = Placement(
+            context, height, width, grow, invert, reference_fit, reference_cutout, segment, mask_from_difference
+        )
         mask = one_region(mask, box, polygon, alpha, snap, click, click_not)
         photos, seeds, settings = photos_and_seeds(
             image, seed, mask, reference, regions, references, n_samples=n_samples, placement=placement, best=best

@@ -44,6 +44,7 @@ NOT_RUN = {  # command or its beginning: why
     "ln -s": "needs ComfyUI; tests/integrations/test_comfyui.py links the folder",
     "cp examples/mini/": "needs ComfyUI; tests/integrations/test_comfyui.py takes the pictures from where they are",
     "python scripts/measure_clicks.py": "a minute; tests/segmentation/test_objects.py measures the same on six scenes",
+    "python scripts/measure_methods.py": "minutes; tests/methods/test_measuring.py measures two cases",
     "python scripts/edit_batch.py s3://": "needs a bucket; tests/batch/test_processes.py starts one",
     "torchrun --nproc_per_node 8 scripts/edit_batch.py": "the same",
     "srun": "needs SLURM",
@@ -189,6 +190,7 @@ def with_tiny_model(words: list[str], tiny: Path, lora: Path) -> list[str]:
         "scripts/inference.py": ["--ddim_steps", "2", "--H", "64", "--W", "64", "--device", "cpu"],
         "scripts/benchmark.py": ["--size", "64", "--rounds", "1", "--precision", "full"],
         "scripts/edit_batch.py": ["--ckpt", str(tiny), "--ddim_steps", "2", "--device", "cpu"],
+        "scripts/which_reference.py": ["--ckpt", str(tiny), "--device", "cpu"],
     }
     more = list(small.get(words[1], []))
     if "--preset" in words:

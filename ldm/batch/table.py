@@ -88,11 +88,11 @@ REQUIRED = ("image", "reference", "out")
 REGIONS = (*KINDS, *OBJECT)
 SAMPLING: Kinds = {
     **{"scale": number, "sampler": str.lower, "steps": whole, "eta": number},
-    **{"strength": number, "blend_latents": flag},
+    **{"strength": number, "blend_latents": flag, "keep_layout": str.lower, "keep": number},
 }
 PLACEMENT: Kinds = {
     **{"context": context, "height": whole, "width": whole, "grow": number, "invert": flag},
-    **{"reference_fit": str.lower, "reference_cutout": flag, "segment": str},
+    **{"reference_fit": str.lower, "reference_cutout": flag, "segment": str, "mask_from_difference": flag},
 }
 BLENDING: Kinds = {"background": str.lower, "feather": number}
 SELECTION: Kinds = {"best": whole, "best_preset": str.lower, "judge": str}

@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # importing torch takes seconds, which --help must not
 
 PRESET_SETTINGS = ("interval", "refresh")  # which have no flags
 REPLACED = (  # flags beside --from -> settings of the picture that they replace
+    (("strength",), ("keep_layout", "keep")),
+    (("keep_layout",), ("strength",)),
     (("preset",), ("sampler", "steps", *PRESET_SETTINGS)),
     (("seed", "fixed_code", "best"), ("start",)),
     (("plms",), ("sampler",)),
@@ -25,7 +27,8 @@ REPLACED = (  # flags beside --from -> settings of the picture that they replace
 )
 SETTINGS = (  # flags whose values are written into pictures
     *("image_path", "regions", "references", "reference_masks", "grow", "invert", "H", "W", "context", "background"),
-    *("feather", "strength", "reference_fit", "reference_cutout", "segment", "blend_latents"),
+    *("feather", "strength", "keep_layout", "keep", "reference_fit", "reference_cutout", "segment", "blend_latents"),
+    "mask_from_difference",
     *("scale", "sampler", "ddim_steps", *PRESET_SETTINGS),
     *("ddim_eta", "seed", "start", "config", "ckpt", "lora", "lora_scale", "precision"),
     *("decoder", "safety_checker", "watermark"),

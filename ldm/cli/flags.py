@@ -38,9 +38,9 @@ def context(word: str) -> float | str:
 
 
 def add_editing(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """invert, grow, context, background, feather, strength, reference_fit, reference_cutout, segment, blend_latents,
-    best, best_preset, judge, watermark. -> their group; see placement_from, blending_from, sampling_from,
-    selection_from."""
+    """invert, grow, context, background, feather, strength, keep_layout, keep, mask_from_difference, reference_fit,
+    reference_cutout, segment, blend_latents, best, best_preset, judge, watermark. -> their group; see placement_from,
+    blending_from, sampling_from, selection_from."""
     group = parser.add_argument_group("editing")
     group.add_argument("--invert", action="store_true", help="paint everything except the regions")
     group.add_argument("--grow", type=float, default=0.0, help="pixels to grow regions by; below 0: to shrink them by")
@@ -64,6 +64,20 @@ def add_editing(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         type=float,
         default=1.0,
         help="below 1: start from the photo's own region, whose layout stays; 0 changes nothing (1)",
+    )
+    group.add_argument(
+        "--keep_layout",
+        metavar="METHOD",
+        help="ddpm, ddim or pnp: start from noise that leads back to the photo, whose layout stays; ddim and pnp take"
+        " longer (none)",
+    )
+    group.add_argument(
+        "--keep", type=float, help="how much of it stays, 0 to 1, where nothing changes (0.2; ddim 0.4, pnp 0.8)"
+    )
+    group.add_argument(
+        "--mask_from_difference",
+        action="store_true",
+        help="paint only what the reference changes inside a rough region: the outline is found (no)",
     )
     group.add_argument("--reference_fit", default="squash", help="to a square: squash, pad or crop (squash)")
     group.add_argument("--reference_cutout", action="store_true", help="leave out the references' background (no)")
@@ -140,6 +154,7 @@ def sampling_from(opt: argparse.Namespace) -> Sampling:
         opt.scale,
         opt.ddim_eta,
         strength=getattr(opt, "strength", 1.0),
+        **{name: getattr(opt, name, None) for name in ("keep_layout", "keep")},
         blend_latents=getattr(opt, "blend_latents", False),
     )
 
@@ -151,7 +166,7 @@ def placement_from(opt: argparse.Namespace) -> Placement:
     height, width = getattr(opt, "H", None), getattr(opt, "W", None)
     return Placement(
         *(opt.context, height, width, opt.grow, opt.invert, opt.reference_fit),
-        *(opt.reference_cutout, opt.segment),
+        *(opt.reference_cutout, opt.segment, opt.mask_from_difference),
     )
 
 

@@ -13,6 +13,7 @@ COMMANDS = {
         "edit": "repaint regions of a photo with the object of a reference picture",
         "batch": "make many edits from a table",
         "web": "edit in the browser",
+        "which-reference": "find out which reference is in a region",
     },
     "Training": {
         "prepare": "turn annotations of boxes into an index for training",

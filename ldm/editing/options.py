@@ -21,6 +21,7 @@ MAX_BEST = 64
 NUM_TIMESTEPS = 1000  # of the published noise schedule; a model with fewer is checked again when it samples
 BACKGROUNDS = ("exact", "feather", "poisson", "none")
 REFERENCE_FITS = ("squash", "pad", "crop")
+KEEP_LAYOUT = {"ddpm": 0.2, "ddim": 0.4, "pnp": 0.8}  # methods, and how much each keeps unless keep says so
 WHOLE_PHOTO = "photo"  # as context: the window is the whole photo, as published
 
 Context = float | str | None
@@ -37,6 +38,9 @@ class Sampling:
         region (ldm/fast/region.py); 1: all compute the whole picture
     strength: 1 starts from noise; below, from the photo's own region with less noise (SDEdit, Meng et al. 2022)
     blend_latents: keep the photo around the mask in every step (Blended Latent Diffusion, Avrahami et al. 2023)
+    keep_layout: start from noise that leads back to the photo, by "ddpm", "ddim" or "pnp" (ldm/methods/
+        inversion.py), and sample by ddim; keep: how much of the layout stays, 0 to 1, where nothing changes; None: as
+        KEEP_LAYOUT says
 
     Raises UserError for the first value that is out of range."""
 
@@ -48,6 +52,8 @@ class Sampling:
     refresh: int = 1
     strength: float = 1.0
     blend_latents: bool = False
+    keep_layout: str | None = None
+    keep: float | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and 0 <= self.scale <= MAX_SCALE):
@@ -66,6 +72,28 @@ class Sampling:
             )
         if self.refresh < 1:
             raise UserError(f"refresh {self.refresh} is out of range: use 1 (compute everything) or more")
+        self._check_layout()
+
+    def _check_layout(self) -> None:
+        if self.keep_layout is None:
+            if self.keep is not None:
+                raise UserError(f"keep {self.keep} does nothing by itself: give keep_layout ddpm beside it")
+            return
+        if self.keep_layout not in KEEP_LAYOUT:
+            raise UserError(f"keep_layout {self.keep_layout!r} is unknown: use one of {', '.join(KEEP_LAYOUT)}")
+        if self.strength < 1:
+            raise UserError(
+                f"keep_layout and strength {self.strength} are two ways to keep the layout: give one of them; keep 0 to"
+                " 1 says how much keep_layout keeps"
+            )
+        if self.sampler == "plms":  # the default
+            object.__setattr__(self, "sampler", "ddim")
+        if self.sampler != "ddim" or self.eta > 0 or self.refresh > 1:
+            raise UserError("keep_layout samples by ddim with noise of its own: leave out preset, sampler and eta")
+        if self.keep is None:
+            object.__setattr__(self, "keep", KEEP_LAYOUT[self.keep_layout])
+        elif not 0 <= self.keep <= 1:
+            raise UserError(f"keep {self.keep} is out of range: use 0 (much is new) to 1 (nothing changes)")
 
     @classmethod
     def choose(
@@ -77,12 +105,18 @@ class Sampling:
         eta: float = 0.0,
         strength: float = 1.0,
         blend_latents: bool = False,
+        keep_layout: str | None = None,
+        keep: float | None = None,
     ) -> Sampling:
-        """By the name of a preset, or else by sampler and steps (50 steps of PLMS where they are not given).
+        """By the name of a preset, or else by sampler and steps; where they are not given, 50 steps of PLMS, or of DDIM
+        with keep_layout.
 
         Raises UserError: an unknown preset, a preset together with a sampler or steps, a value out of range."""
+        if keep_layout is not None and sampler not in (None, "ddim"):
+            raise UserError(f"keep_layout samples by ddim, not by {sampler}: leave out one of them")
         how = resolve_preset(preset, sampler, steps)
-        return cls(scale, how.sampler, how.steps, eta, how.interval, how.refresh, strength, blend_latents)
+        kept = (strength, blend_latents, keep_layout, keep)
+        return cls(scale, how.sampler, how.steps, eta, how.interval, how.refresh, *kept)
 
 
 def check_seed(seed: int) -> None:
@@ -154,6 +188,7 @@ class Placement:
     invert: paint everything except the regions
     reference_fit: how a reference becomes square: "squash" (as published), "pad" or "crop"
     reference_cutout: leave out the background of references that are not transparent already
+    mask_from_difference: paint only what the reference changes inside a rough region (ldm/methods/outline.py)
     segment: what finds objects: None for GrabCut, "hub" for SAM 2, or its folder; see ldm.segmentation.objects
 
     Raises UserError for a context that is out of range or an unknown reference_fit."""
@@ -166,6 +201,7 @@ class Placement:
     reference_fit: str = "squash"
     reference_cutout: bool = False
     segment: str | None = None
+    mask_from_difference: bool = False
 
     def __post_init__(self) -> None:
         if self.segment == "grabcut":

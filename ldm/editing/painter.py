@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.conventions import resize_tensor
+from ldm.conventions import mask_to_image, resize_tensor
 from ldm.editing.checks import report_out_of_memory
 from ldm.editing.inputs import Inputs, PlannedEdit, SamplingTask, make_inputs, size_for, stack
 from ldm.editing.options import Placement, Sampling
@@ -23,8 +23,8 @@ from ldm.editing.window import PlacedWindow
 from ldm.fast.networks import Networks, choose_precision
 from ldm.images import upright_mask, upright_rgb
 from ldm.models.diffusion.conditioning import encode_to_latent, inpaint_channels, reference_token, unconditional_token
-from ldm.models.diffusion.denoiser import blended_eps, guided_eps
-from ldm.models.diffusion.sampling import Callback, Step, sample
+from ldm.models.diffusion.denoiser import blended_eps, guided_eps, make_denoiser
+from ldm.models.diffusion.sampling import Callback, Eps, Step, sample
 from ldm.util import UserError, group_into_batches
 
 if TYPE_CHECKING:
@@ -110,7 +110,27 @@ class Painter:
             self.size_for(photo, placement.height, placement.width)  # raises before the window takes their shape
             aspect = placement.width / placement.height
         place = PlacedWindow.around(photo, mask, self.native_size, placement.context, aspect)
-        return PlannedEdit(place, self._inputs(place.picture, place.region, references, placement))
+        inputs = self._inputs(place.picture, place.region, references, placement)
+        if placement.mask_from_difference:
+            place = place.within(mask_to_image(self._outline(inputs)))
+            inputs = self._inputs(place.picture, place.region, references, placement)
+        return PlannedEdit(place, inputs)
+
+    @report_out_of_memory
+    @torch.no_grad()
+    def _outline(self, inputs: Inputs) -> Tensor:
+        """Inputs of a rough region (B = 1) -> the mask (1,H,W), 1 = keep, of what its reference changes there."""
+        from ldm.methods.outline import difference, narrowed
+        from ldm.methods.source import mean_latents, own_reference
+
+        image, mask = inputs.image.to(self.device), inputs.mask.to(self.device)
+        source, inpaint = mean_latents(self.networks, image, mask)
+        own = own_reference(image, mask, self.model.cond_stage_model.image_size)
+        tokens = reference_token(self.networks, torch.cat([inputs.reference.to(self.device), own]))
+        c_ref, c_src = tokens[:-1].mean(dim=0, keepdim=True), tokens[-1:]
+        with self.networks.unet_on_device():
+            found = difference(self.networks.denoiser, inpaint, c_ref, c_src, source, self.model.schedule)
+        return narrowed(mask, found)[0]
 
     def _inputs(
         self, picture: Image.Image, mask: Image.Image, references: Sequence[Image.Image], placement: Placement
@@ -164,13 +184,10 @@ class Painter:
         context = torch.stack([each.mean(dim=0) for each in tokens.split(inputs.counts or [1] * batch)])
         uncond = unconditional_token(self.networks, batch)
         source = None
-        if sampling.strength < 1 or sampling.blend_latents:
+        if sampling.strength < 1 or sampling.blend_latents or sampling.keep_layout:
             source = encode_to_latent(self.networks, image, torch.zeros_like(x))  # the posterior's mean
 
-        denoiser = functools.partial(self.networks.denoiser, refresh=sampling.refresh)
-        eps = guided_eps(denoiser, inpaint, context, uncond, sampling.scale, sampling.interval)
-        if source is not None and sampling.blend_latents:
-            eps = blended_eps(eps, source, inpaint[:, -1:], self.model.schedule)
+        eps_of = self._eps_of(sampling, inpaint, source)
         with (
             tqdm(desc=sampling.sampler, total=sampling.steps, unit="step", disable=not progress) as bar,
             self.networks.unet_on_device(),
@@ -182,12 +199,41 @@ class Painter:
                 if callback:
                     callback(step)
 
-            z = sample(
-                *(sampling.sampler, eps, x, self.model.schedule, sampling.steps, sampling.eta, step_noise, on_step),
-                source=source,
-                strength=sampling.strength,
-            )
+            if sampling.keep_layout:
+                from ldm.methods.inversion import sample_keeping_layout
+                from ldm.methods.source import own_reference
+
+                own = own_reference(image, mask, self.model.cond_stage_model.image_size)
+                tokens = (context, reference_token(self.networks, own), uncond)
+                z = sample_keeping_layout(
+                    *(sampling.keep_layout, eps_of, tokens, source, self.model.schedule, sampling.steps),
+                    *(sampling.keep, sampling.scale, step_noise, self.model.model.diffusion_model, on_step),
+                )
+            else:
+                z = sample(
+                    *(sampling.sampler, eps_of(context, uncond, sampling.scale), x, self.model.schedule),
+                    *(sampling.steps, sampling.eta, step_noise, on_step),
+                    source=source,
+                    strength=sampling.strength,
+                )
         return self._decode(z, image, mask)
+
+    def _eps_of(self, sampling: Sampling, inpaint: Tensor, source: Tensor | None) -> Callable[..., Eps]:
+        """(c (B,M,D), v (B,M,D), scale) -> eps(x, t), guided; with plain=True by the model's own UNet, which lets
+        gradients through and has the published parts."""
+
+        def eps_of(context: Tensor, uncond: Tensor, scale: float, plain: bool = False) -> Eps:
+            denoiser = functools.partial(self.networks.denoiser, refresh=sampling.refresh)
+            if plain and self.device != self.model.device:
+                raise UserError("--offload does not go with keep_layout ddim or pnp: leave it out, or use ddpm")
+            if plain:
+                denoiser = make_denoiser(self.model.apply_model)
+            eps = guided_eps(denoiser, inpaint, context, uncond, scale, sampling.interval)
+            if source is not None and sampling.blend_latents:
+                eps = blended_eps(eps, source, inpaint[:, -1:], self.model.schedule)
+            return eps
+
+        return eps_of
 
     def _decode(self, z: Tensor, image: Tensor, mask: Tensor) -> Tensor:
         """Scaled latents (B,4,h,w) -> pictures (B,3,H,W), which the safety checker has seen."""

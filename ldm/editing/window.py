@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from PIL import Image
+from PIL import Image, ImageChops
 
 from ldm.editing.background import blend
 from ldm.editing.options import WHOLE_PHOTO, Blending, Context
 from ldm.pictures.colour import from_srgb, in_srgb
+from ldm.util import UserError
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels; x1 and y1 are the first column and row outside
 
@@ -66,6 +67,18 @@ class PlacedWindow:
         assert mask.size == photo.size
         binary = mask.point([0] * 128 + [255] * 128)
         return cls(photo, binary, window_around(binary, native, context, aspect))
+
+    def within(self, region: Image.Image) -> PlacedWindow:
+        """The same window with a smaller mask. region: L, 255 = paint, the mask inside the window at any size.
+
+        Raises UserError: nothing is left."""
+        x0, y0, x1, y1 = self.window
+        region = region.resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR).point([0] * 128 + [255] * 128)
+        mask = Image.new("L", self.mask.size)
+        mask.paste(ImageChops.darker(region, self.region), (x0, y0))
+        if mask.getbbox() is None:
+            raise UserError("nothing in the region is to be changed: mark what is by a mask or a polygon")
+        return replace(self, mask=mask)
 
     @property
     def picture(self) -> Image.Image:

@@ -1,0 +1,136 @@
+"""Inversion: noise that leads back to the photo, so that an edit from it keeps the photo's layout.
+
+An edit follows sample_ddim with eps(x, t) of the reference's token; the inversion, before it, with eps(x, t) of the
+token of the region's own crop, where other models need a caption.
+
+| variable   | symbol                                                                     |
+|------------|----------------------------------------------------------------------------|
+| source     | x_0 of the photo (B,4,h,w)                                                 |
+| timesteps  | t of the sampling steps, ascending, as of ddim_timesteps                   |
+| path[i]    | x before the i-th of the timesteps; path[0] is x_0, path[i + 1] is x_t     |
+| z          | z_t, the noise of a step of sample_ddim with eta = 1 (B,4,h,w)             |
+| v          | v_t, the vector of the branch without condition, at a timestep (B,M,D)     |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm.methods.plug_and_play import plug_and_play_eps
+from ldm.models.diffusion.sampling import Callback, Eps, ddim_parameters, ddim_step, ddim_timesteps, sample_ddim
+from ldm.models.diffusion.schedule import NoiseSchedule
+from ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+NULL_STEPS = 10  # of Adam at each timestep
+NULL_RATE = 0.01  # of Adam, in units of the vector's entries, which are about 1
+
+EpsOf = Callable[[Tensor], Eps]  # a token (B,M,D), of the condition or of v -> eps(x, t) with it
+
+
+def kept_timesteps(steps: int, keep: float, num_timesteps: int) -> list[int]:
+    """The timesteps that an edit still takes if it leaves out the share `keep`, the noisiest; one at least."""
+    timesteps = ddim_timesteps(steps, num_timesteps).tolist()
+    return timesteps[: max(1, len(timesteps) - round(keep * len(timesteps)))]
+
+
+def ddpm_inversion(
+    eps: Eps, source: Tensor, schedule: NoiseSchedule, timesteps: Sequence[int], noise: Callable[[], Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """Edit-friendly DDPM inversion (Huberman-Spiegelglas et al. 2024, arXiv 2304.06140, equations 5 and 6).
+
+    noise: a standard normal (B,4,h,w), drawn anew for every timestep. -> x_T, and z of every step in the order in which
+    sample_ddim asks for it. From them and the same eps it returns the source, to rounding."""
+    alphas, alphas_prev, sigmas = ddim_parameters(schedule, timesteps, eta=1.0)
+    path = [source] + [float(a) ** 0.5 * source + (1.0 - float(a)) ** 0.5 * noise() for a in alphas]
+    z = []
+    for i in reversed(range(len(timesteps))):
+        x, sigma = path[i + 1], float(sigmas[i])
+        mean, _ = ddim_step(x, eps(x, timesteps[i]), float(alphas[i]), float(alphas_prev[i]), sigma)
+        z.append((path[i] - mean) / sigma)
+    return path[-1], z
+
+
+def ddim_inversion(eps: Eps, source: Tensor, schedule: NoiseSchedule, timesteps: Sequence[int]) -> list[Tensor]:
+    """DDIM backwards (Song et al. 2021, section 4.3) -> path. Each step takes the eps that the sampler's step back will
+    take, but at the x before it; so the way back ends near the source, nearer with more steps and without guidance."""
+    alphas, alphas_prev, _ = ddim_parameters(schedule, timesteps)
+    path = [source]
+    for t, alpha, alpha_prev in zip(timesteps, alphas, alphas_prev, strict=True):
+        x, _ = ddim_step(path[-1], eps(path[-1], t), float(alpha_prev), float(alpha))
+        path.append(x)
+    return path
+
+
+@torch.enable_grad()
+def null_vectors(
+    eps_of: EpsOf, v: Tensor, path: Sequence[Tensor], schedule: NoiseSchedule, timesteps: Sequence[int]
+) -> dict[int, Tensor]:
+    """Null-text inversion (Mokady et al. 2023, arXiv 2211.09794, algorithm 1): v_t with which the guided sampler
+    returns along the path, by NULL_STEPS of Adam at each timestep, starting at the v of the one before.
+
+    eps_of: v_t -> eps(x, t) with guidance towards the source's token, which lets gradients through; v (B,M,D): where
+    the first one starts. The pictures of a batch do not mix: every one has its own vectors."""
+    alphas, alphas_prev, _ = ddim_parameters(schedule, timesteps)
+    x, found = path[-1], {}
+
+    def step_back(v: Tensor, i: int) -> Tensor:
+        return ddim_step(x, eps_of(v)(x, timesteps[i]), float(alphas[i]), float(alphas_prev[i]))[0]
+
+    for i in reversed(range(len(timesteps))):
+        v = v.detach().clone().requires_grad_()
+        optimizer = torch.optim.Adam([v], NULL_RATE)
+        for _ in range(NULL_STEPS):
+            loss = F.mse_loss(step_back(v, i), path[i], reduction="sum")
+            (v.grad,) = torch.autograd.grad(loss, [v])
+            optimizer.step()
+        found[timesteps[i]] = v.detach()
+        with torch.no_grad():
+            x = step_back(v, i)
+    return found
+
+
+def sample_keeping_layout(
+    method: str,
+    eps_of: Callable[..., Eps],
+    tokens: tuple[Tensor, Tensor, Tensor],
+    source: Tensor,
+    schedule: NoiseSchedule,
+    steps: int,
+    keep: float,
+    scale: float,
+    noise: Callable[[], Tensor],
+    unet: UNetModel,
+    callback: Callback | None = None,
+) -> Tensor:
+    """The photo, inverted with its own token and sampled with the reference's -> x_0 (B,4,h,w).
+
+    method: "ddpm"; "ddim", with the vectors of null_vectors; "pnp", Plug-and-Play
+    eps_of: (token, v, scale, plain) -> eps(x, t), guided; plain: by `unet`, through which gradients reach v
+    tokens: c of the reference, c of the region's own crop, v, each (B,M,D)
+    keep: share of the steps, the noisiest, that are left out; at 1 the source is returned. With "pnp" all steps are
+        taken, and this share of them with the photo's features."""
+    c_ref, c_src, v = tokens
+    if keep == 1:
+        return source
+    timesteps = kept_timesteps(steps, 0.0 if method == "pnp" else keep, schedule.num_timesteps)
+    if method == "ddpm":
+        x, z = ddpm_inversion(eps_of(c_src, v, scale), source, schedule, timesteps, noise)
+        eps = eps_of(c_ref, v, scale)
+        return sample_ddim(eps, x, schedule, timesteps, eta=1.0, noise=iter(z).__next__, callback=callback)
+    eps_src = eps_of(c_src, v, 1.0, plain=method == "pnp")
+    path = ddim_inversion(eps_src, source, schedule, timesteps)
+    if method == "pnp":
+        eps = plug_and_play_eps(unet, eps_src, eps_of(c_ref, v, scale, plain=True), path, timesteps, keep)
+        return sample_ddim(eps, path[-1], schedule, timesteps, callback=callback)
+    vectors = {}
+    if scale != 1.0:
+        vectors = null_vectors(lambda v: eps_of(c_src, v, scale, plain=True), v, path, schedule, timesteps)
+
+    def edited(x: Tensor, t: int) -> Tensor:
+        return eps_of(c_ref, vectors.get(t, v), scale)(x, t)
+
+    return sample_ddim(edited, path[-1], schedule, timesteps, callback=callback)
