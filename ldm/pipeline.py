@@ -163,6 +163,10 @@ class PaintByExample(Painter):
         seeds = selection.seeds(seed)
         if len(seeds) == 1:
             return Choice(seed, selection)
+        if sampling.keep_layout:
+            raise UserError(
+                f"best {len(seeds)} tries seeds by a preset, which keep_layout does not take: leave out one"
+            )
         judge = load_judge(selection.judge, self)
         quick = replace(sampling, eta=0.0, **resolve_preset(selection.best_preset)._asdict())
         ratings: list[list[tuple[float, float]]] = [[] for _ in seeds]
