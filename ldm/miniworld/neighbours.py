@@ -17,7 +17,6 @@ from ldm.data.masks import Box, reference_region
 from ldm.editing.inputs import stack
 from ldm.editing.options import Placement, Sampling
 from ldm.evaluation.features import Extractor
-from ldm.methods.classifier import which_reference
 from ldm.miniworld.crops import Labels, labels_of
 from ldm.miniworld.identity import Identity
 from ldm.miniworld.outlines import iou, loose
@@ -158,6 +157,8 @@ def measure_which(
 ) -> Iterator[tuple[str, Scores, list[Image.Image]]]:
     """Whether the reference that is chosen among those of draw_rack has the shape, and the pattern, of the object in
     the region: chosen by the model, and by CLIP's cosine of region and reference; the references."""
+    from ldm.methods.classifier import which_reference
+
     pictures, identities = draw_rack()
     references = edit.prepare(cases[0].photo, cases[0].mask, tuple(pictures)).reference
     features = clip([clip.prepare(picture) for picture in pictures])
