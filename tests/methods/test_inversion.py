@@ -114,7 +114,6 @@ def region_psnr(inputs: Inputs, picture: torch.Tensor) -> float:
     [
         {"keep_layout": "ddpm", "keep": 0.5, "scale": 5.0},
         {"keep_layout": "ddim", "keep": 0.0, "scale": 1.0},
-        {"keep_layout": "ddim", "keep": 0.8, "scale": 5.0},  # ten steps with null vectors
     ],
 )
 def test_with_its_own_token_the_photo_comes_back(mini, own_crop, how):
