@@ -96,7 +96,8 @@ def rounds(candidates: int, draws: int) -> Iterator[tuple[int, int]]:
 def rank(errors: Errors, candidates: int, draws: int) -> list[Ranked]:
     """All candidates, from the best to the worst. Every round drops the half with the larger errors; the survivors see
     `draws` draws. At least two survive, so that the best has a rival on all draws."""
-    alive, dropped = np.arange(candidates), []
+    alive = np.arange(candidates)
+    dropped: list[int] = []
     table = np.full((draws, candidates), np.nan)
     done = 0
     for seen, left in rounds(candidates, draws):
