@@ -109,27 +109,31 @@ class PaintByExample(Painter):
         on_plan: OnPlan | None = None,
         on_painted: OnPainted | None = None,
     ) -> list[Image.Image]:
-        """Paint the regions of each photo, one after the other, each with its references -> whole pictures.
+        """Paint the regions of each photo, one after the other or together, each with its references -> whole pictures.
 
         seeds, starts: one for each photo, see `sample`; on_plan: called with every plan before it is sampled;
         on_painted: with every window that was painted."""
+        if placement.together and sampling.keep_layout:
+            raise UserError("together and keep_layout exclude each other: leave one of them out")
         pictures = [marked.photo for marked in photos]
         for marked in {
             id(marked): marked for marked in photos
         }.values():  # what cannot be painted is said before sampling
             for mask, references in zip(marked.masks[1:], marked.references[1:], strict=True):
                 self.plan(marked.photo, mask, references, placement)
-        for number in range(max((len(marked.masks) for marked in photos), default=0)):
+        passes = 1 if placement.together else max((len(marked.masks) for marked in photos), default=0)
+        for number in range(passes):
             plans: dict[int, PlannedEdit] = {}
             for i, marked in enumerate(photos):
                 if number >= len(marked.masks):
                     continue
                 same = next((j for j in plans if photos[j] is marked and pictures[j] is pictures[i]), None)
-                plans[i] = (
-                    self.plan(pictures[i], marked.masks[number], marked.references[number], placement)
-                    if same is None
-                    else plans[same]
-                )
+                if same is not None:
+                    plans[i] = plans[same]
+                elif placement.together:
+                    plans[i] = self.plan_together(pictures[i], marked.masks, marked.references, placement)
+                else:
+                    plans[i] = self.plan(pictures[i], marked.masks[number], marked.references[number], placement)
                 if on_plan:
                     on_plan(i, number, plans[i])
 
@@ -219,6 +223,8 @@ class PaintByExample(Painter):
         reference_cutout: bool = False,
         segment: str | None = None,
         mask_from_difference: bool = False,
+        mix: float | None = None,
+        together: bool | Sequence[float] = False,
         best: int = 1,
         best_preset: str = "draft",
         judge: str = "clip",
@@ -227,7 +233,8 @@ class PaintByExample(Painter):
 
         image, mask, reference: pictures of any size and mode (ldm.editing.pictures: paths, PIL pictures, arrays,
             tensors), or lists or batches of them, one edit per entry; a single picture goes with every entry of the
-            others. A mask is white (255) where to paint. A tuple of references is several pictures of one object
+            others. A mask is white (255) where to paint. A tuple of references is several pictures of one object; a
+            reference's path may be that of a learned token (.safetensors)
         box, polygon, alpha: instead of mask: (x0, y0, x1, y1) or corners (x, y), in pixels of every image, or a list
             with one for each edit; True for what is transparent in it
         click, click_not, snap: instead of mask: an object, by points (x, y) on it and beside it, or a loose box
@@ -238,8 +245,8 @@ class PaintByExample(Painter):
         seed: of the first sample of every edit, or a list, one per edit; further samples count up from it. A picture
             depends on its seed, not on the others that are made with it
         n_samples: pictures per edit
-        height, width, context, grow, invert, reference_fit, reference_cutout, segment, mask_from_difference: see
-            ldm.editing.options.Placement
+        height, width, context, grow, invert, reference_fit, reference_cutout, segment, mask_from_difference, mix,
+            together: see ldm.editing.options.Placement
         background, feather: see ldm.editing.options.Blending
         best, best_preset, judge: of how many seeds the best is painted, and how it is chosen: see
             ldm.editing.options.Selection; further samples begin with the seeds after those
@@ -256,9 +263,8 @@ class PaintByExample(Painter):
                 raise UserError(f"{name} {value} is out of range: use 1 or more")
         blending, selection = Blending(background, feather), Selection(best, best_preset, judge)
         sampling = Sampling.choose(preset, sampler, steps, scale, eta, strength, blend_latents, keep_layout, keep)
-        placement = Placement(
-            context, height, width, grow, invert, reference_fit, reference_cutout, segment, mask_from_difference
-        )
+        fit = (reference_fit, reference_cutout, segment, mask_from_difference, mix, together)
+        placement = Placement(context, height, width, grow, invert, *fit)
         mask = one_region(mask, box, polygon, alpha, snap, click, click_not)
         photos, seeds, settings = photos_and_seeds(
             image, seed, mask, reference, regions, references, n_samples=n_samples, placement=placement, best=best

@@ -23,6 +23,7 @@ from PIL import Image
 from ldm.checkpoint.load import read_checkpoint, write_checkpoint
 from ldm.checkpoint.names import FIRST_CONV
 from ldm.editing.metadata import save_with_settings
+from ldm.methods.tokens import LearnedToken, write_token
 from ldm.pipeline import PaintByExample
 from tests.conftest import ROOT
 from tests.documents import PAGES, blocks, commands, commands_of
@@ -45,6 +46,7 @@ NOT_RUN = {  # command or its beginning: why
     "cp examples/mini/": "needs ComfyUI; tests/integrations/test_comfyui.py takes the pictures from where they are",
     "python scripts/measure_clicks.py": "a minute; tests/segmentation/test_objects.py measures the same on six scenes",
     "python scripts/measure_methods.py": "minutes; tests/methods/test_measuring.py measures two cases",
+    "python scripts/measure_together.py": "minutes; tests/methods/test_measures.py measures the same on two cases",
     "python scripts/edit_batch.py s3://": "needs a bucket; tests/batch/test_processes.py starts one",
     "torchrun --nproc_per_node 8 scripts/edit_batch.py": "the same",
     "srun": "needs SLURM",
@@ -191,6 +193,7 @@ def with_tiny_model(words: list[str], tiny: Path, lora: Path) -> list[str]:
         "scripts/benchmark.py": ["--size", "64", "--rounds", "1", "--precision", "full"],
         "scripts/edit_batch.py": ["--ckpt", str(tiny), "--ddim_steps", "2", "--device", "cpu"],
         "scripts/which_reference.py": ["--ckpt", str(tiny), "--device", "cpu"],
+        "scripts/learn_object.py": ["--ckpt", str(tiny), "--learning_steps", "1", "--every", "0", "--device", "cpu"],
     }
     more = list(small.get(words[1], []))
     if "--preset" in words:
@@ -234,6 +237,10 @@ def test_every_command_of_a_model_runs(command, tiny, lora, script, tmp_path, mo
         (tmp_path / "results").mkdir()
         kept = files | {"regions": [{"box": [150, 20, 400, 300]}]}
         save_with_settings(Image.new("RGB", (8, 8)), words[words.index("--from") + 1], kept)
+    if "results/mine.safetensors" in words and words[1] == "scripts/inference.py":
+        token = torch.zeros(1, 40)
+        learned = LearnedToken(token, torch.zeros(8, 8, 3, dtype=torch.uint8), token, token)
+        write_token(learned, tmp_path / "results/mine.safetensors")
     if words[1] == "scripts/edit_batch.py":
         (table,) = blocks("csv")
         (tmp_path / "jobs.csv").write_text(table)

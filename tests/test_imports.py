@@ -92,7 +92,7 @@ def is_for_types(node: ast.AST) -> bool:
 
 
 def test_without_the_neighbouring_methods_the_rest_works():
-    """A module outside ldm/methods imports them, if at all, inside the function that needs them."""
+    """A module outside ldm/methods imports them, if at all, inside the function that needs them or for its types."""
     for path in [*ROOT.glob("ldm/**/*.py"), ROOT / "main.py"]:
         if (ROOT / "ldm/methods") in path.parents:
             continue

@@ -93,6 +93,7 @@ SAMPLING: Kinds = {
 PLACEMENT: Kinds = {
     **{"context": context, "height": whole, "width": whole, "grow": number, "invert": flag},
     **{"reference_fit": str.lower, "reference_cutout": flag, "segment": str, "mask_from_difference": flag},
+    **{"mix": number},
 }
 BLENDING: Kinds = {"background": str.lower, "feather": number}
 SELECTION: Kinds = {"best": whole, "best_preset": str.lower, "judge": str}

@@ -4,8 +4,8 @@
     paint-by-example edit --image_path photo.jpg --box 100,80,300,260 --reference_path object.jpg
     paint-by-example edit --from results/photo_321.png --seed 322
 
-Several regions, each with its reference, are painted one after the other: --mask_path a.png --reference_path a.jpg
---box 100,80,300,260 --reference_path b.jpg front.jpg (b.jpg and front.jpg show the same object).
+Several regions, each with its reference, are painted one after the other, or --together: --mask_path a.png
+--reference_path a.jpg --box 100,80,300,260 --reference_path b.jpg front.jpg (the last two show the same object).
 
 Writes to --outdir (results), where <name> is the photo's file name without its suffix:
     <name>_<seed>.png                                 the whole photo, edited, one per seed, with its settings inside;
@@ -157,9 +157,11 @@ class ModelView:
             "GT": tensor_to_image(inputs.image[0]),
             "mask": mask_to_image(inputs.mask[0]),
             "inpaint": tensor_to_image(inputs.inpaint_image[0]),
-            "ref": reference_to_image(inputs.reference[0]),
         }
         self.sources |= {prefix + kind: picture for kind, picture in pictures.items()}
+        firsts = itertools.accumulate((len(each.learned) for each in inputs.conditions[:-1]), initial=0)
+        for number, first in enumerate(firsts, region + 1):  # several regions together have a reference each
+            self.sources[f"{number}_ref" if number > 1 else "ref"] = reference_to_image(inputs.reference[first])
 
 
 def report_choice(choice: Choice) -> None:

@@ -28,7 +28,7 @@ REPLACED = (  # flags beside --from -> settings of the picture that they replace
 SETTINGS = (  # flags whose values are written into pictures
     *("image_path", "regions", "references", "reference_masks", "grow", "invert", "H", "W", "context", "background"),
     *("feather", "strength", "keep_layout", "keep", "reference_fit", "reference_cutout", "segment", "blend_latents"),
-    "mask_from_difference",
+    *("mask_from_difference", "mix", "together"),
     *("scale", "sampler", "ddim_steps", *PRESET_SETTINGS),
     *("ddim_eta", "seed", "start", "config", "ckpt", "lora", "lora_scale", "precision"),
     *("decoder", "safety_checker", "watermark"),
@@ -42,7 +42,8 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
     files = p.add_argument_group("pictures")
     files.add_argument("--image_path", "--image", help="the photo, of any size and kind")
     files.add_argument("--reference_path", "--reference", dest="references", action="append", nargs="+", help="a"
-                       " picture of the object, or several of it; may be transparent around it")  # fmt: skip
+                       " picture of the object, or several of it; may be transparent around it; or a token that"
+                       " learn-object wrote")  # fmt: skip
     files.add_argument("--reference_mask_path", dest="reference_masks", action="append", nargs="+",
                        help="white where the object is, one per reference; the rest of it is ignored")  # fmt: skip
     files.add_argument("--from", dest="repeat", help="a picture written earlier: make it again, except for the flags"
@@ -69,6 +70,9 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
                        " is found; clicks after it correct that")  # fmt: skip
     where.add_argument("--click", "--click_not", **an_object, metavar="x,y", help="a point on an object, or beside it,"
                        " as often as needed; after another region or --reference_path, of the next object")  # fmt: skip
+
+    where.add_argument("--together", nargs="*", type=float, metavar="SCALE", help="paint several regions at once, in"
+                       " one window around them, not one after the other; numbers: guidance of each")  # fmt: skip
 
     add_editing(p)
     how = add_sampling(p)
@@ -184,6 +188,8 @@ def _checked(value: Any, flag: str, p: argparse.ArgumentParser) -> Any:
         if not all(isinstance(path, str) for group in value for path in group):
             raise ValueError(f"{flag} {value!r:.60}")
         return [list(group) for group in value]
+    if flag == "together":
+        return [] if value is True else [float(scale) for scale in value]
     if flag == "interval":
         first, last = (int(t) for t in value)
         return first, last

@@ -39,8 +39,8 @@ def context(word: str) -> float | str:
 
 def add_editing(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """invert, grow, context, background, feather, strength, keep_layout, keep, mask_from_difference, reference_fit,
-    reference_cutout, segment, blend_latents, best, best_preset, judge, watermark. -> their group; see placement_from,
-    blending_from, sampling_from, selection_from."""
+    reference_cutout, segment, mix, blend_latents, best, best_preset, judge, watermark. -> their group; see
+    placement_from, blending_from, sampling_from, selection_from."""
     group = parser.add_argument_group("editing")
     group.add_argument("--invert", action="store_true", help="paint everything except the regions")
     group.add_argument("--grow", type=float, default=0.0, help="pixels to grow regions by; below 0: to shrink them by")
@@ -86,6 +86,9 @@ def add_editing(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         metavar="FOLDER",
         help="what finds objects, for --click, --snap and --reference_cutout: grabcut, hub to download SAM 2, or the"
         " folder of a SAM 2 (grabcut)",
+    )
+    group.add_argument(
+        "--mix", type=float, help="of two references of a region: 0 the first, 1 the second (their mean)"
     )
     group.add_argument(
         "--blend_latents",
@@ -163,10 +166,11 @@ def placement_from(opt: argparse.Namespace) -> Placement:
     """Raises UserError: a value out of range."""
     from ldm.editing.options import Placement
 
-    height, width = getattr(opt, "H", None), getattr(opt, "W", None)
+    height, width, together = (getattr(opt, name, None) for name in ("H", "W", "together"))
     return Placement(
         *(opt.context, height, width, opt.grow, opt.invert, opt.reference_fit),
-        *(opt.reference_cutout, opt.segment, opt.mask_from_difference),
+        *(opt.reference_cutout, opt.segment, opt.mask_from_difference, opt.mix),
+        together=False if together is None else tuple(together),
     )
 
 

@@ -14,6 +14,7 @@ COMMANDS = {
         "batch": "make many edits from a table",
         "web": "edit in the browser",
         "which-reference": "find out which reference is in a region",
+        "learn-object": "learn a token from a few pictures of an object",
     },
     "Training": {
         "prepare": "turn annotations of boxes into an index for training",

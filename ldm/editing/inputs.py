@@ -16,6 +16,29 @@ from ldm.editing.window import PlacedWindow
 from ldm.util import UserError
 
 
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """How the references of a region become the token that it shows: their tokens' mean, or one between two of them.
+
+    learned: for each reference the learned token (M,D) in the place of the picture's own, or None
+    mix: None, or 0 (the first of two references) to 1 (the second); scale: of guidance, where it is the region's own"""
+
+    learned: tuple[Tensor | None, ...] = (None,)
+    mix: float | None = None
+    scale: float | None = None
+
+    def combine(self, tokens: Tensor) -> Tensor:
+        """tokens (R,M,D) of the references' pictures -> c (M,D)."""
+        if any(each is not None for each in self.learned):
+            pairs = zip(self.learned, tokens, strict=True)
+            tokens = torch.stack([own if each is None else each.to(own) for each, own in pairs])
+        if self.mix is None:
+            return tokens.mean(dim=0)
+        from ldm.methods.tokens import between
+
+        return between(tokens[0], tokens[1], self.mix)
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What the model sees of B edits."""
@@ -23,7 +46,9 @@ class Inputs:
     image: Tensor  # (B,3,H,W) in [-1,1]
     mask: Tensor  # (B,1,H,W), 1 = keep
     reference: Tensor  # (R,3,S,S), CLIP-normalised
-    counts: tuple[int, ...] = ()  # number of references of each edit, R in all; (): one each, R = B
+    conditions: tuple[Condition, ...] = ()  # of each edit, R references in all; (): one each, R = B
+    # of K regions at once, with B*K conditions: how much each position sees of each one's token, summing to 1
+    shares: Tensor | None = None  # (B,K,h,w)
 
     @property
     def inpaint_image(self) -> Tensor:
@@ -82,9 +107,9 @@ def make_inputs(
     factor: int,
     reference_size: int,
 ) -> Inputs:
-    """Pictures of one edit, of any sizes -> what the model sees at size (H,W).
+    """Pictures of one edit, of any sizes -> what the model sees at size (H,W), without conditions.
 
-    picture (RGB), mask (L, 255 = paint), references (RGB, of one object); factor: of the autoencoder; reference_size:
+    picture (RGB), mask (L, 255 = paint), references (RGB); factor: of the autoencoder; reference_size:
     side of a reference as CLIP sees it, pixels.
 
     Raises UserError if the region is too small to appear in the latent."""
@@ -100,10 +125,12 @@ def make_inputs(
             "see: make the region larger, or H and W"
         )
     crops = torch.stack([reference_to_tensor(each, reference_size) for each in references])
-    return Inputs(image_to_tensor(picture)[None], keep, crops, (len(crops),))
+    return Inputs(image_to_tensor(picture)[None], keep, crops)
 
 
 def stack(edits: Sequence[Inputs]) -> Inputs:
     """Inputs of several edits of one size -> one batch."""
     image, mask, reference = (torch.cat([getattr(e, field) for e in edits]) for field in ("image", "mask", "reference"))
-    return Inputs(image, mask, reference, tuple(n for e in edits for n in (e.counts or [1] * len(e.image))))
+    conditions = tuple(each for e in edits for each in (e.conditions or (Condition(),) * len(e.image)))
+    shares = [e.shares for e in edits if e.shares is not None]
+    return Inputs(image, mask, reference, conditions, torch.cat(shares) if shares else None)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ldm.editing.options import Blending, Placement
 from ldm.editing.pictures import Picture, as_picture
-from ldm.editing.references import References
+from ldm.editing.references import References, as_reference, learned_token
 from ldm.editing.regions import Region
 from ldm.images import upright_alpha, upright_photo
 from ldm.segmentation.objects import without_background
@@ -42,10 +42,7 @@ class MarkedPhoto:
         if not all(isinstance(each, Sequence) and not isinstance(each, str) for each in (regions, references)):
             raise TypeError("regions and references are lists")
         image = as_picture(image, "image")
-        groups = [
-            tuple(as_picture(picture, "reference") for picture in (each if isinstance(each, tuple) else (each,)))
-            for each in references
-        ]
+        groups = [tuple(map(as_reference, each if isinstance(each, tuple) else (each,))) for each in references]
         if not all(groups):
             raise TypeError("a tuple of references is empty: give one or more pictures of the object")
         if not all(isinstance(region, Region) for region in regions):
@@ -56,6 +53,14 @@ class MarkedPhoto:
             groups *= len(regions)
         if len(groups) != len(regions):
             raise UserError(f"there are {len(regions)} regions and {len(groups)} references: give one for each region")
+        if placement.together and len(regions) < 2:
+            raise UserError("together is for two regions or more, but there is one: mark another, or leave it out")
+        if isinstance(placement.together, tuple) and len(placement.together) != len(regions):
+            raise UserError(
+                f"together has {len(placement.together)} scales for {len(regions)} regions: give one for each, or none"
+            )
+        if placement.mix is not None and any(len(group) != 2 for group in groups):
+            raise UserError("mix is between two references: give each region two, or leave it out")
         masks = tuple(region.mask_in(image, placement) for region in regions)
         return cls(upright_photo(image), masks, tuple(groups), any(region.alpha for region in regions))
 
@@ -66,7 +71,9 @@ class MarkedPhoto:
 
 
 def _cut_out(reference: Image.Image, segment: str | None) -> Image.Image:
-    """Without its background, unless it has none already. Raises UserError."""
+    """Without its background, unless it has none already, as a learned token. Raises UserError."""
+    if learned_token(reference) is not None:
+        return reference
     alpha = upright_alpha(reference)
     has_none = alpha is not None and int(np.asarray(alpha).min()) < 128
     return reference if has_none else without_background(reference, segment)

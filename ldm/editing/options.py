@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -25,6 +26,12 @@ KEEP_LAYOUT = {"ddpm": 0.2, "ddim": 0.4, "pnp": 0.8}  # methods, and how much ea
 WHOLE_PHOTO = "photo"  # as context: the window is the whole photo, as published
 
 Context = float | str | None
+
+
+def check_scale(scale: float) -> None:
+    """Raises UserError for a guidance scale that is out of range."""
+    if not (math.isfinite(scale) and 0 <= scale <= MAX_SCALE):
+        raise UserError(f"scale {scale} is out of range: use 0 to {MAX_SCALE:.0f}, for instance 5")
 
 
 @dataclass(frozen=True)
@@ -56,8 +63,7 @@ class Sampling:
     keep: float | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.scale) and 0 <= self.scale <= MAX_SCALE):
-            raise UserError(f"scale {self.scale} is out of range: use 0 to {MAX_SCALE:.0f}, for instance 5")
+        check_scale(self.scale)
         if not 0 <= self.strength <= 1:
             raise UserError(
                 f"strength {self.strength} is out of range: use 0 (nothing changes) to 1 (everything is new)"
@@ -190,8 +196,11 @@ class Placement:
     reference_cutout: leave out the background of references that are not transparent already
     mask_from_difference: paint only what the reference changes inside a rough region (ldm/methods/outline.py)
     segment: what finds objects: None for GrabCut, "hub" for SAM 2, or its folder; see ldm.segmentation.objects
+    mix: of two references, 0 for the first to 1 for the second; None: the mean of however many there are
+    together: paint all regions at once, in one window around them, instead of one after the other; numbers: so, with
+        a guidance scale for each region
 
-    Raises UserError for a context that is out of range or an unknown reference_fit."""
+    Raises UserError for a value that is out of range, an unknown reference_fit, choices that exclude each other."""
 
     context: Context = None
     height: int | None = None
@@ -202,8 +211,19 @@ class Placement:
     reference_cutout: bool = False
     segment: str | None = None
     mask_from_difference: bool = False
+    mix: float | None = None
+    together: bool | Sequence[float] = False
 
     def __post_init__(self) -> None:
+        if self.mix is not None and not 0 <= self.mix <= 1:
+            raise UserError(f"mix {self.mix} is out of range: use 0 (the first reference) to 1 (the second)")
+        if not isinstance(self.together, bool):
+            for scale in self.together:
+                check_scale(scale)
+            object.__setattr__(self, "together", tuple(self.together) or True)
+        for name in ("invert", "mask_from_difference"):
+            if self.together and getattr(self, name):
+                raise UserError(f"together and {name} exclude each other: leave one of them out")
         if self.segment == "grabcut":
             object.__setattr__(self, "segment", None)
         context = self.context

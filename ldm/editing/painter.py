@@ -5,20 +5,19 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.conventions import mask_to_image, resize_tensor
+from ldm.conventions import mask_to_image, mask_to_tensor, resize_tensor
 from ldm.editing.checks import report_out_of_memory
-from ldm.editing.inputs import Inputs, PlannedEdit, SamplingTask, make_inputs, size_for, stack
+from ldm.editing.inputs import Condition, Inputs, PlannedEdit, SamplingTask, make_inputs, size_for, stack
 from ldm.editing.options import Placement, Sampling
-from ldm.editing.pictures import as_picture
-from ldm.editing.references import References, fit_reference
+from ldm.editing.references import References, as_reference, fit_reference, learned_token
 from ldm.editing.window import PlacedWindow
 from ldm.fast.networks import Networks, choose_precision
 from ldm.images import upright_mask, upright_rgb
@@ -90,11 +89,9 @@ class Painter:
 
         Raises UserError: a mask of other proportions or with nothing to paint, a height or width that the model cannot
         take."""
-        references = [
-            as_picture(each, "reference") for each in (reference if isinstance(reference, tuple) else (reference,))
-        ]
+        references = [*map(as_reference, reference if isinstance(reference, tuple) else (reference,))]
         placement = Placement(height=height, width=width, reference_fit=reference_fit)
-        return self._inputs(upright_rgb(image), upright_mask(mask, image), references, placement)
+        return self._inputs(upright_rgb(image), upright_mask(mask, image), [references], placement)
 
     def plan(
         self,
@@ -105,16 +102,46 @@ class Painter:
     ) -> PlannedEdit:
         """One edit, ready to be sampled. photo: RGB, upright; mask: L, 255 = paint, of the photo's size, as
         Region.mask_in makes it; references: pictures of one object."""
+        place = self._place(photo, mask, placement)
+        inputs = self._inputs(place.picture, place.region, [references], placement)
+        if placement.mask_from_difference:
+            place = place.within(mask_to_image(self._outline(inputs)))
+            inputs = self._inputs(place.picture, place.region, [references], placement)
+        return PlannedEdit(place, inputs)
+
+    def plan_together(
+        self,
+        photo: Image.Image,
+        masks: Sequence[Image.Image],
+        references: Sequence[Sequence[Image.Image]],
+        placement: Placement = Placement(),
+    ) -> PlannedEdit:
+        """One edit of several regions, each with its own references, in one window around all of them.
+
+        Raises UserError: networks that take one token for the whole picture."""
+        if not self.networks.fast or self.model.cond_stage_model.tokens > 1:
+            raise UserError("together needs the fast networks and a model of one token: leave it out, or plain")
+        from ldm.methods.token_field import shares_of_regions
+
+        place = self._place(photo, functools.reduce(ImageChops.lighter, masks), placement)
+        inputs = self._inputs(place.picture, place.region, references, placement)
+        height, width = inputs.image.shape[-2:]
+        inside = [each.crop(place.window).resize((width, height), Image.Resampling.BILINEAR) for each in masks]
+        factor = self.model.first_stage_model.factor
+        paint = torch.stack([mask_to_tensor(each)[0] < 0.5 for each in inside])
+        shares = shares_of_regions(paint, (height // factor, width // factor))
+        conditions = inputs.conditions
+        if isinstance(placement.together, tuple):
+            pairs = zip(conditions, placement.together, strict=True)
+            conditions = tuple(replace(each, scale=scale) for each, scale in pairs)
+        return PlannedEdit(place, replace(inputs, conditions=conditions, shares=shares[None]))
+
+    def _place(self, photo: Image.Image, mask: Image.Image, placement: Placement) -> PlacedWindow:
         aspect = 1.0
         if placement.height and placement.width:
             self.size_for(photo, placement.height, placement.width)  # raises before the window takes their shape
             aspect = placement.width / placement.height
-        place = PlacedWindow.around(photo, mask, self.native_size, placement.context, aspect)
-        inputs = self._inputs(place.picture, place.region, references, placement)
-        if placement.mask_from_difference:
-            place = place.within(mask_to_image(self._outline(inputs)))
-            inputs = self._inputs(place.picture, place.region, references, placement)
-        return PlannedEdit(place, inputs)
+        return PlacedWindow.around(photo, mask, self.native_size, placement.context, aspect)
 
     @report_out_of_memory
     @torch.no_grad()
@@ -127,18 +154,26 @@ class Painter:
         source, inpaint = mean_latents(self.networks, image, mask)
         own = own_reference(image, mask, self.model.cond_stage_model.image_size)
         tokens = reference_token(self.networks, torch.cat([inputs.reference.to(self.device), own]))
-        c_ref, c_src = tokens[:-1].mean(dim=0, keepdim=True), tokens[-1:]
+        c_ref, c_src = inputs.conditions[0].combine(tokens[:-1])[None], tokens[-1:]
         with self.networks.unet_on_device():
             found = difference(self.networks.denoiser, inpaint, c_ref, c_src, source, self.model.schedule)
         return narrowed(mask, found)[0]
 
     def _inputs(
-        self, picture: Image.Image, mask: Image.Image, references: Sequence[Image.Image], placement: Placement
+        self,
+        picture: Image.Image,
+        mask: Image.Image,
+        references: Sequence[Sequence[Image.Image]],
+        placement: Placement,
     ) -> Inputs:
+        """references: of each region the pictures of its object."""
         size = self.size_for(picture, placement.height, placement.width)
-        crops = [fit_reference(each, placement.reference_fit) for each in references]
+        crops = [fit_reference(each, placement.reference_fit) for group in references for each in group]
         factor = self.model.first_stage_model.factor
-        return make_inputs(picture, mask, crops, size, factor, self.model.cond_stage_model.image_size)
+        inputs = make_inputs(picture, mask, crops, size, factor, self.model.cond_stage_model.image_size)
+        shape = self.model.cond_stage_model.tokens, self.model.learnable_vector.shape[-1]
+        learned = [tuple(learned_token(each, shape) for each in group) for group in references]
+        return replace(inputs, conditions=tuple(Condition(each, placement.mix) for each in learned))
 
     def start(self, seed: int, height: int, width: int) -> tuple[Tensor, Tensor, torch.Generator]:
         """Everything that is random in one picture, from its seed alone: the noise of the masked image's posterior
@@ -180,14 +215,22 @@ class Painter:
         image, mask = inputs.image.to(self.device), inputs.mask.to(self.device)
         inpaint_image, reference = inputs.inpaint_image.to(self.device), inputs.reference.to(self.device)
         inpaint = inpaint_channels(self.networks, inpaint_image, mask, torch.stack(posterior_noise).to(self.device))
-        tokens = reference_token(self.networks, reference)
-        context = torch.stack([each.mean(dim=0) for each in tokens.split(inputs.counts or [1] * batch)])
+        conditions = inputs.conditions or (Condition(),) * batch
+        tokens = reference_token(self.networks, reference).split([len(each.learned) for each in conditions])
+        context = torch.stack([each.combine(own) for each, own in zip(conditions, tokens, strict=True)])
         uncond = unconditional_token(self.networks, batch)
         source = None
         if sampling.strength < 1 or sampling.blend_latents or sampling.keep_layout:
             source = encode_to_latent(self.networks, image, torch.zeros_like(x))  # the posterior's mean
 
-        eps_of = self._eps_of(sampling, inpaint, source)
+        shares, scale = inputs.shares, cast(float | Tensor, sampling.scale)
+        if shares is not None:  # as many tokens of each edit as it has regions
+            shares = shares.to(self.device)
+            context, uncond = context.view(batch, -1, context.shape[-1]), uncond.expand(-1, shares.shape[1], -1)
+            if any(each.scale is not None for each in conditions):
+                own = [sampling.scale if each.scale is None else each.scale for each in conditions]
+                scale = (shares * torch.tensor(own).view(batch, -1, 1, 1).to(shares)).sum(dim=1, keepdim=True)
+        eps_of = self._eps_of(sampling, inpaint, source, shares)
         with (
             tqdm(desc=sampling.sampler, total=sampling.steps, unit="step", disable=not progress) as bar,
             self.networks.unet_on_device(),
@@ -211,19 +254,21 @@ class Painter:
                 )
             else:
                 z = sample(
-                    *(sampling.sampler, eps_of(context, uncond, sampling.scale), x, self.model.schedule),
+                    *(sampling.sampler, eps_of(context, uncond, scale), x, self.model.schedule),
                     *(sampling.steps, sampling.eta, step_noise, on_step),
                     source=source,
                     strength=sampling.strength,
                 )
         return self._decode(z, image, mask)
 
-    def _eps_of(self, sampling: Sampling, inpaint: Tensor, source: Tensor | None) -> Callable[..., Eps]:
+    def _eps_of(
+        self, sampling: Sampling, inpaint: Tensor, source: Tensor | None, shares: Tensor | None = None
+    ) -> Callable[..., Eps]:
         """(c (B,M,D), v (B,M,D), scale) -> eps(x, t), guided; with plain=True by the model's own UNet, which lets
         gradients through and has the published parts."""
 
-        def eps_of(context: Tensor, uncond: Tensor, scale: float, plain: bool = False) -> Eps:
-            denoiser = functools.partial(self.networks.denoiser, refresh=sampling.refresh)
+        def eps_of(context: Tensor, uncond: Tensor, scale: float | Tensor, plain: bool = False) -> Eps:
+            denoiser = functools.partial(self.networks.denoiser, refresh=sampling.refresh, shares=shares)
             if plain and self.device != self.model.device:
                 raise UserError("--offload does not go with keep_layout ddim or pnp: leave it out, or use ddpm")
             if plain:
@@ -250,7 +295,8 @@ class Painter:
         """Edits with equal keys can be sampled together without a picture depending on the others in its batch."""
         factor, (height, width) = self.model.first_stage_model.factor, inputs.image.shape[-2:]
         keep = resize_tensor(inputs.mask, (height // factor, width // factor))
-        return height, width, sampling, self.networks.rectangle(keep, sampling.refresh)
+        regions = 1 if inputs.shares is None else inputs.shares.shape[1]
+        return height, width, sampling, regions, self.networks.rectangle(keep, sampling.refresh)
 
     def sample_in_batches(
         self,

@@ -1,25 +1,63 @@
-"""References: objects cut out of their background, and how a picture that is not square becomes one."""
+"""References: pictures or learned tokens, objects cut out of their background, and how a picture becomes a square."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from typing import Any
 
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from ldm.conventions import CLIP_MEAN
-from ldm.editing.pictures import Picture
+from ldm.editing.pictures import Picture, as_picture
 from ldm.images import open_picture, upright_alpha, upright_mask, upright_rgb
+from ldm.storage import place
 from ldm.util import UserError
 
-References = Picture | tuple[Picture, ...]  # one picture of an object, or several
+References = Picture | tuple[Picture, ...]  # one picture of an object, or several; a path may also be a learned token's
+TOKEN = "paint-by-example token"  # in a picture's `info`: the learned token (M,D) that it stands for
 RED, GREEN, BLUE = (round(255 * level) for level in CLIP_MEAN)
 NEUTRAL = (RED, GREEN, BLUE)  # RGB, which CLIP's normalisation maps to 0
+
+
+def open_reference(path: str | os.PathLike) -> Image.Image:
+    """A picture file; of a learned token (.safetensors) its picture, with the token in `info`. Raises UserError."""
+    if place(path).suffix.lower() != ".safetensors":
+        return open_picture(path, "reference")
+    from ldm.methods.tokens import read_token
+
+    learned = read_token(path)
+    picture = Image.fromarray(learned.picture.numpy())
+    picture.info[TOKEN] = learned.token
+    picture.filename = os.fspath(path)  # type: ignore[attr-defined]
+    return picture
+
+
+def learned_token(reference: Image.Image, shape: tuple[int, int] | None = None) -> Tensor | None:
+    """The token (M,D) that a picture stands for, or None. shape: of the model's tokens. Raises UserError: another's."""
+    token = reference.info.get(TOKEN)
+    if not isinstance(token, Tensor):  # a PNG's text may have any key
+        return None
+    if shape is not None and token.shape != shape:
+        raise UserError(
+            f"reference {getattr(reference, 'filename', '')} is a token of the shape {tuple(token.shape)}, but the"
+            f" model's have {shape}: learn it again with this model"
+        )
+    return token
+
+
+def as_reference(value: Any) -> Image.Image:
+    """As as_picture; a path may also be a learned token's. Raises UserError, TypeError."""
+    return open_reference(value) if isinstance(value, str | os.PathLike) else as_picture(value, "reference")
 
 
 def cut_out(reference: Image.Image, mask: Image.Image) -> Image.Image:
     """A picture and its mask (255 = the object) -> RGBA, transparent around the object.
 
-    Raises UserError as upright_mask does."""
+    Raises UserError as upright_mask does, or if it is a learned token."""
+    if learned_token(reference) is not None:
+        raise UserError("a learned token has no background to leave out: leave out its mask")
     picture, white = upright_rgb(reference), upright_mask(mask, reference)
     if white.size != picture.size:
         white = white.resize(picture.size, Image.Resampling.BILINEAR)
@@ -60,7 +98,7 @@ def read_references(
         raise UserError(
             f"there are {regions} regions and {len(groups)} references: give one --reference_path for each or for all"
         )
-    pictures = [tuple(open_picture(path, "reference") for path in group) for group in groups]
+    pictures = [tuple(map(open_reference, group)) for group in groups]
     if not masks:
         return pictures
     mask_groups = list(masks) * regions if len(masks) == 1 else masks

@@ -194,11 +194,13 @@ class Networks:
         with self._fast_kernels(), self._on_device(first_stage):
             return self._copy_if_compiled(decode_in_tiles(first_stage, z).contiguous())
 
-    def denoiser(self, inpaint: Tensor, contexts: Tensor, refresh: int = 1) -> Eps:
+    def denoiser(self, inpaint: Tensor, contexts: Tensor, refresh: int = 1, shares: Tensor | None = None) -> Eps:
         """eps(x, t), as denoiser.Denoiser describes it. Contexts of several tokens go through the model's own UNet.
-        refresh: of RegionEps; with 1 every evaluation computes the whole picture."""
-        if not self.fast or contexts.shape[1] > 1:
-            return make_denoiser(self._apply_model)(inpaint, contexts)
+        refresh: of RegionEps; with 1 every evaluation computes the whole picture. shares (b,K,h,w): the K tokens of a
+        context are those of K regions, see FastUNet."""
+        assert self.fast or shares is None, "FastUNet alone takes a token for each region"
+        if not self.fast or (contexts.shape[1] > 1 and shares is None):
+            return make_denoiser(self.apply_model)(inpaint, contexts)
         unet, home = self.model.model.diffusion_model, self.model.device  # with offload, the CPU
         prepared = prepare_edit(unet, inpaint.to(home), contexts.to(home), self.dtype)
         fixed, vectors = (tensor.to(self.device) for tensor in prepared)
@@ -206,7 +208,7 @@ class Networks:
 
         def eps(x: Tensor, t: int, area: Area = WHOLE_PICTURE) -> Tensor:
             with self._fast_kernels():
-                return self._copy_if_compiled(self.unet(x, shifts[t : t + 1], fixed, vectors, area))
+                return self._copy_if_compiled(self.unet(x, shifts[t : t + 1], fixed, vectors, area, shares))
 
         rectangle = self.rectangle(inpaint[:, -1:], refresh)
         return RegionEps(eps, rectangle, refresh, self.model.schedule) if rectangle else eps
@@ -221,7 +223,8 @@ class Networks:
             return None
         return Rectangle.around(keep != 1, self.model.size_multiple // self.model.first_stage_model.factor)
 
-    def _apply_model(self, x: Tensor, t: Tensor, contexts: Tensor) -> Tensor:
+    def apply_model(self, x: Tensor, t: Tensor, contexts: Tensor) -> Tensor:
+        """As LatentDiffusion.apply_model, by the model's own UNet, through which gradients pass."""
         with self._autocast():
             return self.model.apply_model(x, t, contexts).float()
 

@@ -43,15 +43,14 @@ def timestep_shifts(unet: UNetModel, num_timesteps: int, dtype: torch.dtype = to
 def prepare_edit(
     unet: UNetModel, inpaint: Tensor, contexts: Tensor, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """inpaint (b,5,h,w), contexts (B,1,D) -> what is the same in every step of the edit:
+    """inpaint (b,5,h,w), contexts (B,K,D) of K regions' tokens -> what is the same in every step of the edit:
 
     fixed (b,C,h,w), the first convolution of the 5 inpainting channels, in the UNet's own dtype;
-    vectors (B, sum of the transformer blocks' widths) in `dtype`, what each block's cross-attention adds."""
-    assert contexts.shape[1] == 1, "FastUNet is for contexts of one token"
+    vectors (B,K, sum of the transformer blocks' widths) in `dtype`, what each block's cross-attention adds."""
     conv = unet.input_blocks[0][0]
     fixed = F.conv2d(inpaint, conv.weight[:, INPAINT], conv.bias, padding=1)
     blocks = layers_of(unet, BasicTransformerBlock)
-    vectors = torch.cat([block.attn2.one_token(contexts)[:, 0] for block in blocks], dim=1)
+    vectors = torch.cat([block.attn2.one_token(contexts) for block in blocks], dim=2)
     return fixed, vectors.to(dtype)
 
 
@@ -102,7 +101,8 @@ class FastSelfAttention(nn.Module):
 
 
 class FastTransformerBlock(nn.Module):
-    """BasicTransformerBlock for one context token: cross-attention adds the same vector at every position."""
+    """BasicTransformerBlock for one context token: cross-attention adds the same vector at every position, or where
+    tokens differ from place to place, each position's own."""
 
     def __init__(self, block: BasicTransformerBlock, dtype: torch.dtype):
         super().__init__()
@@ -110,9 +110,9 @@ class FastTransformerBlock(nn.Module):
         self.norm1, self.norm3, self.ff = (convert(m, dtype) for m in (block.norm1, block.norm3, block.ff))
 
     def forward(self, x: Tensor, vector: Tensor, width: int, area: Area) -> Tensor:
-        """x (b,N,C), N positions in rows of `width`, vector (B,C) of CrossAttention.one_token -> (B,N,C)."""
+        """x (b,N,C), N positions in rows of `width`, vector (B,1 or N,C) of CrossAttention.one_token -> (B,N,C)."""
         x = self.attn1(self.norm1(x), width, area) + x
-        x = tile_batch(x, vector.shape[0]) + vector[:, None]
+        x = tile_batch(x, vector.shape[0]) + vector
         return self.ff(self.norm3(x)) + x
 
 
@@ -132,10 +132,14 @@ class FastTransformer(nn.Module):
         layer.weight, layer.bias = nn.Parameter(conv.weight.detach().flatten(1)), nn.Parameter(conv.bias.detach())
         return convert(layer, dtype)
 
-    def forward(self, x: Tensor, vectors: list[Tensor], area: Area) -> Tensor:
-        """x (b,C,h,w), a vector (B,C) for each block -> (B,C,h,w)."""
+    def forward(self, x: Tensor, vectors: list[Tensor], area: Area, shares: Tensor | None = None) -> Tensor:
+        """x (b,C,h,w), vectors (B,K,C) for each block, shares as in FastUNet -> (B,C,h,w)."""
         height, width = x.shape[-2:]
-        h = area.crop(self.norm(area.with_surroundings(self.norm, x)))
+        whole = area.with_surroundings(self.norm, x)
+        if shares is not None:
+            reduced = area.crop(F.adaptive_avg_pool2d(shares, whole.shape[-2:])).flatten(2).mT.to(x.dtype)
+            vectors = [tile_batch(reduced, len(each)) @ each for each in vectors]
+        h = area.crop(self.norm(whole))
         h = self.proj_in(rearrange(h, "b c h w -> b (h w) c"))
         for block, vector in zip(self.blocks, vectors, strict=True):
             h = block(h, vector, width, area)
@@ -180,42 +184,60 @@ class FastUNet(nn.Module):
             if isinstance(layer, WinogradConv2d):
                 layer.keep_transformed = True
 
-    def forward(self, x: Tensor, shifts: Tensor, fixed: Tensor, vectors: Tensor, area: Area = WHOLE_PICTURE) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        shifts: Tensor,
+        fixed: Tensor,
+        vectors: Tensor,
+        area: Area = WHOLE_PICTURE,
+        shares: Tensor | None = None,
+    ) -> Tensor:
         """eps (B,4,h,w) float32, of the area that is computed.
 
         x (b,4,h,w) float32: the noisy latent; shifts (1,...): the timestep's row of timestep_shifts; fixed, vectors: of
-        prepare_edit."""
+        prepare_edit; shares (b,K,h,w): how much each position sees of each of K tokens, summing to 1; None: K is 1.
+
+        With one key, cross-attention at a position is exactly W_o W_v c of that position's token c, and affine in c: so
+        sum_k share_k(p) vector_k is that of the token sum_k share_k(p) c_k."""
         shift, vector = ColumnReader(shifts), ColumnReader(vectors)
         x = area.crop(F.conv2d(x, self.first, padding=1) + fixed).to(self.dtype, memory_format=self.layout)
         skips = [x]
         for layers in self.input_blocks:
-            x = self._run(layers, x, shift, vector, area)
+            x = self._run(layers, x, shift, vector, area, shares)
             skips.append(x)
-        x = self._run(self.middle_block, x, shift, vector, area)
+        x = self._run(self.middle_block, x, shift, vector, area, shares)
         for layers in self.output_blocks:
             x = torch.cat([x, tile_batch(skips.pop(), x.shape[0])], dim=1)
-            x = self._run(layers, x, shift, vector, area)
+            x = self._run(layers, x, shift, vector, area, shares)
         x = F.silu(self.out_norm(area.with_surroundings(self.out_norm, x)))
         return area.convolve(self.out_conv, x.to(self.first.dtype))
 
     @staticmethod
-    def _run(layers: nn.ModuleList, x: Tensor, shift: ColumnReader, vector: ColumnReader, area: Area) -> Tensor:
+    def _run(
+        layers: nn.ModuleList,
+        x: Tensor,
+        shift: ColumnReader,
+        vector: ColumnReader,
+        area: Area,
+        shares: Tensor | None,
+    ) -> Tensor:
         for layer in layers:
             if isinstance(layer, FastResBlock):
                 x = layer(x, shift.take(layer.conv1.out_channels), area)
             elif isinstance(layer, FastTransformer):
-                x = layer(x, [vector.take(x.shape[1]) for _ in layer.blocks], area)
+                x = layer(x, [vector.take(x.shape[1]) for _ in layer.blocks], area, shares)
             else:  # down- or upsampling
                 x = area.convolve(layer, area.with_surroundings(layer, x))
         return x
 
 
 class ColumnReader:
-    """Reads a tensor (B,N) from left to right: take(n) gives the next n columns."""
+    """Reads a tensor (...,N) from left to right: take(n) gives the next n columns."""
 
     def __init__(self, rows: Tensor):
         self.rows, self.position = rows, 0
 
     def take(self, width: int) -> Tensor:
         self.position += width
-        return self.rows[:, self.position - width : self.position]
+        return self.rows[..., self.position - width : self.position]

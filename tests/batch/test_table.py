@@ -147,10 +147,11 @@ def test_every_setting_is_a_column(tmp_path):
     """A row's settings take precedence over the flags', and a row without any has the flags'."""
     changed = {
         **settings_of(Sampling(2.5, "ddim", 9, 0.5, None, 1, 0.8, True)),
-        **settings_of(Placement("photo", 128, 64, -2.0, True, "pad", True, "sam"), Blending("feather", 3.0)),
+        **settings_of(Placement("photo", 128, 64, -2.0, True, "pad", True, "sam", True, 0.3), Blending("feather", 3.0)),
         **Selection(3, "fast", "dino").settings,
     }
     del changed["interval"], changed["refresh"]  # those of a preset
+    del changed["together"]  # a row has one region
     assert set(changed) == {*SAMPLING, *PLACEMENT, *BLENDING, *SELECTION} <= set(COLUMNS)
     files = {"image": "p.png", "mask": "m.png", "reference": "r.png|s.png", "reference_mask": "k.png|l.png"}
     rows = [files | {"out": "a.png"} | changed, files | {"out": "b.png"}, files | {"out": "c.png", "preset": "fast"}]
@@ -159,7 +160,7 @@ def test_every_setting_is_a_column(tmp_path):
     (first, second, third), bad = read_jobs(tmp_path / "jobs.csv", flags)
     assert not bad
     written = settings_of(first.sampling, first.placement, first.blending) | first.selection.settings
-    assert written == changed | {"interval": None, "refresh": 1}
+    assert written == changed | {"interval": None, "refresh": 1, "together": False}
     assert (second.sampling, second.placement, second.blending) == (flags.sampling, flags.placement, flags.blending)
     assert second.selection == flags.selection
     assert third.sampling == Sampling.choose("fast", scale=3.0)

@@ -27,13 +27,13 @@ def make_denoiser(apply_model: Callable[[Tensor, Tensor, Tensor], Tensor]) -> De
     return denoiser
 
 
-def apply_guidance(both: Tensor, scale: float) -> Tensor:
+def apply_guidance(both: Tensor, scale: float | Tensor) -> Tensor:
     """eps(x, v) + s (eps(x, c) - eps(x, v)) (Ho & Salimans 2021; Yang et al. 2022, equation 6).
 
     | variable | symbol                                                  |
     |----------|---------------------------------------------------------|
     | both     | eps(x, v), then eps(x, c), in one batch, (2B,4,h,w)     |
-    | scale    | s                                                       |
+    | scale    | s, a number or (B,1,h,w)                                |
     """
     e_uncond, e_cond = both.chunk(2)
     return e_uncond + scale * (e_cond - e_uncond)
@@ -44,18 +44,19 @@ def guided_eps(
     inpaint: Tensor,
     context: Tensor,
     uncond: Tensor | None = None,
-    scale: float = 1.0,
+    scale: float | Tensor = 1.0,
     interval: tuple[int, int] | None = None,
 ) -> Eps:
     """eps(x, t) with classifier-free guidance, which apply_guidance computes from both branches.
 
     inpaint (B,5,h,w): of inpaint_channels; context: c (B,M,D); uncond: v (1 or B,M,D); scale: s, where 1 means no
-    guidance. interval: first and last timestep with guidance (Kynkäänniemi et al. 2024); None: all timesteps.
+    guidance, or (B,1,h,w), one for each position. interval: first and last timestep with guidance (Kynkäänniemi et al.
+    2024); None: all timesteps.
 
     Without guidance, or without v, only the branch of c is evaluated. Otherwise both branches are one batch, v first:
     the UNet gets x with batch B and contexts with batch 2B, and runs the layers that both share only once."""
     eps_cond = denoiser(inpaint, context)
-    if uncond is None or scale == 1.0:
+    if uncond is None or (not isinstance(scale, Tensor) and scale == 1.0):
         return eps_cond
     eps_both = denoiser(inpaint, torch.cat([uncond.expand(context.shape[0], -1, -1), context]))
     first, last = interval or (0, math.inf)

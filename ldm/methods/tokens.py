@@ -1,0 +1,89 @@
+"""Learned tokens: a vector that is given in the place of a reference, as a .safetensors file; points between tokens.
+
+| name in the file | value                                                                        |
+|------------------|------------------------------------------------------------------------------|
+| token            | c (M,D) float32: what the UNet sees of the object                            |
+| picture          | (H,W,3) uint8: the object as people see it, in grids and beside results      |
+| first, second    | Adam's moments (M,D), with which learning goes on                            |
+
+The metadata hold `steps`, how many were learned, `unit`, the first token's root mean square, and `learned_from`, a
+digest of the pictures."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ldm.files import save_tensors, staging
+from ldm.storage import Place, local
+from ldm.util import UserError
+
+TENSORS = ("token", "picture", "first", "second")
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedToken:
+    """The fields are described at the top of this module."""
+
+    token: Tensor
+    picture: Tensor
+    first: Tensor
+    second: Tensor
+    steps: int = 0
+    unit: float = 0.0
+    learned_from: str = ""
+
+
+def read_token(path: str | os.PathLike) -> LearnedToken:
+    """Raises UserError: missing, damaged, not a token."""
+    cure = "give a picture, or a token that scripts/learn_object.py wrote"
+    path = local(path)
+    try:
+        path.open("rb").close()  # gives the reason where the file cannot be opened
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            names = [name for name in TENSORS if name in file.keys()]  # noqa: SIM118  not a dict
+            tensors = {name: file.get_tensor(name) for name in names}
+    except OSError as error:
+        raise UserError(f"reference {path} cannot be read ({error.strerror or error}): {cure}") from error
+    except SafetensorError as error:
+        raise UserError(f"reference {path} is damaged or not a .safetensors file ({error}): {cure}") from error
+    try:
+        numbers = {"steps": int(metadata["steps"]), "unit": float(metadata["unit"])}
+        found = LearnedToken(**tensors, **numbers, learned_from=metadata["learned_from"])
+        shapes = {found.token.shape, found.first.shape, found.second.shape}
+        is_token = len(shapes) == 1 and found.token.ndim == 2 and found.token.dtype == torch.float32
+        is_token = is_token and found.picture.dtype == torch.uint8 and found.picture.shape[2:] == (3,)
+    except (KeyError, TypeError, ValueError):
+        is_token = False
+    if not is_token:
+        raise UserError(f"reference {path} is not a learned token: {cure}")
+    if not found.token.isfinite().all():
+        raise UserError(f"reference {path} is not finite: learn it again at a lower --learning_rate")
+    return found
+
+
+def write_token(learned: LearnedToken, path: Place) -> None:
+    """Writes atomically: a failure leaves an earlier file as it was."""
+    metadata = {name: str(getattr(learned, name)) for name in ("steps", "unit", "learned_from")} | {"format": "pt"}
+    with staging(path.parent) as folder:
+        tensors = {name: getattr(learned, name).detach().cpu() for name in TENSORS}
+        save_tensors(tensors, folder / path.name, metadata)
+
+
+def between(a: Tensor, b: Tensor, share: float) -> Tensor:
+    """Spherical interpolation (Shoemake 1985) of the directions of two tokens, and linear of their lengths.
+
+    a, b: (...,D); share: 0 for a, 1 for b. Tokens of one direction, or of opposite ones, are mixed linearly."""
+    length_a, length_b = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)
+    cosine = ((a / length_a) * (b / length_b)).sum(dim=-1, keepdim=True).clamp(-1, 1)
+    angle = cosine.acos()
+    sine = angle.sin()
+    direction = (((1 - share) * angle).sin() * a / length_a + (share * angle).sin() * b / length_b) / sine
+    mixed = torch.lerp(length_a, length_b, share) * direction
+    return torch.where(sine > 1e-4, mixed, torch.lerp(a, b, share))

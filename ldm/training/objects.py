@@ -1,0 +1,93 @@
+"""From pictures of one object to what its token is learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ldm.editing.inputs import Condition, Inputs
+from ldm.editing.marked import MarkedPhoto
+from ldm.editing.options import Placement, Sampling
+from ldm.editing.painter import Painter
+from ldm.editing.references import NEUTRAL, fit_reference
+from ldm.editing.regions import Region
+from ldm.images import upright_alpha, upright_rgb
+from ldm.models.diffusion.conditioning import encode_to_latent, inpaint_channels, reference_token
+from ldm.util import UserError
+
+if TYPE_CHECKING:
+    from ldm.methods.tokens import LearnedToken
+
+CONTEXTS = (None, 1.4, 2.2)  # of the windows in which an object is seen
+SHOWN = 224  # longest side of the picture in a token's file, pixels
+
+
+@dataclass(frozen=True)
+class ObjectPictures:
+    """views (N,9,h,w): of ldm.methods.learn_token, in several windows; inputs: an edit of each picture with its own
+    object; pictures: the object, cut out of each."""
+
+    views: Tensor
+    inputs: tuple[Inputs, ...]
+    pictures: tuple[Image.Image, ...]
+
+    def start(self, edit: Painter, learned_from: str = "") -> LearnedToken:
+        """The mean of the pictures' own tokens."""
+        from ldm.methods.tokens import LearnedToken
+
+        crops = torch.cat([each.reference for each in self.inputs])
+        with torch.no_grad():
+            token = reference_token(edit.networks, crops.to(edit.device)).mean(dim=0).cpu()
+        picture = self.pictures[0].copy()
+        picture.thumbnail((SHOWN, SHOWN))
+        shown, zeros = torch.from_numpy(np.array(picture)), torch.zeros_like(token)
+        return LearnedToken(token, shown, zeros, zeros, learned_from=learned_from)
+
+    def paint(self, edit: Painter, learned: LearnedToken, seed: int, sampling: Sampling) -> Tensor:
+        """The first picture, its object painted anew from a token -> (1,3,H,W), about [-1,1]."""
+        inputs = replace(self.inputs[0], conditions=(Condition((learned.token,)),))
+        return edit.sample(inputs, [seed], sampling, progress=False)
+
+
+@torch.no_grad()
+def look_at(edit: Painter, images: Sequence[Image.Image], regions: Sequence[Region] | None) -> ObjectPictures:
+    """images: pictures of one object, as opened; regions: where it is in each; None: their opaque parts.
+
+    Raises UserError: a picture in which nothing says where the object is, a region that is not in its picture."""
+    if regions and len(regions) != len(images):
+        raise UserError(f"there are {len(images)} pictures and {len(regions)} regions: give one for each picture")
+    side, views, inputs, pictures = edit.native_size, [], [], []
+    for i, image in enumerate(images):
+        photo, region = (image, regions[i]) if regions else _cut_out_object(image)
+        marked = MarkedPhoto.mark(photo, [region], [photo])
+        mask, own = marked.masks[0], upright_rgb(photo)
+        crop = fit_reference(own.crop(mask.point([0] * 128 + [255] * 128).getbbox()))
+        pictures.append(crop)
+        for context in CONTEXTS:
+            plan = edit.plan(marked.photo, mask, [crop], Placement(context, height=side, width=side))
+            seen, zeros = plan.inputs, torch.zeros(1, *edit.model.latent_shape(plan.inputs.image), device=edit.device)
+            x_0 = encode_to_latent(edit.networks, seen.image.to(edit.device), zeros)  # the posterior's mean
+            painted = (seen.inpaint_image.to(edit.device), seen.mask.to(edit.device))
+            views.append(torch.cat([x_0, inpaint_channels(edit.networks, *painted, zeros)], dim=1))
+            inputs += [plan.inputs] if context is None else []
+    return ObjectPictures(torch.cat(views), tuple(inputs), tuple(pictures))
+
+
+def _cut_out_object(image: Image.Image) -> tuple[Image.Image, Region]:
+    """A picture that is transparent around its object -> the object on grey, with room around it, and its region."""
+    alpha = upright_alpha(image)
+    if alpha is None or np.asarray(alpha).min() > 127:
+        name = getattr(image, "filename", "") or "a picture"
+        raise UserError(
+            f"nothing says where the object is in {name}: give --box, --mask_path or --snap for each picture, or"
+            " pictures that are transparent around it"
+        )
+    room = max(image.size) // 4
+    photo = ImageOps.expand(upright_rgb(image, NEUTRAL), room, NEUTRAL)
+    return photo, Region(mask=ImageOps.expand(alpha, room, 0))
