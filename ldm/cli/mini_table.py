@@ -151,13 +151,17 @@ def tabulate(opt: argparse.Namespace, setup: Setup) -> None:
 def baseline_rows(opt: argparse.Namespace, setup: Setup) -> dict[str, Row]:
     """Prints what the model's parts can do. -> rows of unedited photos and of pasted references."""
     from ldm.miniworld.parts import oracle_ceiling, read_clip, reconstruction_psnr, zero_shot_accuracy
+    from ldm.miniworld.probe import probe_accuracy
     from ldm.miniworld.table import write_pasted, write_unedited
 
     bench = setup.judge.bench
-    shape, pattern = zero_shot_accuracy(read_clip(opt.clip_config, opt.clip), bench)
+    clip = read_clip(opt.clip_config, opt.clip)
+    shape, pattern = zero_shot_accuracy(clip, bench)
+    shown, held_out = probe_accuracy(clip)
     ceiling = oracle_ceiling(setup.judge.oracle, bench)
     print(f"autoencoder, the benchmark's photos: {reconstruction_psnr(setup.edit.model, bench):.1f} dB")
     print(f"CLIP, its references, zero-shot: shape {shape:.1%}, pattern {pattern:.1%}")
+    print(f"a probe of the shape, fitted on shown pairs: {shown:.1%} of shown, {held_out:.1%} of held-out pairs")
     answers = "shape {shape:.1%}, pattern {pattern:.1%}, colour error {colour_error:.1f}".format(**ceiling)
     print(f"oracle, the references' own objects: {answers}")
     rows = {}

@@ -15,7 +15,7 @@ from ldm.checkpoint.names import FIRST_CONV
 from ldm.conventions import reference_to_tensor
 from ldm.data.bench.cocoee import COCOImageDataset, result_path
 from ldm.evaluation.clip_score import bounding_box
-from ldm.miniworld import presets
+from ldm.miniworld import presets, probe
 from ldm.miniworld.parts import require_labels
 from ldm.miniworld.scores import identity_scores, load_oracle
 from ldm.miniworld.table import read_rows
@@ -27,6 +27,11 @@ from tests.miniworld.conftest import make_commands, run_script
 
 SHIPPED = ROOT / "pretrained_models"
 DATA_SCRIPTS = ("scripts/make_miniworld.py", "scripts/read_bbox.py")
+
+
+@pytest.fixture(autouse=True)
+def few_references(monkeypatch):
+    monkeypatch.setattr(probe, "REFERENCES", 60)
 
 
 def test_the_whole_chain(world, script, tmp_path, monkeypatch):

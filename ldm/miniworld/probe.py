@@ -1,0 +1,63 @@
+"""How well CLIP's features tell shape from pattern: a linear probe (Alain and Bengio 2016, arXiv 1610.01644), fitted on
+references of the pairs that training shows and asked about the held-out ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ldm.conventions import reference_to_tensor
+from ldm.data.bench.squares import cut
+from ldm.data.masks import reference_region
+from ldm.miniworld.crops import labels_of
+from ldm.miniworld.write import SCENE_SIZE, attributes_of, scene
+from ldm.util import require
+
+STREAM = 20  # of random numbers, other than those of the data sets and the benchmark
+REFERENCES = 1000  # drawn to fit the probe; half as many are asked about, of each kind
+
+
+def probe_accuracy(clip: nn.Module) -> tuple[float, float]:
+    """Shares of references whose shape a probe tells: of other references of shown pairs, and of held-out pairs.
+
+    If the second is much lower than the first, a model that is trained on shown pairs cannot know the shape of a
+    held-out pair either, since it learns what to read from the same features."""
+    others = REFERENCES // 2
+    shown, shapes = features(clip, REFERENCES + others, held_out=False)
+    probe = require("sklearn.linear_model", "eval").LogisticRegression(C=10.0, max_iter=2000)
+    probe.fit(shown[others:], shapes[others:])
+    return probe.score(shown[:others], shapes[:others]), probe.score(*features(clip, others, held_out=True))
+
+
+@torch.no_grad()
+def features(clip: nn.Module, count: int, held_out: bool, batch_size: int = 50) -> tuple[np.ndarray, np.ndarray]:
+    """CLIP's features (count,D) of length 1 of references that no file has, and their shapes (count,)."""
+    found, shapes, batch = [], [], []
+    for reference, shape in tqdm(draw(count, held_out), total=count, desc="probe", unit="reference", leave=False):
+        batch.append(reference_to_tensor(reference, clip.visual.image_size))
+        shapes.append(shape)
+        if len(batch) == batch_size or len(shapes) == count:
+            found.append(encode(clip, batch))
+            batch = []
+    return np.concatenate(found), np.array(shapes)
+
+
+def encode(clip: nn.Module, batch: list[Tensor]) -> np.ndarray:
+    return clip.encode_image(torch.stack(batch), normalize=True).float().numpy()
+
+
+def draw(count: int, held_out: bool) -> Iterator[tuple[Image.Image, int]]:
+    """References, as the benchmark has them, and the indices of their shapes."""
+    number = 0
+    while count > 0:
+        pixels, things = scene((STREAM, int(held_out), number), SCENE_SIZE, held_out=held_out)
+        for thing in things[:count]:
+            reference = cut(pixels, reference_region(thing.box, SCENE_SIZE))
+            yield reference, labels_of(attributes_of(thing)).shape
+        count -= len(things)
+        number += 1
