@@ -17,13 +17,13 @@ from ldm.data.masks import Box, reference_region
 from ldm.editing.marked import MarkedPhoto
 from ldm.editing.options import WHOLE_PHOTO, Placement, Sampling
 from ldm.editing.regions import Region
-from ldm.evaluation.background import seam
 from ldm.evaluation.benchmark import mean_interval
 from ldm.evaluation.features import Extractor
 from ldm.miniworld.crops import Labels, labels_of
 from ldm.miniworld.scene import scene
 from ldm.miniworld.scores import identity_scores
 from ldm.miniworld.write import REFERENCE_STREAM, SOURCE_STREAM, attributes_of
+from ldm.pictures.seam import seam
 from ldm.pipeline import PaintByExample
 
 SIZE = (128, 128)  # width and height of a scene, pixels
