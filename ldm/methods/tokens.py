@@ -54,8 +54,8 @@ def read_token(path: str | os.PathLike) -> LearnedToken:
     except SafetensorError as error:
         raise UserError(f"reference {path} is damaged or not a .safetensors file ({error}): {cure}") from error
     try:
-        numbers = {"steps": int(metadata["steps"]), "unit": float(metadata["unit"])}
-        found = LearnedToken(**tensors, **numbers, learned_from=metadata["learned_from"])
+        steps, unit = int(metadata["steps"]), float(metadata["unit"])
+        found = LearnedToken(**tensors, steps=steps, unit=unit, learned_from=metadata["learned_from"])
         shapes = {found.token.shape, found.first.shape, found.second.shape}
         is_token = len(shapes) == 1 and found.token.ndim == 2 and found.token.dtype == torch.float32
         is_token = is_token and found.picture.dtype == torch.uint8 and found.picture.shape[2:] == (3,)
