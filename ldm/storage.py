@@ -119,9 +119,9 @@ class Url(os.PathLike):
         except FileNotFoundError:
             return []
 
-    def read_bytes(self, limit: int | None = None) -> bytes:
-        """limit: read only so many bytes of its start."""
-        part = {} if limit is None else {"start": 0, "end": limit}
+    def read_bytes(self, limit: int | None = None, start: int = 0) -> bytes:
+        """limit: read only so many bytes, from the start-th on."""
+        part = {} if limit is None else {"start": start, "end": start + limit}
         return _repeat(self.text, "read", lambda fs, path: fs.cat_file(path, **part))
 
     def read_text(self, encoding: str = "utf-8") -> str:
@@ -231,6 +231,15 @@ def opened(path: str | os.PathLike) -> Iterator[BinaryIO]:
             _download(Url(os.fspath(path)), folder / "file")
             path = folder / "file"
         yield stack.enter_context(open(path, "rb"))
+
+
+def read_part(path: Place, start: int, size: int) -> bytes:
+    """`size` bytes of a file, from the start-th on. Raises OSError, StorageError."""
+    if isinstance(path, Url):
+        return path.read_bytes(size, start)
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read(size)
 
 
 def upload_files(source: Path, target: Url) -> None:

@@ -54,7 +54,7 @@ NOT_RUN = {  # command or its beginning: why
     "python main.py --base configs/mini/paint_by_example.yaml configs/mini/distill.yaml": "half an hour",
 }
 GPU = [c for c in commands_of("main.py") if "--gpus" in c]
-DATA = re.compile(r"scripts/(read_bbox|show_samples|make_miniworld|benchmark_)|dataset/mine|mini-lora|/tiny\b")
+DATA = re.compile(r"scripts/(read_bbox|show_samples|make_miniworld|benchmark_)|dataset/(mine|tryon)|mini-lora|/tiny\b")
 DATA_COMMANDS = [  # from one's own pictures to one's own model, in their order
     c for c in commands() if c.startswith("python ") and DATA.search(c) and c not in GPU and "logs/mine" not in c
 ]
@@ -242,7 +242,7 @@ def test_every_command_of_a_model_runs(command, tiny, lora, script, tmp_path, mo
         learned = LearnedToken(token, torch.zeros(8, 8, 3, dtype=torch.uint8), token, token)
         write_token(learned, tmp_path / "results/mine.safetensors")
     if words[1] == "scripts/edit_batch.py":
-        (table,) = blocks("csv")
+        (table,) = (block for block in blocks("csv") if block.startswith("image,"))
         (tmp_path / "jobs.csv").write_text(table)
     if words[1].startswith("examples/"):
         done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True)
@@ -267,6 +267,11 @@ def test_own_pictures_to_own_model(script, tmp_path, monkeypatch):
     (tmp_path / "photos/instances.json").write_text(json.dumps(instances))
     rows = "".join(f"{image['file_name']},20,10,60,40\n" for image in images)
     (tmp_path / "photos/boxes.csv").write_text(rows)
+    (people,) = (block for block in blocks("csv") if block.startswith("path,"))
+    for name in set(re.findall(r"\w+/\w+\.jpg", people)):
+        (tmp_path / "shop" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (160, 200) if "people" in name else (90, 120), "orange").save(tmp_path / "shop" / name)
+    (tmp_path / "shop/people.csv").write_text(people)
     small = {
         "scripts/benchmark_data.py": "--pictures=32 --rows=3000 --samples=2 --entries=100 --folder=.",
         "scripts/benchmark_training.py": "--steps=1",
@@ -284,6 +289,7 @@ def test_own_pictures_to_own_model(script, tmp_path, monkeypatch):
         seen.add(words[1])
     assert seen >= {*small, "scripts/read_bbox.py", "scripts/show_samples.py", "scripts/convert_checkpoint.py"}
     assert Image.open(tmp_path / "results/samples.png").size == (5 * 258 - 2, 8 * 274 - 2)
+    assert Image.open(tmp_path / "results/pairs.png").size == (6 * 258 - 2, 8 * 274 - 2)
     assert (tmp_path / "results/example_1_321.png").exists()
     assert sorted(path.name for path in (tmp_path / "dataset/mine/bbox").glob("[!.]*")) == [
         *("problems.csv", "train.parquet", "validation.parquet")

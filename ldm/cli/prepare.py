@@ -110,8 +110,9 @@ def read_open_images_layout(opt: argparse.Namespace, problems: Problems) -> Indi
 
 def read_own_pictures(opt: argparse.Namespace, problems: Problems) -> Indices:
     """The indices of pictures with annotations in one of the other formats."""
-    from ldm.data.prepare.annotations import hold_out, prepare
+    from ldm.data.prepare.annotations import prepare
     from ldm.data.prepare.formats import READERS
+    from ldm.data.prepare.splits import hold_out
 
     boxes = READERS[opt.format](Path(os.path.abspath(opt.images)), opt.annotations)
     for line in boxes.problems.found:
@@ -125,14 +126,17 @@ def read_own_pictures(opt: argparse.Namespace, problems: Problems) -> Indices:
 
 def write_indices(indices: Indices, root: Path, txt: bool) -> None:
     """Write the index of each split and warn of pictures in several splits. txt: also write the published txt files."""
-    from ldm.data.index import SPLITS
-    from ldm.data.prepare.annotations import read_index, write_index, write_txt
+    from ldm.data.index import SPLITS, BoxIndex
+    from ldm.data.prepare.splits import read_index, write_index, write_txt
+    from ldm.data.views import COLUMNS
 
     for split, index in indices.items():
         if txt:
             write_txt(index, root, split)
         path = write_index(index, root, split)
         print(f"{path}: {index.height:,} pictures, {index['boxes'].list.len().sum():,} boxes")
+        if index.height and set(COLUMNS) & set(index.columns):
+            print(f"{BoxIndex(root, split).paired:,} of the boxes have another picture for the reference")
         for other in set(SPLITS) - set(indices):
             if common := len(index.join(read_index(root, other), on="path", how="semi")):
                 print(f"warning: {common:,} of these pictures are in {other}.parquet too")

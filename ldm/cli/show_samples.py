@@ -4,12 +4,13 @@
 
 Each row is a sample: the picture with its box (red), the randomly grown box (yellow) and the square that is cut out
 (blue; where no square contains the grown box, the whole picture is squeezed instead); the cut-out; the masked image;
-the mask (white = paint); the augmented reference. scripts/show_samples.py is the same command."""
+the mask (white = paint); the augmented reference. With --pair_share, the picture that the reference comes from follows,
+with its box. scripts/show_samples.py is the same command."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,9 @@ from ldm.util import UserError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ldm.data.masks import Box
     from ldm.data.sample import Sample
+    from ldm.images import PictureFile
 
 TILE = 256  # px
 TITLE = 16  # px, the height of a line of text
@@ -38,35 +41,40 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--n", type=int, default=8, help="number of samples (8)")
     p.add_argument("--image_size", type=int, default=512, help="of a training sample, in pixels (512)")
     p.add_argument("--arbitrary_mask_percent", type=float, default=0.5, help="share of blobs among the masks (0.5)")
+    p.add_argument("--pair_share", type=float, default=0.0, help="share of references from other pictures (0)")
     p.add_argument("--seed", type=int, default=0, help="of the choice of pictures and the samples (0)")
     p.add_argument("--output", type=Path, default="results/samples.png", help="file for the sheet (%(default)s)")
     return p
 
 
-def row(sample: Sample) -> list[Image]:
-    """The titled tiles of a sample, from left to right."""
+def row(sample: Sample, pairs: bool) -> list[Image]:
+    """The titled tiles of a sample, from left to right. pairs: with the picture that the reference comes from."""
     from ldm.conventions import mask_to_image, reference_to_image, tensor_to_image
+    from ldm.data.sample import View
 
     entry = sample.entry
     pictures = [
-        whole_picture(sample),
+        whole_picture(sample.picture, {colour: getattr(sample.plan, name) for name, colour in COLOURS.items()}),
         tensor_to_image(entry["GT"]),
         tensor_to_image(entry["inpaint_image"]),
         mask_to_image(entry["inpaint_mask"]).convert("RGB"),
         reference_to_image(entry["ref_imgs"]),
     ]
     titles = [Path(sample.picture.path).name, *COLUMNS]
+    if pairs:
+        view = sample.view or View(sample.picture, sample.plan.box)
+        pictures.append(whole_picture(view.picture, {COLOURS["box"]: view.box}))
+        titles.append(Path(view.picture.path).name)
     return [titled(picture, title) for picture, title in zip(pictures, titles, strict=True)]
 
 
-def whole_picture(sample: Sample) -> Image:
-    """The picture that the sample comes from, with the boxes drawn on it."""
+def whole_picture(file: PictureFile, boxes: Mapping[str, Box]) -> Image:
+    """A picture with boxes drawn on it. boxes: colour -> box."""
     from PIL import Image, ImageDraw
 
-    picture = Image.fromarray(sample.picture.pixels())
+    picture = Image.fromarray(file.pixels())
     draw, width = ImageDraw.Draw(picture), max(1, max(picture.size) // TILE * 2)
-    for name, colour in COLOURS.items():
-        x0, y0, x1, y1 = getattr(sample.plan, name)
+    for colour, (x0, y0, x1, y1) in boxes.items():
         draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=colour, width=width)
     return picture
 
@@ -95,10 +103,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--n {opt.n} or --seed {opt.seed} is out of range: use at least 1 sample and seed 0")
     if Image.registered_extensions().get(opt.output.suffix.lower()) not in Image.SAVE:
         raise UserError(f"--output {opt.output} has no extension of a picture: name a file such as samples.png")
-    dataset = OpenImageDataset(opt.split, opt.dataset_dir, opt.arbitrary_mask_percent, opt.image_size, seed=opt.seed)
+    dataset = OpenImageDataset(
+        *(opt.split, opt.dataset_dir, opt.arbitrary_mask_percent, opt.image_size),
+        seed=opt.seed,
+        pair_share=opt.pair_share,
+    )
     order = np.random.default_rng(opt.seed).permutation(len(dataset))
     keys = [(i // len(dataset), int(order[i % len(dataset)])) for i in range(opt.n)]
-    sheet = grid([tile for key in keys for tile in row(dataset.sample(key))], rows=opt.n)
+    sheet = grid([tile for key in keys for tile in row(dataset.sample(key), opt.pair_share > 0)], rows=opt.n)
     with staging(opt.output.parent) as temporary:
         sheet.save(temporary / opt.output.name)
     print(f"wrote {opt.output}: {opt.n} samples, from {len(dataset):,} pictures")

@@ -6,6 +6,9 @@
     width, height   int32, of the picture, upright, in pixels
     boxes           list of 4 float64: x0, y0, x1, y1 in pixels, ends exclusive
     label           list of string, one per box
+    object          (optional) list of string, one per box: boxes with the same one, not empty, show the same object
+    reference       (optional) list of string, one per box: the path of a picture of its object; empty: none
+    reference_box   (with reference) list of lists of 4 float64, one per box: the object in it, as in boxes; or null
 
 If there is no such file, the published form is read: `bbox/<folder>/<id>.txt`, a line `x0 y0 x1 y1` per box, for
 `images/<folder>/<id>.jpg`; the folders are train_0 ... train_f, validation, test.
@@ -19,6 +22,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from ldm.data import views
+from ldm.data.masks import Box
 from ldm.files import staging
 from ldm.storage import Place, Url, local, place
 from ldm.util import UserError, require
@@ -26,7 +31,7 @@ from ldm.util import UserError, require
 SPLITS = ("train", "validation", "test")
 MAX_EDGE = 2**30  # pixels
 # boxes (n,4) int32 of all pictures; ends: where each picture's boxes end; letters: the bytes of all paths, in UTF-8;
-# path_ends: where each path ends
+# path_ends: where each path ends. The arrays of ldm/data/views.py join them if boxes have other views.
 ARRAYS = ("boxes", "ends", "letters", "path_ends")
 
 
@@ -69,8 +74,8 @@ class BoxIndex:
         try:
             with staging(parquet.parent) as temporary:
                 (temporary / self.mapped.name).mkdir()
-                for name in ARRAYS:
-                    np.save(temporary / self.mapped.name / f"{name}.npy", self.arrays[name])
+                for name, array in self.arrays.items():
+                    np.save(temporary / self.mapped.name / f"{name}.npy", array)
         except UserError:  # a read-only folder: each process keeps its own copy
             self.mapped = None
             return
@@ -80,7 +85,7 @@ class BoxIndex:
         self._map()
 
     def _map(self) -> None:
-        self.arrays = {name: np.load(self.mapped / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+        self.arrays = {file.stem: np.load(file, mmap_mode="r") for file in sorted(self.mapped.glob("*.npy"))}
 
     def __getstate__(self) -> dict:
         """Another process gets the path of the memory-mapped arrays instead of their content."""
@@ -98,9 +103,18 @@ class BoxIndex:
 
     def path(self, i: int) -> Place:
         """The file of the i-th picture."""
-        ends = self.arrays["path_ends"]
-        start = ends[i - 1] if i else 0
-        return self.root / bytes(self.arrays["letters"][start : ends[i]]).decode()
+        return self.root / views.path_of(self.arrays, i)
+
+    @property
+    def paired(self) -> int:
+        """How many boxes have a view of their object in another picture."""
+        return int(np.diff(self.arrays["view_range"]).astype(bool).sum()) if "views" in self.arrays else 0
+
+    def other_view(self, i: int, j: int, rng: np.random.Generator) -> tuple[Place, Box] | None:
+        """Another view, drawn at random, of the object in the i-th picture's j-th box -> (picture, box); None: there is
+        none."""
+        drawn = views.draw_view(self.arrays, i, j, rng)
+        return drawn and (self.path(drawn[0]), drawn[1])
 
     def __getitem__(self, i: int) -> tuple[Place, np.ndarray]:
         ends = self.arrays["ends"]
@@ -110,19 +124,22 @@ class BoxIndex:
 def _read_parquet(path: Path) -> dict[str, np.ndarray]:
     pl = require("polars", "train")  # imported here, since worker processes do not need it
     try:
-        frame = pl.read_parquet(path, columns=["path", "boxes"], glob=False)
+        known = pl.scan_parquet(path, glob=False).collect_schema()
+        columns = [name for name in views.COLUMNS if name in known]
+        frame = pl.read_parquet(path, columns=["path", "boxes", *columns], glob=False)
         frame = frame.with_columns(pl.col("boxes").cast(pl.List(pl.Array(pl.Float64, 4))))
         frame = frame.filter(pl.col("boxes").list.len() > 0)
         boxes = frame["boxes"].explode().to_numpy()
         if frame["path"].null_count() or not np.isfinite(boxes).all() or np.abs(boxes).max(initial=0) > MAX_EDGE:
             raise ValueError("a path or the edge of a box is missing")
         letters = frame["path"].cast(pl.Binary)
-        return {
+        arrays = {
             "boxes": boxes.astype(np.int32).reshape(-1, 4),
             "ends": frame["boxes"].list.len().cast(pl.Int64).cum_sum().to_numpy(),
             "letters": np.frombuffer(b"".join(letters), dtype=np.uint8),
             "path_ends": letters.bin.size().cast(pl.Int64).cum_sum().to_numpy(),
         }
+        return views.with_views(arrays, frame) if columns else arrays
     except (pl.exceptions.PolarsError, OSError, ValueError, TypeError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"index {path} cannot be read ({reason}): make it again with scripts/read_bbox.py") from error

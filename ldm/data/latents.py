@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,9 @@ class Description:
         """Raises MissingSplit: no such file; UserError: a damaged one."""
         path = folder / f"{split}.json"
         try:
-            return cls(**json.loads(path.read_text()))
+            found = cls(**json.loads(path.read_text()))
+            defaults = {each.name: each.default for each in fields(Recipe)}  # of fields that an older file lacks
+            return replace(found, recipe={**defaults, **found.recipe})
         except FileNotFoundError as error:
             raise MissingSplit(f"{path} does not exist: {CURE}") from error
         except (OSError, ValueError, TypeError) as error:
@@ -88,8 +90,11 @@ class LatentDataset(Dataset):
         mask_augmentation: bool = True,
         exact: bool = False,
         seed: int = 0,
+        pair_share: float = 0.0,
     ):
-        recipe = Recipe(arbitrary_mask_percent, image_size, reference_augmentation, mask_augmentation, exact)
+        recipe = Recipe(
+            arbitrary_mask_percent, image_size, reference_augmentation, mask_augmentation, exact, pair_share
+        )
         self.state, self.folder, self.seed = state, Path(dataset_dir) / FOLDER, seed
         self.description = Description.read(self.folder, state)
         require_recipe(self.folder / f"{state}.json", self.description.recipe, asdict(recipe))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm.data.index import BoxIndex
-from ldm.data.sample import Recipe, Sample
+from ldm.data.sample import Recipe, Sample, View
+from ldm.data.views import require_pairs
 from ldm.images import PictureFile
 from ldm.storage import Place, StorageError
 from ldm.util import UserError
@@ -30,7 +32,8 @@ class OpenImageDataset(Dataset):
 
     state: train, validation or test. dataset_dir: the folder in which scripts/read_bbox.py wrote bbox/. The other
     parameters are those of Recipe.
-    Raises UserError: the split is not prepared; all pictures, or MAX_ATTEMPTS in a row, are unusable."""
+    Raises UserError: the split is not prepared; it has no pairs, and pair_share is above 0; all pictures, or
+    MAX_ATTEMPTS in a row, are unusable."""
 
     def __init__(
         self,
@@ -42,9 +45,13 @@ class OpenImageDataset(Dataset):
         mask_augmentation: bool = True,
         exact: bool = False,
         seed: int = 0,
+        pair_share: float = 0.0,
     ):
-        self.recipe = Recipe(arbitrary_mask_percent, image_size, reference_augmentation, mask_augmentation, exact)
+        self.recipe = Recipe(
+            arbitrary_mask_percent, image_size, reference_augmentation, mask_augmentation, exact, pair_share
+        )
         self.index = BoxIndex(dataset_dir, state)
+        require_pairs(pair_share, self.index.arrays, f"the {state} index of {self.index.root}")
         self.seed = seed
         self._unusable = torch.zeros(len(self.index), dtype=torch.uint8).share_memory_()
 
@@ -90,7 +97,11 @@ class OpenImageDataset(Dataset):
 
     def _make(self, i: int, rng: np.random.Generator) -> Sample:
         path, boxes = self.index[i]
-        return self.recipe.sample(PictureFile(path), boxes, rng)
+        return self.recipe.sample(PictureFile(path), boxes, rng, partial(self._another_view, i))
+
+    def _another_view(self, i: int, j: int, rng: np.random.Generator) -> View | None:
+        drawn = self.index.other_view(i, j, rng)
+        return drawn and View(PictureFile(drawn[0]), drawn[1])
 
     def _log_unusable(self, unusable: dict[int, UserError]) -> None:
         for i, error in unusable.items():

@@ -8,11 +8,13 @@
 | GT            | (3,S,S) in [-1,1]: a square of the picture around the box                   |
 | inpaint_mask  | (1,S,S), 1 = keep, 0 = paint; soft at the edges                             |
 | inpaint_image | (3,S,S): GT * inpaint_mask                                                  |
-| ref_imgs      | (3,224,224), CLIP-normalised: the box and 10 px around it, augmented         |
+| ref_imgs      | (3,224,224), CLIP-normalised: the box and 10 px around it, augmented; in     |
+|               | pair_share of the samples, those of another picture of the same object      |
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -48,12 +50,25 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class View:
+    """An object in a picture, to take the reference from."""
+
+    picture: PictureFile
+    box: Box
+
+
+AnotherView = Callable[[int, np.random.Generator], View | None]  # (j, rng) -> of the object in a picture's j-th box
+
+
+@dataclass(frozen=True)
 class Sample:
-    """A batch entry, and the picture and geometry that it is made from."""
+    """A batch entry, and the picture and geometry that it is made from. view: where its reference comes from, if it is
+    another picture."""
 
     picture: PictureFile
     plan: Plan
     entry: dict[str, Tensor]
+    view: View | None = None
 
 
 @dataclass(frozen=True)
@@ -65,19 +80,21 @@ class Recipe:
     albumentations pipeline. mask_augmentation: if false, the mask is the box itself.
     exact: the published arithmetic, which resizes in floating point. Otherwise 8-bit pixels are resized, which differs
     by less than a grey level, and a JPEG at least twice as large as needed is decoded at a half, a quarter or an
-    eighth of its size."""
+    eighth of its size.
+    pair_share: share (0 to 1) of samples with a reference from another picture of the same object, among those whose
+    object has one. It changes their reference and nothing else, and the other samples not at all."""
 
     arbitrary_mask_percent: float = 0.5
     image_size: int = 512
     reference_augmentation: bool | str = True
     mask_augmentation: bool = True
     exact: bool = False
+    pair_share: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.arbitrary_mask_percent <= 1:
-            raise UserError(
-                f"arbitrary_mask_percent = {self.arbitrary_mask_percent} is out of range: use a share from 0 to 1"
-            )
+        for name in ("arbitrary_mask_percent", "pair_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} = {getattr(self, name)} is out of range: use a share from 0 to 1")
         if self.image_size < 1:
             raise UserError(f"image_size = {self.image_size} is out of range: use at least 1 pixel")
         _ = self.augment  # loaded here: worker processes share it, and an unusable file stops training at once
@@ -87,35 +104,45 @@ class Recipe:
         """The reference's augmentation, or None."""
         return load_augmentation(self.reference_augmentation)
 
-    def sample(self, picture: PictureFile, boxes: np.ndarray, rng: np.random.Generator) -> Sample:
-        """boxes (n,4) int: one of them is drawn. Raises UserError: no box, one outside the picture, or a damaged
-        picture."""
+    def sample(
+        self, picture: PictureFile, boxes: np.ndarray, rng: np.random.Generator, another_view: AnotherView | None = None
+    ) -> Sample:
+        """boxes (n,4) int: one of them is drawn. another_view: needed if pair_share is above 0. Raises UserError: no
+        box, one outside the picture, or a damaged picture."""
         if not len(boxes):
             raise UserError(f"image {picture.path} has no box: add one, or remove the picture from the index")
+        j = int(rng.integers(len(boxes)))
         try:
-            plan = self.plan(tuple(boxes[rng.integers(len(boxes))].tolist()), picture.size, rng)
+            plan = self.plan(tuple(boxes[j].tolist()), picture.size, rng)
         except UserError as error:
             raise UserError(f"image {picture.path}: {error}") from error
-        return Sample(picture, plan, self.render(picture, plan, rng))
+        view = self.draw_view(another_view, j, rng) if another_view and self.pair_share else None
+        return Sample(picture, plan, self.render(picture, plan, rng, view), view)
+
+    def draw_view(self, another_view: AnotherView, j: int, rng: np.random.Generator) -> View | None:
+        """The view that the j-th box's reference comes from; None: its own. Draws from a child of rng, whose own
+        numbers stay those of a sample without pairs."""
+        (child,) = rng.spawn(1)
+        return another_view(j, child) if child.random() < self.pair_share else None
 
     def plan(self, box: Box, size: tuple[int, int], rng: np.random.Generator) -> Plan:
         """size: of the picture, (width, height). Raises UserError: the box has no area inside the picture."""
-        (x0, y0, x1, y1), (width, height) = box, size
-        box = (max(0, x0), max(0, y0), min(width, x1), min(height, y1))
-        if box[0] >= box[2] or box[1] >= box[3]:
-            raise UserError(f"the box {x0} {y0} {x1} {y1} has no area in a picture of {width} x {height}: correct it")
+        box = _inside(box, size)
         if not self.mask_augmentation:
             return Plan(box, box, None, window(box, size, rng))
         grown = grow(box, size, rng)
         arbitrary = rng.random() < self.arbitrary_mask_percent
         return Plan(box, grown, blob(box, grown, rng) if arbitrary else None, window(grown, size, rng))
 
-    def render(self, picture: PictureFile, plan: Plan, rng: np.random.Generator) -> dict[str, Tensor]:
-        """The batch entry. Raises UserError: a damaged picture."""
+    def render(
+        self, picture: PictureFile, plan: Plan, rng: np.random.Generator, view: View | None = None
+    ) -> dict[str, Tensor]:
+        """The batch entry. view: to take the reference from. Raises UserError: a damaged picture, a view outside its
+        picture."""
         region = reference_region(plan.box, picture.size)
         reduction = 1 if self.exact else self.reduction(plan.window, region)
         pixels = picture.pixels(reduction)
-        reference = resize_reference(_cut(pixels, _reduced(region, reduction)))
+        reference = resize_reference(_cut(pixels, _reduced(region, reduction))) if view is None else self.seen(view)
         if self.augment:
             reference = self.augment(reference, rng)
         square = _cut(pixels, _reduced(plan.window, reduction))
@@ -128,6 +155,15 @@ class Recipe:
             "ref_imgs": reference_to_tensor(Image.fromarray(reference)),
         }
 
+    def seen(self, view: View) -> np.ndarray:
+        """(224,224,3) uint8: the view's object and 10 px around it. Raises UserError: damaged, outside its picture."""
+        try:
+            region = reference_region(_inside(view.box, view.picture.size), view.picture.size)
+        except UserError as error:
+            raise UserError(f"reference {view.picture.path}: {error}") from error
+        reduction = 1 if self.exact else _reduction(_shorter_side(region) // SIZE)
+        return resize_reference(_cut(view.picture.pixels(reduction), _reduced(region, reduction)))
+
     def resize(self, square: np.ndarray) -> np.ndarray:
         """(h,w) or (h,w,3) -> (S,S) or (S,S,3), bilinear without antialias."""
         return cv2.resize(square, (self.image_size, self.image_size), interpolation=cv2.INTER_LINEAR)
@@ -135,8 +171,21 @@ class Recipe:
     def reduction(self, window: Box, region: Box) -> int:
         """The largest of 8, 4, 2 and 1 by which a JPEG can be reduced while decoding so that the window keeps at least
         image_size pixels and the reference 224."""
-        limit = min(_shorter_side(window) // self.image_size, _shorter_side(region) // SIZE)
-        return next(n for n in (8, 4, 2, 1) if n <= max(1, limit))
+        return _reduction(min(_shorter_side(window) // self.image_size, _shorter_side(region) // SIZE))
+
+
+def _reduction(limit: int) -> int:
+    """The largest of 8, 4, 2 and 1 that is not above the limit."""
+    return next(n for n in (8, 4, 2, 1) if n <= max(1, limit))
+
+
+def _inside(box: Box, size: tuple[int, int]) -> Box:
+    """The part of a box inside a picture of size (width, height). Raises UserError: it has no area there."""
+    (x0, y0, x1, y1), (width, height) = box, size
+    inside = (max(0, x0), max(0, y0), min(width, x1), min(height, y1))
+    if inside[0] >= inside[2] or inside[1] >= inside[3]:
+        raise UserError(f"the box {x0} {y0} {x1} {y1} has no area in a picture of {width} x {height}: correct it")
+    return inside
 
 
 def _shorter_side(box: Box) -> int:

@@ -4,7 +4,8 @@
     <dataset_dir>/shards/<split>.json             the number of pictures in each shard
 
 Pictures are in random order. <number> is the picture's position in the split's index; its sample is the same as
-OpenImageDataset's.
+OpenImageDataset's. Pictures that serve only as references are in the last shards; for references from other pictures,
+packed_views.py keeps where each picture is.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -27,10 +29,12 @@ from torch.utils.data import IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from ldm.data.index import BoxIndex, MissingSplit, index_path
+from ldm.data.packed_views import PackedViews, write_places
 from ldm.data.sample import Recipe
+from ldm.data.views import require_pairs
 from ldm.files import staging
 from ldm.images import PictureFile
-from ldm.storage import Place, Url, opened, place
+from ldm.storage import Place, StorageError, Url, opened, place
 from ldm.util import UserError, require
 
 log = logging.getLogger(__name__)
@@ -41,11 +45,13 @@ SHUFFLE_BUFFER = 200  # encoded pictures from which a worker draws the next one
 @dataclass(frozen=True)
 class Description:
     """The content of <split>.json. index: fingerprint of the index that the shards are made from; shards: their number
-    when all are finished; counts: pictures in each finished shard."""
+    when all are finished; counts: pictures in each finished shard; references: number of shards, at the end, whose
+    pictures serve only as references."""
 
     index: str
     shards: int
     counts: list[int]
+    references: int = 0
 
     @classmethod
     def read(cls, folder: Place, split: str) -> Description:
@@ -55,7 +61,7 @@ class Description:
             found = json.loads(path.read_text())
             if not isinstance(found["index"], str) or found["counts"] != [int(count) for count in found["counts"]]:
                 raise ValueError("it does not describe shards")
-            return cls(found["index"], int(found["shards"]), found["counts"])
+            return cls(found["index"], int(found["shards"]), found["counts"], int(found.get("references", 0)))
         except FileNotFoundError as error:
             raise MissingSplit(f"{path} does not exist: make it with scripts/read_bbox.py --shards") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -71,6 +77,9 @@ def pack(root: Place, split: str, pictures_per_shard: int) -> list[Place]:
     index = BoxIndex(root, split)
     order = np.random.default_rng(0).permutation(len(index))
     parts = np.array_split(order, -(-len(index) // pictures_per_shard))
+    only_references = np.arange(len(index), len(index.arrays["path_ends"]))
+    starts = range(0, len(only_references), pictures_per_shard)
+    parts += [only_references[start : start + pictures_per_shard] for start in starts]
     fingerprint, counts = _fingerprint(index), []
     folder = root / "shards"
     paths = [folder / f"{split}-{number:05}.tar" for number in range(len(parts))]
@@ -82,14 +91,19 @@ def pack(root: Place, split: str, pictures_per_shard: int) -> list[Place]:
         counts = old.counts[: next((i for i, path in enumerate(paths) if not path.exists()), None)]
     else:
         (folder / f"{split}.json").unlink(missing_ok=True)
-        for path in folder.files() if isinstance(folder, Url) else sorted(folder.glob("*.tar")):
-            if re.fullmatch(rf"{split}-.*\.tar", path.name):
+        for path in folder.files() if isinstance(folder, Url) else sorted(folder.glob("*.*")):
+            if re.fullmatch(rf"{split}-.*\.(tar|npy|npz)", path.name):
                 path.unlink()
+    if "views" in index.arrays:
+        with staging(folder) as temporary:
+            np.savez(temporary / f"{split}-views.npz", **index.arrays)
     done = len(counts)
     for path, part in zip(tqdm(paths[done:], desc=f"{split} shards", unit="shard"), parts[done:], strict=True):
         with staging(folder) as temporary:
             counts.append(_write_shard(temporary / path.name, index, part.tolist()))
-            description = Description(fingerprint, len(parts), counts)
+            if "views" in index.arrays:
+                write_places(temporary / path.name)
+            description = Description(fingerprint, len(parts), counts, len(starts))
             (temporary / f"{split}.json").write_text(json.dumps(asdict(description)))
     return paths
 
@@ -114,13 +128,13 @@ def _write_shard(path: Path, index: BoxIndex, numbers: list[int]) -> int:
     count = 0
     with open(path, "wb") as file, webdataset.TarWriter(file, mtime=0) as shard:
         for i in numbers:
-            picture, boxes = index[i]
+            picture = index.path(i)
             try:
                 opened = PictureFile(picture)
             except UserError as error:
                 log.warning("%s (skipped)", error)
                 continue
-            facts = {"path": str(picture), "boxes": boxes.tolist()}
+            facts = {"path": str(picture), "boxes": index[i][1].tolist() if i < len(index) else []}
             kind = opened.header.format.lower().replace("jpeg", "jpg")
             shard.write({"__key__": f"{i:09}", kind: opened.data, "json": facts})
             count += 1
@@ -144,14 +158,17 @@ class ShardDataset(IterableDataset):
         mask_augmentation: bool = True,
         exact: bool = False,
         seed: int = 0,
+        pair_share: float = 0.0,
     ):
-        self.recipe = Recipe(arbitrary_mask_percent, image_size, reference_augmentation, mask_augmentation, exact)
+        self.recipe = Recipe(
+            arbitrary_mask_percent, image_size, reference_augmentation, mask_augmentation, exact, pair_share
+        )
         require("webdataset", "train")  # if it is missing, fail here and not in a worker process
         self.seed, self.state, self.folder = seed, state, place(dataset_dir) / "shards"
         description = Description.read(self.folder, state)
-        self.counts = description.counts
+        self.counts = description.counts[: description.shards - description.references]
         self.shards = [number for number, count in enumerate(self.counts) if count]
-        if len(self.counts) < description.shards or not self.shards:
+        if len(description.counts) < description.shards or not self.shards:
             raise UserError(
                 f"the {state} shards in {self.folder} are incomplete: run scripts/read_bbox.py --shards again"
             )
@@ -160,6 +177,9 @@ class ShardDataset(IterableDataset):
                 "the shards in %s were made from an earlier index: make them again with scripts/read_bbox.py --shards",
                 self.folder,
             )
+        self.views = PackedViews(self.folder, state, description.shards) if pair_share else None
+        if self.views:
+            require_pairs(pair_share, self.views.arrays, f"the {state} shards in {self.folder}")
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # worker processes see it change
         self.divide()
 
@@ -207,10 +227,14 @@ class ShardDataset(IterableDataset):
         for file in _translate_errors(files, self.folder):
             facts = json.loads(file["json"])
             data = next(value for name, value in file.items() if not name.startswith("__") and name != "json")
-            rng = np.random.default_rng((self.seed, epoch, int(file["__key__"])))
+            number = int(file["__key__"])
+            rng = np.random.default_rng((self.seed, epoch, number))
+            another_view = partial(self.views.another, number) if self.views else None
             try:
                 picture = PictureFile(facts["path"], data)
-                last = self.recipe.sample(picture, np.array(facts["boxes"], dtype=np.int64), rng).entry
+                last = self.recipe.sample(picture, np.array(facts["boxes"], np.int64), rng, another_view).entry
+            except StorageError:
+                raise
             except UserError as error:
                 log.warning("%s (replaced by another picture)", error)
                 if last is None:

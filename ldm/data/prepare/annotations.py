@@ -2,9 +2,7 @@
 
     formats.py, open_images.py    annotation files -> Boxes: one row per box, and the problems found
     prepare(...)                  + the sizes in the pictures' headers -> checked and filtered, one row per picture
-    hold_out(...)                 -> train and validation
-    write_index(...)              -> bbox/<split>.parquet
-    write_txt(...)                -> the published bbox/<folder>/<id>.txt
+    splits.py                     -> train and validation, bbox/<split>.parquet, the published bbox/<folder>/<id>.txt
 
 Tables are polars'. Of the pictures only the headers are read. No problem is ignored: each is counted by kind, with the
 name of the file, in a Problems.
@@ -12,21 +10,18 @@ name of the file, in a Problems.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from ldm.data.index import index_path, split_folders
 from ldm.data.processes import worker_pool
+from ldm.data.views import COLUMNS
 from ldm.files import staging
 from ldm.images import size_in_header
 from ldm.util import UserError
@@ -39,6 +34,9 @@ CHUNK = 500  # pictures that one process takes at a time
 OVERSHOOT = 0.005  # share of the picture's side by which rounding may move an edge outside the picture
 NO_TEXT = "pictures whose name is not UTF-8"
 EDGES = ("x0", "y0", "x1", "y1")
+REFERENCE_EDGES = tuple(f"reference_{edge}" for edge in EDGES)
+PAIRS = {"object": pl.String, "reference": pl.String, **dict.fromkeys(REFERENCE_EDGES, pl.Float64)}
+NO_PAIR = (None,) * len(PAIRS)
 
 
 class Problems:
@@ -65,6 +63,11 @@ class Problems:
         self.found += other.found
 
 
+def pair_of(thing: str, reference: str, edges: Sequence[float | None]) -> tuple:
+    """The values of PAIRS for a box. thing: the object; edges: None for the whole picture; empty texts: none."""
+    return _printable(thing), reference if is_text(reference) else _printable(reference), *edges
+
+
 def _printable(name: str) -> str:
     return name if name.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
@@ -83,9 +86,11 @@ def reason_of(error: Exception) -> str:
 class Boxes:
     """The content of annotation files.
 
-    paths: of the pictures. table: one row per box: picture (its position in paths), x0, y0, x1, y1, label. fractions:
-    edges are fractions (0 to 1) of the picture's sides instead of pixels. annotated: path -> (width, height), for
-    pictures whose size the files give."""
+    paths: of the pictures. table: one row per box: picture (its position in paths), x0, y0, x1, y1, label; and, where
+    the files have it, some of PAIRS: object, the name that boxes of the same object share; reference, the path of
+    another picture of the object, and its box there, all null for the whole picture. fractions: edges are fractions (0
+    to 1) of the picture's sides instead of pixels. annotated: path -> (width, height), for pictures whose size the
+    files give."""
 
     paths: pl.Series
     table: pl.DataFrame
@@ -96,17 +101,17 @@ class Boxes:
     @classmethod
     def from_rows(
         cls,
-        rows: Iterable[tuple[str, float, float, float, float, str]],
+        rows: Iterable[tuple],
         fractions: bool,
         problems: Problems,
         annotated: dict[str, tuple[int, int]] | None = None,
     ) -> Boxes:
-        """rows: (path, x0, y0, x1, y1, label)."""
+        """rows: (path, x0, y0, x1, y1, label), and optionally the values of PAIRS."""
         rows = list(rows)
         problems.add(NO_TEXT, (row[0] for row in rows if not is_text(row[0])))
-        rows = [(*row[:5], _printable(row[5])) for row in rows if is_text(row[0])]
-        schema = {"path": pl.String, **dict.fromkeys(EDGES, pl.Float64), "label": pl.String}
-        table = pl.DataFrame(rows, schema=schema, orient="row")
+        rows = [(*row[:5], _printable(row[5]), *(row[6:] or NO_PAIR)) for row in rows if is_text(row[0])]
+        schema = {"path": pl.String, **dict.fromkeys(EDGES, pl.Float64), "label": pl.String, **PAIRS}
+        table = with_used_pairs(pl.DataFrame(rows, schema=schema, orient="row"))
         paths = table["path"].unique(maintain_order=True)
         positions = pl.DataFrame({"path": paths}).with_row_index("picture")
         table = table.join(positions, on="path", maintain_order="left").drop("path")
@@ -123,16 +128,60 @@ def prepare(boxes: Boxes, root: Path, min_area: float = MIN_AREA, max_area: floa
         table = _check_and_filter(boxes, table, EDGES, min_area, max_area)
     sizes = _read_sizes(boxes, table["picture"].unique().sort(), root)
     table = table.join(sizes, on="picture", maintain_order="left")
-    sides = {edge: pl.col("width" if edge[0] == "x" else "height") for edge in EDGES}
     if boxes.fractions:
-        table = table.with_columns(pl.col(edge) * sides[edge] for edge in EDGES)
+        table = table.with_columns(pl.col(edge) * side for edge, side in _sides(EDGES).items())
     else:
-        table = table.with_columns((pl.col(edge) / sides[edge]).alias(f"{edge}/") for edge in EDGES)
-        table = _check_and_filter(boxes, table, [f"{edge}/" for edge in EDGES], min_area, max_area)
-        table = table.with_columns(pl.col(edge).clip(0, sides[edge]) for edge in EDGES)
-    table = table.select("picture", pl.concat_arr(*EDGES).alias("boxes"), "label")
-    index = table.group_by("picture", maintain_order=True).agg("boxes", "label")
-    return index.join(sizes, on="picture", maintain_order="left").select("path", "width", "height", "boxes", "label")
+        table = _check_pixels(boxes, table, min_area, max_area)
+    if "reference" in table.columns:
+        table = _with_references(boxes, table, root)
+    columns = ["label", *(name for name in COLUMNS if name in table.columns)]
+    table = table.select("picture", pl.concat_arr(*EDGES).alias("boxes"), *columns)
+    index = table.group_by("picture", maintain_order=True).agg("boxes", *columns)
+    return index.join(sizes, on="picture", maintain_order="left").select("path", "width", "height", "boxes", *columns)
+
+
+def with_used_pairs(table: pl.DataFrame) -> pl.DataFrame:
+    """The table without `object` or `reference` and its box where no row has one."""
+    unused = [name for name in ("object", "reference") if name in table.columns and not (table[name] > "").any()]
+    return table.drop(*unused, *(REFERENCE_EDGES if "reference" in unused else ()), strict=False)
+
+
+def _with_references(boxes: Boxes, table: pl.DataFrame, root: Path) -> pl.DataFrame:
+    """The table with `reference` as in the index, and `reference_box` in pixels. A reference that cannot be used is
+    added to boxes.problems, and its row has none."""
+    table = table.with_row_index("row")
+    named = table.filter(pl.col("reference") != "").select("row", "reference", *REFERENCE_EDGES)
+    paths = named["reference"].unique(maintain_order=True)
+    positions = pl.DataFrame({"reference": paths}).with_row_index("picture")
+    edges = {f"reference_{edge}": edge for edge in EDGES}
+    named = named.join(positions, on="reference", maintain_order="left").drop("reference").rename(edges)
+    references = Boxes(paths, named, boxes.fractions, Problems())
+    sizes = _read_sizes(references, named["picture"].unique().sort(), root)
+    named = named.join(sizes, on="picture", maintain_order="left")
+    whole = pl.all_horizontal(pl.col(*EDGES).is_null())
+    sides = _sides(EDGES)
+    for edge in EDGES:
+        value = pl.col(edge) * sides[edge] if boxes.fractions else pl.col(edge)
+        all_of_it = sides[edge] * float(edge[1])  # 0, or the side
+        named = named.with_columns(pl.when(whole).then(all_of_it).otherwise(value).alias(f"{edge}/"))
+    named = _check_pixels(references, named.drop(EDGES).rename({f"{edge}/": edge for edge in EDGES}), 0, 1)
+    for kind, names in references.problems.names.items():
+        boxes.problems.add(f"references: {kind}", names)
+    named = named.select("row", pl.col("path").alias("reference"), pl.concat_list(*EDGES).alias("reference_box"))
+    return table.drop("reference", *REFERENCE_EDGES).join(named, on="row", how="left", maintain_order="left")
+
+
+def _sides(edges: Sequence[str]) -> dict[str, pl.Expr]:
+    """The side of the picture along which each of these edges lies."""
+    return {edge: pl.col("width" if edge[0] == "x" else "height") for edge in edges}
+
+
+def _check_pixels(boxes: Boxes, table: pl.DataFrame, min_area: float, max_area: float) -> pl.DataFrame:
+    """_check_and_filter for edges in pixels."""
+    sides = _sides(EDGES)
+    table = table.with_columns((pl.col(edge) / sides[edge]).alias(f"{edge}/") for edge in EDGES)
+    table = _check_and_filter(boxes, table, [f"{edge}/" for edge in EDGES], min_area, max_area)
+    return table.with_columns(pl.col(edge).clip(0, sides[edge]) for edge in EDGES)
 
 
 def _read_sizes(boxes: Boxes, pictures: pl.Series, root: Path) -> pl.DataFrame:
@@ -186,77 +235,11 @@ def _check_and_filter(
     return kept
 
 
-def hold_out(index: pl.DataFrame, share: float) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """(training, validation): validation gets this share (0 to 1) of the pictures, drawn by a hash of their paths, so
-    that every run draws the same ones; at least one picture if there are two, unless share is 0."""
-    count = min(max(1, round(share * index.height)), index.height - 1) if share else 0
-    keys = [hashlib.sha256(path.encode()).digest() for path in index["path"]]
-    held = np.zeros(index.height, dtype=bool)
-    held[sorted(range(index.height), key=keys.__getitem__)[:count]] = True
-    return index.filter(~held), index.filter(held)
-
-
-def write_index(index: pl.DataFrame, root: Path, split: str) -> Path:
-    """Write bbox/<split>.parquet under root, atomically. For an empty index, remove the file of an earlier run."""
-    path = index_path(root, split)
-    if index.height:
-        with staging(path.parent) as temporary:
-            try:
-                index.write_parquet(temporary / path.name)
-            except pl.exceptions.PolarsError as error:  # for example a full disk
-                raise OSError(str(error)) from error
-    else:
-        path.unlink(missing_ok=True)
-    return path
-
-
-def read_index(root: Path, split: str) -> pl.DataFrame:
-    """The paths in bbox/<split>.parquet; an empty table if there is no such file."""
-    path = index_path(root, split)
-    if not path.exists():
-        return pl.DataFrame(schema={"path": pl.String})
-    try:
-        return pl.read_parquet(path, columns=["path"], glob=False)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(f"index {path} cannot be read ({error}): remove it") from error
-
-
 def write_problems(problems: Problems, root: Path) -> None:
     """Write bbox/problems.csv: one row `kind,name` per problem."""
     rows = [(kind, name) for kind, names in problems.names.items() for name in names]
     with staging(root / "bbox") as temporary:
         pl.DataFrame(rows, schema=["kind", "name"], orient="row").write_csv(temporary / "problems.csv")
-
-
-def write_txt(index: pl.DataFrame, root: Path, split: str) -> None:
-    """Write the published form: bbox/<folder>/<id>.txt for images/<folder>/<id>.jpg, a line `x0 y0 x1 y1` per box.
-
-    The files appear when all are written; those that only an earlier run wrote are removed."""
-    bbox = root / "bbox"
-    names = index.select(pl.col("path").str.replace(r"^images/", "").str.replace(r"\.[^.]*$", ".txt").alias("name"))
-    with staging(bbox) as temporary:
-        for folder in names["name"].str.replace(r"/[^/]*$", "").unique():
-            (temporary / folder).mkdir()
-        table = names.hstack([index["boxes"]])
-        tasks = (
-            (temporary, rows["name"].to_list(), rows["boxes"].list.len().to_list(), rows["boxes"].explode().to_numpy())
-            for rows in table.iter_slices(CHUNK)
-        )
-        written = set(chunked_map(_write_txt, tasks, index.height, "txt files"))
-    for folder in split_folders(bbox, split):
-        for file in os.listdir(folder):
-            if file.endswith(".txt") and f"{folder.name}/{file}" not in written and (folder / file).is_file():
-                (folder / file).unlink()
-
-
-def _write_txt(task: tuple[Path, list[str], list[int], np.ndarray]) -> list[str]:
-    """Write files with these names and counts of boxes to a folder. boxes (n,4): of all files. -> the names."""
-    folder, names, counts, boxes = task
-    rows = iter(boxes.tolist())
-    for name, count in zip(names, counts, strict=True):
-        with open(os.path.join(folder, name), "w") as file:
-            file.writelines(f"{x0!r} {y0!r} {x1!r} {y1!r}\n" for x0, y0, x1, y1 in islice(rows, count))
-    return names
 
 
 def _sizes_or_errors(paths: list[str]) -> list[tuple[int, int] | str]:

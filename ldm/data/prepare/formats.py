@@ -15,7 +15,16 @@ from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ldm.data.prepare.annotations import EDGES, Boxes, Problems, chunked_map, in_chunks, reason_of
+from ldm.data.prepare.annotations import (
+    EDGES,
+    REFERENCE_EDGES,
+    Boxes,
+    Problems,
+    chunked_map,
+    in_chunks,
+    pair_of,
+    reason_of,
+)
 from ldm.data.prepare.pairs import NO_BOX, add_unannotated, pair_by_name
 from ldm.data.prepare.yolo import read_yolo, read_yolo_polygons, read_yolo_pose
 from ldm.images import open_picture, picture_endings, upright_mask, upright_size
@@ -30,14 +39,19 @@ CSV_NAMES = {  # column -> accepted names; without a header row the columns are 
     "y1": ("y1", "ymax", "y_max", "bottom"),
     "label": ("label", "class", "name", "category"),
 }
-
+PAIR_NAMES = {  # the same, for columns that only a header row can name
+    "object": ("object", "object_id", "track_id"),
+    "reference": ("reference",),
+    **{f"reference_{edge}": tuple(f"reference_{name}" for name in CSV_NAMES[edge]) for edge in EDGES},
+}
+TRACKS = ("track_id", "instance_id")  # in COCO's annotations: an object in all frames of a video
 
 NO_CROWD = (None, False, 0, "", "0", "0.0", "false", "False")  # of `iscrowd`
 
 
 def read_coco(images: Path, annotations: Path) -> Boxes:
     """COCO's instances JSON: `bbox` is x, y, width, height in pixels. Numbers and ids may be text. Skips groups
-    (iscrowd).
+    (iscrowd). Annotations may have `object`, or a track's id, or `reference` and `reference_box`.
 
     Raises UserError: not such a file."""
     problems, rows, seen = Problems(), [], set()
@@ -50,6 +64,7 @@ def read_coco(images: Path, annotations: Path) -> Boxes:
             for (_, path), picture in zip(named, content["images"], strict=True)
             if picture.get("width") and picture.get("height")
         }
+        videos = {path: picture.get("video_id") for (_, path), picture in zip(named, content["images"], strict=True)}
         labels = _Ids((category["id"], category["name"]) for category in content.get("categories", ()))
         problems.add("pictures whose id another has, too", pictures.repeated)
         for annotation in content["annotations"]:
@@ -64,7 +79,8 @@ def read_coco(images: Path, annotations: Path) -> Boxes:
             else:
                 x, y, width, height = map(float, annotation["bbox"])
                 label = labels.find(annotation.get("category_id"))
-                rows.append((path, x, y, x + width, y + height, "" if label is None else str(label)))
+                pair = _coco_pair(annotation, images, videos[path])
+                rows.append((path, x, y, x + width, y + height, "" if label is None else str(label), *pair))
     except OSError as error:
         raise UserError(f"annotations {annotations} cannot be read ({error.strerror}): name a JSON file") from error
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
@@ -73,6 +89,23 @@ def read_coco(images: Path, annotations: Path) -> Boxes:
         ) from error
     add_unannotated(images, annotations, seen - {None}, problems)
     return Boxes.from_rows(rows, False, problems, annotated)
+
+
+def _coco_pair(annotation: dict, images: Path, video: Any) -> tuple:
+    """The values of PAIRS. Tracks of different videos are different objects, whatever their ids."""
+    thing = annotation.get("object")
+    track = next((annotation[key] for key in TRACKS if annotation.get(key) is not None), None)
+    if thing in (None, "") and track is not None:
+        thing = track if video is None else f"{video}/{_whole(track)}"
+    reference, box = annotation.get("reference") or "", annotation.get("reference_box")
+    if not box:
+        edges = [None] * 4
+    elif len(box) != 4:
+        edges = [math.nan] * 4
+    else:
+        x, y, width, height = map(float, box)
+        edges = [x, y, x + width, y + height]
+    return pair_of("" if thing is None else str(_whole(thing)), reference and _place(images, reference), edges)
 
 
 class _Ids:
@@ -122,7 +155,8 @@ def _place(images: Path, name: str) -> str:
 
 
 def read_voc(images: Path, annotations: Path) -> Boxes:
-    """Pascal VOC: an XML file of the same name per picture; xmin, ymin, xmax, ymax in pixels, used unchanged."""
+    """Pascal VOC: an XML file of the same name per picture; xmin, ymin, xmax, ymax in pixels, used unchanged. For
+    videos, whose frames are in a folder each, `trackid` tells which boxes show the same object."""
     problems, rows = Problems(), []
     for picture, file in pair_by_name(images, annotations, [".xml"], problems):
         try:
@@ -137,12 +171,15 @@ def read_voc(images: Path, annotations: Path) -> Boxes:
             except ValueError:
                 problems.add("objects without a box", [f"{file}: {thing.findtext('name', '').strip()}"])
             else:
-                rows.append((picture, *box, thing.findtext("name", "").strip()))
+                track = thing.findtext("trackid", "").strip()
+                pair = pair_of(track and f"{os.path.dirname(picture)}/{track}", "", [None] * 4)
+                rows.append((picture, *box, thing.findtext("name", "").strip(), *pair))
     return Boxes.from_rows(rows, False, problems)
 
 
 def read_csv(images: Path, annotations: Path) -> Boxes:
-    """Rows `path,x0,y0,x1,y1` in pixels, optionally with a label; with a header row, columns may be in any order.
+    """Rows `path,x0,y0,x1,y1` in pixels, optionally with a label; with a header row, columns may be in any order, and
+    there may be those of PAIR_NAMES.
 
     Raises UserError: not such a file."""
     problems, rows = Problems(), []
@@ -160,11 +197,26 @@ def read_csv(images: Path, annotations: Path) -> Boxes:
         try:
             box = [_number(line[columns[edge]]) for edge in EDGES]
             label = line[columns["label"]] if columns.get("label", len(line)) < len(line) else ""
-            rows.append((path, *box, label))
+            rows.append((path, *box, label, *_csv_pair(line, columns, images)))
         except (ValueError, IndexError):
             problems.add("lines that cannot be read", [f"line {number}: {','.join(line):.60}"])
     add_unannotated(images, annotations, named, problems)
     return Boxes.from_rows(rows, False, problems)
+
+
+def _csv_pair(line: list[str], columns: dict[str, int], images: Path) -> tuple:
+    """The values of PAIRS. Where an edge is text, it is NaN, which is reported as a bad box of the reference."""
+    cells = {name: "".join(line[columns[name] :][:1]) if name in columns else "" for name in PAIR_NAMES}
+    edges = [None if not cells[name].strip() else _number_or_nan(cells[name]) for name in REFERENCE_EDGES]
+    reference = cells["reference"] if cells["reference"].strip() else ""
+    return pair_of(cells["object"].strip(), reference and _place(images, reference), edges)
+
+
+def _number_or_nan(cell: str) -> float:
+    try:
+        return _number(cell)
+    except ValueError:
+        return math.nan
 
 
 def _number(cell: str) -> float:
@@ -173,9 +225,11 @@ def _number(cell: str) -> float:
 
 
 def _csv_columns(names: list[str], annotations: Path) -> dict[str, int]:
-    """Position of each column of CSV_NAMES in a header row. Raises UserError: one of path and edges is missing."""
+    """Position of each column of CSV_NAMES and PAIR_NAMES in a header row. Raises UserError: the path or an edge is
+    missing."""
     positions = {name.strip().lower(): i for i, name in enumerate(names)}
-    columns = {key: positions[name] for key, known in CSV_NAMES.items() for name in known if name in positions}
+    names_of = (CSV_NAMES | PAIR_NAMES).items()
+    columns = {key: positions[name] for key, known in names_of for name in known if name in positions}
     if missing := [key for key in ("path", *EDGES) if key not in columns]:
         raise UserError(
             f"annotations {annotations}: its first row, {','.join(names):.80}, names no {missing[0]}: name the "
@@ -185,10 +239,7 @@ def _csv_columns(names: list[str], annotations: Path) -> dict[str, int]:
 
 
 def _is_number(cell: str) -> bool:
-    try:
-        return math.isfinite(_number(cell))
-    except ValueError:
-        return False
+    return math.isfinite(_number_or_nan(cell))
 
 
 def read_masks(images: Path, annotations: Path) -> Boxes:

@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from ldm.data.index import split_folders
-from ldm.data.prepare.annotations import NO_TEXT, Boxes, Problems, is_text, reason_of
+from ldm.data.prepare.annotations import NO_TEXT, PAIRS, Boxes, Problems, is_text, reason_of, with_used_pairs
 from ldm.images import picture_endings
 from ldm.util import UserError
 
@@ -23,7 +23,8 @@ ANNOTATION_FILES = {  # split -> file in annotations/
 def read_open_images(dataset_dir: Path, split: str) -> Boxes:
     """The published layout: annotations/<csv of the split>, images/{train_0 ... train_f,validation,test}/<id>.jpg.
 
-    Reads the CSV once: that of training has 14.6 million rows. Raises UserError: it is missing or damaged."""
+    The CSV may have columns more, those of PAIRS, with a reference's path relative to dataset_dir. Reads it once: that
+    of training has 14.6 million rows. Raises UserError: it is missing or damaged."""
     columns = {"ImageID": pl.String, "LabelName": pl.String}
     columns |= dict.fromkeys(("XMin", "YMin", "XMax", "YMax"), pl.Float64)
     table = _read_csv(dataset_dir / "annotations" / ANNOTATION_FILES[split], columns)
@@ -59,7 +60,9 @@ def read_open_images(dataset_dir: Path, split: str) -> Boxes:
         pl.col("XMax").alias("x1"),
         pl.col("YMax").alias("y1"),
         pl.col("LabelName").replace(_class_names(dataset_dir)).alias("label"),
+        *(name for name in PAIRS if name in table.columns),
     )
+    table = with_used_pairs(table)
     return Boxes(pictures["path"], table.drop_nulls("picture"), True, problems)
 
 
@@ -81,8 +84,10 @@ def _class_names(dataset_dir: Path) -> dict[str, str]:
 
 
 def _read_csv(path: Path, columns: dict[str, type[pl.DataType]]) -> pl.DataFrame:
-    """These columns of a CSV with a header; text in a column of numbers becomes null."""
+    """These columns of a CSV with a header, and of PAIRS; text in a column of numbers becomes null."""
     try:
+        header = pl.scan_csv(path, glob=False, infer_schema=False).collect_schema()
+        columns = columns | {name: kind for name, kind in PAIRS.items() if name in header}
         return pl.read_csv(path, columns=list(columns), schema_overrides=columns, ignore_errors=True, glob=False)
     except FileNotFoundError as error:
         raise UserError(f"annotations {path} do not exist: see dataset/README.md for the layout") from error
