@@ -69,7 +69,7 @@ def with_views(arrays: Arrays, frame: pl.DataFrame) -> Arrays:
     added: Arrays = {}
     if "reference" in columns:
         own, added = _references(rows, frame.height, len(views), ranges)
-        added["path_ends"] += len(arrays["letters"])
+        added["path_ends"] = added["path_ends"] + len(arrays["letters"])
         views = np.concatenate([views, own])
     if not len(views):
         return arrays

@@ -88,6 +88,7 @@ def prepared(photos, tmp_path, script):
     words = own("csv", tmp_path / "data", photos, write_csv(tmp_path / "boxes.csv"))
     code, out, err = script("read_bbox", *words, "--split", "train", "--shards", 4)
     assert code == 0 and f"{len(SOURCES)} of the boxes have another picture" in out, err
+    assert not listed(tmp_path / "data")
     return tmp_path / "data"
 
 

@@ -80,6 +80,7 @@ def read_coco(images: Path, annotations: Path) -> Boxes:
                 x, y, width, height = map(float, annotation["bbox"])
                 label = labels.find(annotation.get("category_id"))
                 pair = _coco_pair(annotation, images, videos[path])
+                seen.add(pair[1])
                 rows.append((path, x, y, x + width, y + height, "" if label is None else str(label), *pair))
     except OSError as error:
         raise UserError(f"annotations {annotations} cannot be read ({error.strerror}): name a JSON file") from error
@@ -197,7 +198,9 @@ def read_csv(images: Path, annotations: Path) -> Boxes:
         try:
             box = [_number(line[columns[edge]]) for edge in EDGES]
             label = line[columns["label"]] if columns.get("label", len(line)) < len(line) else ""
-            rows.append((path, *box, label, *_csv_pair(line, columns, images)))
+            pair = _csv_pair(line, columns, images)
+            named.add(pair[1])
+            rows.append((path, *box, label, *pair))
         except (ValueError, IndexError):
             problems.add("lines that cannot be read", [f"line {number}: {','.join(line):.60}"])
     add_unannotated(images, annotations, named, problems)
