@@ -323,7 +323,7 @@ def test_what_is_wrong_with_references_is_listed(photos, tmp_path, script):
     found = [(kind, name) for kind, name in listed(tmp_path) if kind.startswith("references")]
     assert sorted(kind for kind, _ in found) == sorted(wrong.values())
     assert any(name.endswith("nowhere.png does not exist: check the path") for _, name in found), found
-    assert [row["reference_box"] for row in table(tmp_path).values()] == [*[[None]] * 5, [[[20.0, 10.0, 60.0, 30.0]]]]
+    assert [row["reference_box"] for row in table(tmp_path).values()] == [*[[None]] * 5, [[20.0, 10.0, 60.0, 30.0]]]
 
 
 def test_pictures_of_an_object_are_held_out_together(photos, tmp_path, script):
