@@ -136,7 +136,7 @@ def write_indices(indices: Indices, root: Path, txt: bool) -> None:
         path = write_index(index, root, split)
         print(f"{path}: {index.height:,} pictures, {index['boxes'].list.len().sum():,} boxes")
         if index.height and set(COLUMNS) & set(index.columns):
-            print(f"{BoxIndex(root, split).paired:,} of the boxes have another picture for the reference")
+            print(f"{BoxIndex(root, split).paired:,} of the boxes can take their reference from another picture")
         for other in set(SPLITS) - set(indices):
             if common := len(index.join(read_index(root, other), on="path", how="semi")):
                 print(f"warning: {common:,} of these pictures are in {other}.parquet too")

@@ -87,7 +87,7 @@ def prepared(photos, tmp_path, script):
     """The folder with the index of ROWS."""
     words = own("csv", tmp_path / "data", photos, write_csv(tmp_path / "boxes.csv"))
     code, out, err = script("read_bbox", *words, "--split", "train", "--shards", 4)
-    assert code == 0 and f"{len(SOURCES)} of the boxes have another picture" in out, err
+    assert code == 0 and f"{len(SOURCES)} of the boxes can take their reference from another" in out, err
     assert not listed(tmp_path / "data")
     return tmp_path / "data"
 
@@ -265,7 +265,7 @@ def test_tracks_of_videos_are_objects(key, photos, tmp_path, script):
     annotations = [{"image_id": i, "bbox": [20, 20, 40, 40], key: track} for i, track in enumerate(tracks)]
     (tmp_path / "a.json").write_text(json.dumps({"images": images, "annotations": annotations}))
     code, out, _ = script("read_bbox", *own("coco", tmp_path, photos, tmp_path / "a.json"), "--split", "train")
-    assert code == 0 and "5 of the boxes have another picture" in out
+    assert code == 0 and "5 of the boxes can take their reference from another" in out
     assert list(objects(tmp_path).values()) == [["0/3"]] * 3 + [["1/3"], ["1/4"], ["1/3"]]
 
 
@@ -299,7 +299,7 @@ def test_the_layout_of_open_images(photos, tmp_path, script):
     lines = [f"{line},{cells}" for line, cells in zip(rest, more, strict=True)]
     path.write_text("\n".join([f"{first},{','.join(HEADER[5:])}", *lines, ""]))
     code, out, err = script("read_bbox", "--dataset_dir", tmp_path)
-    assert code == 0 and "3 of the boxes have another picture" in out, err
+    assert code == 0 and "3 of the boxes can take their reference from another" in out, err
     rows = table(tmp_path)
     assert [row["object"] for row in rows.values()] == [["7"], ["7"], [None]]
     assert rows["images/train_0/2.png"]["reference"] == ["shirt.png"]
@@ -319,7 +319,7 @@ def test_what_is_wrong_with_references_is_listed(photos, tmp_path, script):
     lines = [f"{i}.png,20,20,60,60,,{cells}" for i, cells in enumerate(wrong)]
     (tmp_path / "a.csv").write_text("\n".join([",".join(HEADER), *lines, ""]))
     code, out, err = script("read_bbox", *own("csv", tmp_path, photos, tmp_path / "a.csv"), "--split", "train")
-    assert code == 0 and "1 of the boxes have another picture" in out, err
+    assert code == 0 and "1 of the boxes can take their reference from another" in out, err
     found = [(kind, name) for kind, name in listed(tmp_path) if kind.startswith("references")]
     assert sorted(kind for kind, _ in found) == sorted(wrong.values())
     assert any(name.endswith("nowhere.png does not exist: check the path") for _, name in found), found
