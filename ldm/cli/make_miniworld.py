@@ -2,9 +2,14 @@
 
     paint-by-example make-miniworld
     paint-by-example prepare --dataset_dir dataset/miniworld
+    paint-by-example make-miniworld --individuals --side 128
 
 Writes dataset/miniworld and test_bench_mini; equal flags write equal files. Training never sees the pairs of shape
-and pattern that the benchmark's references have. scripts/make_miniworld.py is the same command."""
+and pattern that the benchmark's references have.
+
+--individuals draws objects with an outline and a texture of their own, each in several scenes, and writes
+dataset/individuals and test_bench_individuals. Training never sees the benchmark's individuals.
+scripts/make_miniworld.py is the same command."""
 
 from __future__ import annotations
 
@@ -20,8 +25,9 @@ SPLITS = ("train", "validation", "test", "pretraining")
 
 def parser() -> argparse.ArgumentParser:
     p = command_parser(__doc__)
-    p.add_argument("--dataset_dir", type=Path, default=Path("dataset/miniworld"), help="(%(default)s)")
-    p.add_argument("--bench", type=Path, default=Path("test_bench_mini"), help="(%(default)s)")
+    p.add_argument("--individuals", action="store_true", help="draw individuals in place of the twelve shapes")
+    p.add_argument("--dataset_dir", type=Path, help="(dataset/miniworld or dataset/individuals)")
+    p.add_argument("--bench", type=Path, help="(test_bench_mini or test_bench_individuals)")
     p.add_argument("--train", type=int, default=12000, help="scenes to train on (%(default)s)")
     p.add_argument("--validation", type=int, default=500, help="scenes to validate on (%(default)s)")
     p.add_argument("--test", type=int, default=500, help="scenes to test on (%(default)s)")
@@ -43,11 +49,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_range(opt, "side", 16, 1024)
     check_range(opt, "seed", 0, 2**63 - 1)
 
+    from ldm.miniworld.worlds import THE_SHAPES, Individuals
     from ldm.miniworld.write import write_bench, write_world
 
+    dataset_dir = opt.dataset_dir or Path("dataset/individuals" if opt.individuals else "dataset/miniworld")
+    bench = opt.bench or default_bench(opt.individuals)
+    world = Individuals(opt.seed) if opt.individuals else THE_SHAPES
     size = (opt.height * 4 // 3, opt.height)
     counts = {split: getattr(opt, split) for split in SPLITS}
-    for split, objects in write_world(opt.dataset_dir, counts, size, opt.seed).items():
-        print(f"{opt.dataset_dir}: {split}, {counts[split]:,} scenes, {objects:,} objects")
-    write_bench(opt.bench, opt.cases, opt.real, opt.side, size, opt.seed)
-    print(f"{opt.bench}: {opt.cases:,} cases, {opt.real:,} real pictures")
+    for split, objects in write_world(dataset_dir, counts, size, opt.seed, world).items():
+        print(f"{dataset_dir}: {split}, {counts[split]:,} scenes, {objects:,} objects")
+    write_bench(bench, opt.cases, opt.real, opt.side, size, opt.seed, world)
+    print(f"{bench}: {opt.cases:,} cases, {opt.real:,} real pictures")
+
+
+def default_bench(individuals: bool) -> Path:
+    """The folder of a benchmark where none is named."""
+    return Path("test_bench_individuals" if individuals else "test_bench_mini")

@@ -5,11 +5,15 @@
     paint-by-example mini-table --show A.json B.json --name both  # rows of earlier runs
     paint-by-example mini-table --presets                         # fewer steps, compared with 50 of PLMS at scale 5
     paint-by-example mini-table --solvers --cases 100             # where a scale makes a sampler unstable
+    paint-by-example mini-table --individuals                     # how often an edit shows the reference's individual
 
 Draws the benchmark (test_bench_mini) if it is missing, edits its 600 cases at each scale, and prints the table. Scale 0
 uses the learned vector instead of the reference; its scores are the floor. Writes the edits, <outdir>/<name>.json,
 <name>.png, and <name>-failures.png: edits at the last scale in which the oracle sees another shape than the
-reference's. Existing edits are kept.
+reference's, or the judge another individual. Existing edits are kept.
+
+--individuals uses the benchmark of individuals (test_bench_individuals). In place of shape, pattern and colours its
+table says how often the judge finds the reference's individual in the region, among 50 look-alikes.
 
 --show prints the rows of such JSON files. From several files it also writes both.json and, if the edits still exist,
 both.png.
@@ -28,6 +32,7 @@ from typing import TYPE_CHECKING
 
 from ldm.cli.command import command, command_parser
 from ldm.cli.flags import check_range
+from ldm.cli.make_miniworld import default_bench
 from ldm.files import staging
 from ldm.util import UserError, shipped
 
@@ -49,7 +54,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--clip", type=Path, default=shipped("pretrained_models/mini_clip.safetensors"), help="weights")
     p.add_argument("--clip_config", type=Path, default=shipped("configs/mini/clip.json"), help="open_clip's, of --clip")
     p.add_argument("--oracle", type=Path, default=shipped("pretrained_models/mini_oracle.safetensors"), help="weights")
-    p.add_argument("--bench", type=Path, default=Path("test_bench_mini"), help="folder of the benchmark (%(default)s)")
+    p.add_argument("--judge", type=Path, default=shipped("pretrained_models/mini_judge.safetensors"), help="weights")
+    p.add_argument("--individuals", action="store_true", help="use the benchmark of individuals")
+    p.add_argument("--bench", type=Path, help="folder of the benchmark (test_bench_mini or test_bench_individuals)")
     p.add_argument("--cases", type=int, help="use only this many of its cases, the first (all)")
     p.add_argument("--outdir", type=Path, default=Path("results/mini"), help="(%(default)s)")
     p.add_argument("--name", default="mini", help="of the model's rows (%(default)s)")
@@ -81,6 +88,7 @@ class Setup:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     opt = parser().parse_args(argv)
+    opt.bench = opt.bench or default_bench(opt.individuals)
     check_range(opt, "batch_size", 1, 1000)
     if opt.cases is not None and opt.cases < 2:
         raise UserError(f"--cases {opt.cases} is out of range: use 2 or more")
@@ -101,8 +109,11 @@ def load(opt: argparse.Namespace) -> Setup:
     from ldm.data.bench.cocoee import COCOImageDataset
     from ldm.editing.options import Sampling, check_seed
     from ldm.evaluation.features import load_clip
-    from ldm.miniworld.scores import load_oracle
+    from ldm.miniworld.gallery import has_individuals
+    from ldm.miniworld.parts import require_labels
+    from ldm.miniworld.scores import IdentityScorer, LookalikeScorer, load_judge, load_oracle
     from ldm.miniworld.table import Judge
+    from ldm.miniworld.worlds import THE_SHAPES, Individuals
     from ldm.miniworld.write import write_bench
     from ldm.pipeline import PaintByExample
     from ldm.util import load_config
@@ -112,12 +123,16 @@ def load(opt: argparse.Namespace) -> Setup:
     config = load_config(opt.config)
     edit = PaintByExample.load(config, opt.ckpt, opt.device, opt.precision)
     clip = load_clip(opt.clip, edit.device, str(opt.clip_config))
-    oracle = load_oracle(opt.oracle, edit.device)
     if not opt.bench.exists():
-        write_bench(opt.bench)
+        write_bench(opt.bench, world=Individuals(0) if opt.individuals else THE_SHAPES)
     bench = COCOImageDataset(opt.bench)
     bench.ids = bench.ids[: opt.cases]
-    return Setup(config, edit, Judge(bench, clip, oracle), samplings)
+    identity: IdentityScorer | LookalikeScorer
+    if has_individuals(opt.bench):
+        identity = LookalikeScorer(load_judge(opt.judge, edit.device), opt.bench)
+    else:
+        identity = IdentityScorer(load_oracle(opt.oracle, edit.device), require_labels(bench))
+    return Setup(config, edit, Judge(bench, clip, identity), samplings)
 
 
 def tabulate(opt: argparse.Namespace, setup: Setup) -> None:
@@ -137,7 +152,7 @@ def tabulate(opt: argparse.Namespace, setup: Setup) -> None:
         edit_missing(edit, bench, outdir, settings, sampling, opt.batch_size, selection)
         scored = judge.score(outdir / "results")
         rows[f"{opt.name}, v for c" if scale == 0 else f"{opt.name}, scale {scale:g}"] = scored.row
-        failures = [i for i, case in enumerate(scored.cases) if not case.values["shape"]]
+        failures = [i for i, case in enumerate(scored.cases) if not case.values[judge.identity.keys[0]]]
         folders.append(outdir / "results")
     write_rows(opt.outdir / f"{opt.name}.json", rows)
     with staging(opt.outdir) as temporary:
@@ -150,20 +165,27 @@ def tabulate(opt: argparse.Namespace, setup: Setup) -> None:
 
 def baseline_rows(opt: argparse.Namespace, setup: Setup) -> dict[str, Row]:
     """Prints what the model's parts can do. -> rows of unedited photos and of pasted references."""
-    from ldm.miniworld.parts import oracle_ceiling, read_clip, reconstruction_psnr, zero_shot_accuracy
+    from ldm.evaluation.benchmark import mean_interval
+    from ldm.miniworld import parts
     from ldm.miniworld.probe import probe_accuracy
+    from ldm.miniworld.scores import LookalikeScorer
     from ldm.miniworld.table import write_pasted, write_unedited
 
-    bench = setup.judge.bench
-    clip = read_clip(opt.clip_config, opt.clip)
-    shape, pattern = zero_shot_accuracy(clip, bench)
-    shown, held_out = probe_accuracy(clip)
-    ceiling = oracle_ceiling(setup.judge.oracle, bench)
-    print(f"autoencoder, the benchmark's photos: {reconstruction_psnr(setup.edit.model, bench):.1f} dB")
-    print(f"CLIP, its references, zero-shot: shape {shape:.1%}, pattern {pattern:.1%}")
-    print(f"a probe of the shape, fitted on shown pairs: {shown:.1%} of shown, {held_out:.1%} of held-out pairs")
-    answers = "shape {shape:.1%}, pattern {pattern:.1%}, colour error {colour_error:.1f}".format(**ceiling)
-    print(f"oracle, the references' own objects: {answers}")
+    bench, identity = setup.judge.bench, setup.judge.identity
+    print(f"autoencoder, the benchmark's photos: {parts.reconstruction_psnr(setup.edit.model, bench):.1f} dB")
+    if isinstance(identity, LookalikeScorer):
+        right = parts.judge_ceiling(identity, bench)
+        low, high = mean_interval(right)
+        print(f"judge, the references' own objects: top-1 of 50 {right.mean():.1%} ({low:.1%} to {high:.1%})")
+    else:
+        clip = parts.read_clip(opt.clip_config, opt.clip)
+        shape, pattern = parts.zero_shot_accuracy(clip, bench)
+        print(f"CLIP, its references, zero-shot: shape {shape:.1%}, pattern {pattern:.1%}")
+        shown, held_out = probe_accuracy(clip)
+        print(f"a probe of the shape, fitted on shown pairs: {shown:.1%} of shown, {held_out:.1%} of held-out pairs")
+        ceiling = parts.oracle_ceiling(identity.extractor, bench)
+        answers = "shape {shape:.1%}, pattern {pattern:.1%}, colour error {colour_error:.1f}".format(**ceiling)
+        print(f"oracle, the references' own objects: {answers}")
     rows = {}
     for name, write in (("photo, unedited", write_unedited), ("reference, pasted", write_pasted)):
         folder = opt.outdir / name.replace(", ", "-")

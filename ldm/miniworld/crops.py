@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -25,6 +25,7 @@ from ldm.util import UserError
 
 ATTRIBUTES = "attributes.json"  # in a benchmark: the identities of each case's reference and replaced object
 SIDE = 40  # pixels of a region as the oracle sees it
+Parsed = TypeVar("Parsed")
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,16 @@ class Annotation:
 
 
 def read_objects(dataset_dir: str | Path, split: str) -> list[Annotation]:
-    """The objects of a split, as scripts/make_miniworld.py wrote them. Raises UserError: missing or damaged."""
+    """The objects of a split of the twelve shapes. Raises UserError: missing or damaged."""
+    return read_annotations(dataset_dir, split, _annotation)
+
+
+def read_annotations(dataset_dir: str | Path, split: str, parse: Callable[[Mapping[str, Any]], Parsed]) -> list[Parsed]:
+    """The objects of a split, as scripts/make_miniworld.py wrote them. parse: attributes -> an object; it raises
+    ValueError, KeyError or TypeError for others than it expects. Raises UserError: missing or damaged."""
     path = Path(dataset_dir) / f"annotations/{split}-objects.jsonl"
     try:
-        return [_annotation(json.loads(line)) for line in path.read_text().splitlines()]
+        return [parse(json.loads(line)) for line in path.read_text().splitlines()]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error}): make it with scripts/make_miniworld.py") from error
 
@@ -148,8 +155,8 @@ class ReferenceCrops(_Crops):
 
     def image(self, picture: np.ndarray, box: Box, rng: np.random.Generator) -> Tensor:
         size = picture.shape[1::-1]
-        region = reference_region(_moved(box, size, rng, 0.1, 0.3) if self.augment else box, size)
-        pixels = resize_reference(_cut(picture, region))
+        region = reference_region(moved_box(box, size, rng, 0.1, 0.3) if self.augment else box, size)
+        pixels = resize_reference(cut_box(picture, region))
         if self.augmentation:
             pixels = self.augmentation(pixels, rng)
         return reference_to_tensor(Image.fromarray(pixels), self.image_size)
@@ -175,23 +182,26 @@ class RegionCrops(_Crops):
 
     def image(self, picture: np.ndarray, box: Box, rng: np.random.Generator) -> Tensor:
         if self.augment:
-            box = _moved(box, picture.shape[1::-1], rng, 0.08, 0.12)
-        pixels = _cut(picture, box)
-        longer = max(pixels.shape[:2])
-        scale = min(1.0, rng.uniform(self.least, 56) / longer)
-        side = tuple(max(8, round(length * scale)) for length in pixels.shape[1::-1])
-        pixels = cv2.resize(pixels, side, interpolation=cv2.INTER_LINEAR)
+            box = moved_box(box, picture.shape[1::-1], rng, 0.08, 0.12)
+        pixels = reduced(cut_box(picture, box), rng.uniform(self.least, 56))
         if self.augment:
             pixels = pixels[:, ::-1] if rng.random() < 0.5 else pixels
         return region_to_tensor(np.ascontiguousarray(pixels))
 
 
-def region_to_tensor(pixels: np.ndarray) -> Tensor:
-    """(h,w,3) uint8 -> (3,SIDE,SIDE) in [0,1], squashed: the oracle's input."""
-    return pixels_to_tensor(cv2.resize(pixels, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR))
+def region_to_tensor(pixels: np.ndarray, side: int = SIDE) -> Tensor:
+    """(h,w,3) uint8 -> (3,side,side) in [0,1], squashed: the oracle's input."""
+    return pixels_to_tensor(cv2.resize(pixels, (side, side), interpolation=cv2.INTER_LINEAR))
 
 
-def _moved(box: Box, size: tuple[int, int], rng: np.random.Generator, inward: float, outward: float) -> Box:
+def reduced(pixels: np.ndarray, length: float) -> np.ndarray:
+    """(h,w,3) uint8, made smaller until its longer side is at most `length`."""
+    scale = min(1.0, length / max(pixels.shape[:2]))
+    side = tuple(max(8, round(each * scale)) for each in pixels.shape[1::-1])
+    return cv2.resize(pixels, side, interpolation=cv2.INTER_LINEAR)
+
+
+def moved_box(box: Box, size: tuple[int, int], rng: np.random.Generator, inward: float, outward: float) -> Box:
     """The box with each edge moved at random, by at most these shares of its length, and clipped to the picture."""
     (x0, y0, x1, y1), (width, height) = box, size
     left, top, right, bottom = rng.uniform(-outward, inward, 4)
@@ -204,6 +214,6 @@ def _moved(box: Box, size: tuple[int, int], rng: np.random.Generator, inward: fl
     )
 
 
-def _cut(picture: np.ndarray, box: Box) -> np.ndarray:
+def cut_box(picture: np.ndarray, box: Box) -> np.ndarray:
     x0, y0, x1, y1 = box
     return picture[y0:y1, x0:x1]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ldm.miniworld.patterns import PATTERNS
-from ldm.miniworld.shapes import SHAPES
+from ldm.miniworld.patterns import PATTERNS, pattern_share
+from ldm.miniworld.shapes import SHAPES, shape_map
 
 Colour = tuple[float, float, float]  # red, green, blue in [0,1]
 
@@ -28,6 +28,20 @@ class Identity:
     colour: Colour
     second: Colour
 
+    @property
+    def category(self) -> str:
+        """Its class in the annotations."""
+        return self.shape
+
+    def relief(self) -> np.ndarray:
+        """Distances to the outline and slopes, as ldm.miniworld.shapes.relief."""
+        return shape_map(self.shape)
+
+    def albedo(self, x: np.ndarray, y: np.ndarray, pixel: float) -> np.ndarray:
+        """Colours (h,w,3) in [0,1] at the points (x, y) of the object's plane. pixel: its width there."""
+        share = pattern_share(self.pattern, x, y, pixel)[..., None]
+        return np.array(self.colour) + share * np.subtract(self.second, self.colour)
+
 
 def contrast(a: Colour, b: Colour) -> float:
     """Distance of two colours, with rough weights for the eye's sensitivity to red, green and blue; at most 1."""
@@ -40,12 +54,13 @@ def draw_identity(rng: np.random.Generator, held_out: bool = False) -> Identity:
         shape, pattern = SHAPES[rng.integers(len(SHAPES))], PATTERNS[rng.integers(len(PATTERNS))]
         if ((shape, pattern) in HELD_OUT) == held_out:
             break
-    colour = _random_colour(rng)
+    colour = random_colour(rng)
     second = colour
     while pattern != "solid" and contrast(colour, second) < MIN_CONTRAST:
-        second = _random_colour(rng)
+        second = random_colour(rng)
     return Identity(shape, pattern, colour, second)
 
 
-def _random_colour(rng: np.random.Generator) -> Colour:
+def random_colour(rng: np.random.Generator) -> Colour:
+    """A colour that is neither grey nor dark."""
     return colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0.35, 1.0), rng.uniform(0.3, 1.0))

@@ -11,7 +11,8 @@ from PIL import Image
 
 from ldm.data.masks import Box
 from ldm.miniworld.scene import outlined_scene
-from ldm.miniworld.write import SCENE_SIZE, SPLIT_STREAMS
+from ldm.miniworld.worlds import SPLIT_STREAMS
+from ldm.miniworld.write import SCENE_SIZE
 from ldm.segmentation.objects import Point, Prompt, find_object
 from ldm.util import UserError
 

@@ -1,5 +1,5 @@
-"""Scores of the miniature model's parts by themselves: its autoencoder, its CLIP, and the oracle that judges its
-edits."""
+"""Scores of the miniature model's parts by themselves: its autoencoder, its CLIP, and the oracle and the judge of
+its edits."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from ldm.evaluation.features import Extractor
 from ldm.miniworld.captions import caption_tokens, pattern_caption, shape_caption
 from ldm.miniworld.crops import ATTRIBUTES, Labels, bench_labels
 from ldm.miniworld.patterns import PATTERNS
-from ldm.miniworld.scores import identity_scores
+from ldm.miniworld.scores import LookalikeScorer, identity_scores
 from ldm.miniworld.shapes import SHAPES
+from ldm.miniworld.worlds import Individuals
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.encoders.clip import build_clip
 from ldm.util import UserError
@@ -98,16 +99,31 @@ def zero_shot_accuracy(clip: nn.Module, bench: COCOImageDataset, batch_size: int
 def oracle_ceiling(oracle: Extractor, bench: COCOImageDataset) -> dict[str, float]:
     """Metric -> the best score that edits can expect: the oracle's score of the references' own objects, each reduced
     to the size of its case's region."""
-    attributes = json.loads((bench.root / ATTRIBUTES).read_text())
-    regions = []
+    labels = require_labels(bench)
+    regions = [oracle.prepare(thing) for thing in reference_objects(bench, bench.root / ATTRIBUTES)]
+    scores = identity_scores(oracle(regions), [labels[name] for name in bench.ids])
+    return {key: float(value.mean()) for key, value in scores.items()}
+
+
+def judge_ceiling(scorer: LookalikeScorer, bench: COCOImageDataset) -> np.ndarray:
+    """(cases,): 1 where the judge recognises the reference's own object, reduced to the size of its case's region. The
+    mean is the best score that edits can expect."""
+    things = reference_objects(bench, bench.root / Individuals.attributes)
+    inputs = [(scorer.extractor.prepare(thing), name) for thing, name in zip(things, bench.ids, strict=True)]
+    return np.concatenate([scorer.score(inputs[i : i + 50])["top1"] for i in range(0, len(inputs), 50)])
+
+
+def reference_objects(bench: COCOImageDataset, attributes: Path) -> list[Image.Image]:
+    """The references' objects, without the margin around them, each reduced to the size of its case's region.
+    attributes: the file of the references' boxes."""
+    boxes = {name: case["reference"]["box"] for name, case in json.loads(attributes.read_text()).items()}
+    things = []
     for i, name in enumerate(bench.ids):
         _, mask, reference = bench.pictures(i)
         r0, r1, c0, c1 = mask_box(bench, i, mask)
-        x0, y0, x1, y1 = attributes[name]["reference"]["box"]
+        x0, y0, x1, y1 = boxes[name]
         left, top = (min(edge, REFERENCE_PADDING) for edge in (x0, y0))
         thing = reference.crop((left, top, left + x1 - x0, top + y1 - y0))
         thing.thumbnail((max(c1 - c0, r1 - r0),) * 2, Image.Resampling.BILINEAR)
-        regions.append(oracle.prepare(thing))
-    labels = require_labels(bench)
-    scores = identity_scores(oracle(regions), [labels[name] for name in bench.ids])
-    return {key: float(value.mean()) for key, value in scores.items()}
+        things.append(thing)
+    return things

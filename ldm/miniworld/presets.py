@@ -58,10 +58,15 @@ def evaluations(preset: Preset, scale: float, schedule: NoiseSchedule) -> tuple[
     return whole, partial
 
 
+def _compared(*rows: Row) -> list[str]:
+    """The metrics of COMPARED that all rows have."""
+    return [key for key in COMPARED if all(key in row.scores for row in rows)]
+
+
 def differences(own: Scored, reference: Scored) -> dict[str, Estimate]:
     """Metric -> own score minus the reference's, by the paired bootstrap (Efron 1979)."""
     found = {}
-    for key in COMPARED:
+    for key in _compared(own.row):
         value = own.row.scores[key].value - reference.row.scores[key].value
         if key == "fid_clip":
             low, high = interval_around(value, own.fids - reference.fids)  # both from the same resampled pictures
@@ -74,7 +79,7 @@ def differences(own: Scored, reference: Scored) -> dict[str, Estimate]:
 
 def is_worse(key: str, value: float, difference: Estimate) -> bool:
     """Whether a metric's value is worse than the reference's by more than chance."""
-    if key in ("shape", "pattern", "clip_score"):
+    if key in ("shape", "pattern", "top1", "clip_score"):
         return difference.high < 0
     if key == "seam" and value < 1:  # 1 where the edge does not show
         return difference.high < 0
@@ -88,11 +93,12 @@ def table(rows: Mapping[str, Row]) -> str:
 
 
 def _lines(rows: Mapping[str, Row]) -> Iterator[str]:
-    yield "| | evaluations | " + " | ".join(COMPARED.values()) + " |"
-    yield "|---" * (len(COMPARED) + 2) + "|"
+    shown = _compared(*rows.values())
+    yield "| | evaluations | " + " | ".join(COMPARED[key] for key in shown) + " |"
+    yield "|---" * (len(shown) + 2) + "|"
     for name, row in rows.items():
         count = " + ".join(str(n) for n in row.evaluations or () if n)
-        yield f"| {name} | {count} | " + " | ".join(_cell(key, row) for key in COMPARED) + " |"
+        yield f"| {name} | {count} | " + " | ".join(_cell(key, row) for key in shown) + " |"
 
 
 def _cell(key: str, row: Row) -> str:

@@ -1,6 +1,7 @@
 """A small world to learn the method in: pictures of painted shapes on a table, each drawn by formula from its seed.
 
-A scene has a lit and textured ground and several objects on it (ldm.miniworld.identity). They are turned by up to 40
+A scene has a lit and textured ground and several objects on it, shapes (ldm.miniworld.identity) or individuals
+(ldm.miniworld.individuals). They are turned by up to 40
 degrees, of different sizes, in slight perspective, with rounded edges that the light shades and with cast shadows, and
 they may partly hide one another. Training never shows a held-out pair of shape and pattern; the benchmark shows only
 held-out ones as references.
@@ -8,6 +9,7 @@ held-out ones as references.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -15,12 +17,13 @@ import numpy as np
 
 from ldm.data.masks import Box
 from ldm.miniworld.identity import Identity, draw_identity
+from ldm.miniworld.individuals import Individual
 from ldm.miniworld.light import Light, draw_ground, draw_light
-from ldm.miniworld.patterns import pattern_share
-from ldm.miniworld.shapes import MAP_REACH, MAP_SIZE, shape_map
+from ldm.miniworld.shapes import MAP_REACH, MAP_SIZE
 
 MIN_VISIBLE = 0.6  # share of an object that must be visible for it to be annotated
 MAX_ROTATION = np.radians(40)  # of an object, either way
+Look = Identity | Individual
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Object:
     """An object of a scene. box: (x0, y0, x1, y1) of its visible part, in pixels, ends exclusive; seen: the visible
     share, 0 to 1; angle: in degrees, counterclockwise; radius: in pixels."""
 
-    identity: Identity
+    identity: Look
     box: Box
     seen: float
     angle: float
@@ -54,7 +57,7 @@ class _Rendered:
 class _Placed:
     """An object in a scene. area: its pixels if nothing hid it; angle: in radians; radius: in pixels."""
 
-    identity: Identity
+    identity: Look
     area: float
     angle: float
     radius: float
@@ -64,14 +67,13 @@ def scene(
     seed: int | tuple[int, ...],
     size: tuple[int, int] = (160, 120),
     objects: tuple[int, int] = (2, 3),
-    held_out: bool = False,
+    draw: Callable[[np.random.Generator], Look] = draw_identity,
 ) -> tuple[np.ndarray, list[Object]]:
     """A scene; equal arguments draw equal scenes.
 
-    size: (width, height) in pixels; objects: their minimum and maximum number; held_out: whether all objects
-    have held-out pairs of shape and pattern; otherwise none of them has.
+    size: (width, height) in pixels; objects: their minimum and maximum number; draw: the look of each object.
     -> picture (H,W,3) uint8, and the objects of which enough is visible, from the lowest to the topmost."""
-    picture, outlined = outlined_scene(seed, size, objects, held_out)
+    picture, outlined = outlined_scene(seed, size, objects, draw)
     return picture, [each for each, _ in outlined]
 
 
@@ -79,7 +81,7 @@ def outlined_scene(
     seed: int | tuple[int, ...],
     size: tuple[int, int] = (160, 120),
     objects: tuple[int, int] = (2, 3),
-    held_out: bool = False,
+    draw: Callable[[np.random.Generator], Look] = draw_identity,
 ) -> tuple[np.ndarray, list[tuple[Object, np.ndarray]]]:
     """As scene, with the visible pixels (H,W) bool beside each object."""
     rng = np.random.default_rng(seed)
@@ -94,7 +96,7 @@ def outlined_scene(
         if centre is None:
             continue
         centres.append(centre)
-        identity, angle = draw_identity(rng, held_out), rng.uniform(-MAX_ROTATION, MAX_ROTATION)
+        identity, angle = draw(rng), rng.uniform(-MAX_ROTATION, MAX_ROTATION)
         drawn = _render(identity, _pose(rng, centre, radius, angle), size, light)
         if drawn is None:
             continue
@@ -150,7 +152,7 @@ def _rotation(angle: float) -> np.ndarray:
     return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
 
 
-def _render(identity: Identity, pose: np.ndarray, size: tuple[int, int], light: Light) -> _Rendered | None:
+def _render(identity: Look, pose: np.ndarray, size: tuple[int, int], light: Light) -> _Rendered | None:
     """Draws an object by itself. None: it lies outside the picture."""
     square = MAP_REACH * np.array([(-1, -1, 1), (1, -1, 1), (1, 1, 1), (-1, 1, 1)]).T
     square[2] = 1.0
@@ -166,20 +168,18 @@ def _render(identity: Identity, pose: np.ndarray, size: tuple[int, int], light: 
     u, v = (u / w).astype(np.float32), (v / w).astype(np.float32)
     to_map = (MAP_SIZE / (2 * MAP_REACH), MAP_SIZE / 2 - 0.5)
     layers = cv2.remap(
-        shape_map(identity.shape), u * to_map[0] + to_map[1], v * to_map[0] + to_map[1], cv2.INTER_LINEAR,
+        identity.relief(), u * to_map[0] + to_map[1], v * to_map[0] + to_map[1], cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_CONSTANT, borderValue=(-1.0, 0.0, 0.0),
     )  # fmt: skip
     pixel = 1.0 / np.sqrt(abs(np.linalg.det(pose[:2, :2])))
     coverage = np.clip(layers[..., 0] / pixel + 0.5, 0.0, 1.0)
-    share = pattern_share(identity.pattern, u, v, pixel)[..., None]
-    albedo = np.array(identity.colour) + share * np.subtract(identity.second, identity.colour)
     turned = layers[..., 1:] @ np.linalg.inv(pose[:2, :2] * pixel).astype(np.float32)  # slopes, from object to picture
     normal = np.concatenate([-turned, np.ones_like(turned[..., :1])], axis=-1)
     normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
     facing = np.clip(normal @ light.direction, 0.0, 1.0)
     half = light.direction + np.array([0.0, 0.0, 1.0])
     shine = np.clip(normal @ (half / np.linalg.norm(half)), 0.0, 1.0) ** 30
-    shaded = albedo * (light.ambient + light.diffuse * facing)[..., None] * light.colour
+    shaded = identity.albedo(u, v, pixel) * (light.ambient + light.diffuse * facing)[..., None] * light.colour
     return _Rendered(slice(y0, y1), slice(x0, x1), shaded + light.gloss * shine[..., None], coverage)
 
 

@@ -1,21 +1,26 @@
-"""The small world's oracle as metrics of an evaluation: whether an edit shows the reference's shape, pattern and
-colours."""
+"""The small world's oracle and judge as metrics of an evaluation: whether an edit shows the reference's shape, pattern
+and colours, or which individual it shows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.checkpoint.files import read_file
 from ldm.evaluation.features import Extractor, load_strictly, make_extractor
 from ldm.evaluation.metrics import Metric
 from ldm.evaluation.scorers import Case
-from ldm.miniworld.crops import Labels, region_to_tensor
+from ldm.miniworld.crops import SIDE, Labels, region_to_tensor
+from ldm.miniworld.families import VIEW_SIDE
+from ldm.miniworld.gallery import read_lookalikes, read_views
+from ldm.miniworld.judge import Judge
 from ldm.miniworld.oracle import Oracle, colour_error, split_answers
 
 GROUPS = {"world": "The reference's identity, as the small world's oracle recognises it"}
@@ -25,6 +30,9 @@ METRICS = (
     Metric("colour_error", "Colour error", "world", "lower", "oracle",
            "distance between the region's colours and the reference's, Delta E (CIE 1976)"),
 )  # fmt: skip
+TOP1 = Metric(
+    "top1", "Top-1 of 50", "world", "higher", "judge", "share of regions nearest to the reference among its look-alikes"
+)
 
 
 def load_oracle(file: str | Path, device: torch.device | str = "cpu") -> Extractor:
@@ -32,18 +40,35 @@ def load_oracle(file: str | Path, device: torch.device | str = "cpu") -> Extract
 
     file: a run's last.ckpt, or what scripts/convert_checkpoint.py made of it. Raises UserError: missing, damaged, or
     weights of another network."""
-    path = Path(file)
-    network = Oracle()
-    tensors = {name.removeprefix("oracle."): tensor.float() for name, tensor in read_file(path).items()}
-    load_strictly(network, tensors, "oracle", path)
-
-    def prepare(picture: Image.Image) -> np.ndarray:
-        return region_to_tensor(np.asarray(picture)).numpy()
 
     def join(answers: tuple[Tensor, ...]) -> Tensor:
         return torch.cat([answer.flatten(1) for answer in answers], 1)
 
-    return make_extractor("oracle", network, "oracle", path, device, None, prepare, join)
+    return _load("oracle", Oracle(), file, device, SIDE, join)
+
+
+def load_judge(file: str | Path, device: torch.device | str = "cpu") -> Extractor:
+    """The judge as an extractor: a region -> its embedding (B,128), of length 1. file, errors: as load_oracle's."""
+    return _load("judge", Judge(), file, device, VIEW_SIDE)
+
+
+def _load(
+    kind: str,
+    network: nn.Module,
+    file: str | Path,
+    device: torch.device | str,
+    side: int,
+    result: Callable[[Any], Tensor] | None = None,
+) -> Extractor:
+    """The extractor of a network that its training calls `kind`, and that sees regions of side x side pixels."""
+    path = Path(file)
+    tensors = {name.removeprefix(f"{kind}."): tensor.float() for name, tensor in read_file(path).items()}
+    load_strictly(network, tensors, kind, path)
+
+    def prepare(picture: Image.Image) -> np.ndarray:
+        return region_to_tensor(np.asarray(picture), side).numpy()
+
+    return make_extractor(kind, network, kind, path, device, None, prepare, result)
 
 
 def identity_scores(answers: Tensor, labels: Sequence[Labels]) -> dict[str, Tensor]:
@@ -74,6 +99,42 @@ class IdentityScorer:
     def score(self, inputs: Sequence[tuple[np.ndarray, Labels]]) -> dict[str, Sequence[float]]:
         regions, labels = zip(*inputs, strict=True)
         return {key: values.tolist() for key, values in identity_scores(self.extractor(regions), labels).items()}
+
+    def distances(self) -> dict[str, float]:
+        return {}
+
+
+class LookalikeScorer:
+    """Scores a region by its nearest individual among the look-alikes of the case's reference; a Scorer of
+    ldm.evaluation. bench: a benchmark of individuals, whose gallery the judge sees when it is needed. Raises UserError:
+    another benchmark, or a damaged one."""
+
+    keys = (TOP1.key,)
+
+    def __init__(self, judge: Extractor, bench: Path):
+        self.extractor, self.bench = judge, bench
+        self.lookalikes = read_lookalikes(bench)
+        self.gallery: dict[str, Tensor] = {}
+
+    def prepare(self, case: Case) -> tuple[np.ndarray, str] | None:
+        if case.region is None or case.id not in self.lookalikes:
+            return None
+        return self.extractor.prepare(case.region), case.id
+
+    def score(self, inputs: Sequence[tuple[np.ndarray, str]]) -> dict[str, Sequence[float]]:
+        regions, cases = zip(*inputs, strict=True)
+        right = []
+        for embedding, case in zip(self.extractor(regions), cases, strict=True):
+            own, names = self.lookalikes[case]
+            right.append(float(names[int((self._embeddings(names) @ embedding).argmax())] == own))
+        return {TOP1.key: right}
+
+    def _embeddings(self, names: Sequence[str]) -> Tensor:
+        """(n,D): the mean embedding of each individual's views, of length 1."""
+        for name in (each for each in names if each not in self.gallery):
+            views = [self.extractor.prepare(Image.fromarray(view)) for view in read_views(self.bench, name)]
+            self.gallery[name] = F.normalize(self.extractor(views).mean(dim=0), dim=0)
+        return torch.stack([self.gallery[name] for name in names])
 
     def distances(self) -> dict[str, float]:
         return {}

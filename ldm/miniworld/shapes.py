@@ -71,12 +71,16 @@ def _outline(shape: str) -> list[np.ndarray]:
 
 @functools.cache
 def shape_map(shape: str) -> np.ndarray:
-    """(MAP_SIZE,MAP_SIZE,3) float32 over [-MAP_REACH, MAP_REACH] in x and y: the distance to the outline, positive
-    inside, and the slope of the surface in x and in y, which is not 0 along the rounded edge."""
-    fine = 4 * MAP_SIZE
-    corners = [
-        np.round((outline + MAP_REACH) / (2 * MAP_REACH) * fine * 16).astype(np.int32) for outline in _outline(shape)
-    ]
+    """The relief of one of SHAPES."""
+    return relief(_outline(shape))
+
+
+def relief(outlines: list[np.ndarray], finer: int = 4) -> np.ndarray:
+    """Corners (n,2) of an outline with a radius of about 1, and of holes in it -> (MAP_SIZE,MAP_SIZE,3) float32 over
+    [-MAP_REACH, MAP_REACH] in x and y: the distance to the outline, positive inside, and the slope of the surface in x
+    and in y, which is not 0 along the rounded edge. finer: how many times larger it is computed."""
+    fine = finer * MAP_SIZE
+    corners = [np.round((outline + MAP_REACH) / (2 * MAP_REACH) * fine * 16).astype(np.int32) for outline in outlines]
     inside = np.zeros((fine, fine), np.uint8)
     cv2.fillPoly(inside, corners, 1, lineType=cv2.LINE_8, shift=4)  # even-odd: the inside of a second outline is a hole
     distance = cv2.distanceTransform(inside, cv2.DIST_L2, 5) - cv2.distanceTransform(1 - inside, cv2.DIST_L2, 5)

@@ -1,4 +1,4 @@
-"""The small world's table: rows of edits and of baselines, scored over the benchmark."""
+"""The small world's table: rows of edits and of baselines, scored over a benchmark of shapes or of individuals."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from ldm.evaluation.metrics import METRICS
 from ldm.evaluation.scorers import make_scorers
 from ldm.evaluation.summary import CaseScores
 from ldm.files import staging
-from ldm.miniworld.parts import mask_box, require_labels
+from ldm.miniworld.parts import mask_box
 from ldm.miniworld.scores import METRICS as IDENTITY_METRICS
-from ldm.miniworld.scores import IdentityScorer
+from ldm.miniworld.scores import TOP1, IdentityScorer, LookalikeScorer
 from ldm.pipeline import PaintByExample
 from ldm.util import UserError
 
@@ -34,6 +34,7 @@ COLUMNS = {  # metric -> head of its column
     "shape": "shape",
     "pattern": "pattern",
     "colour_error": "colour error",
+    "top1": "top-1 of 50",
     "clip_score": "CLIP score",
     "fid_clip": "FID",
     "copy_paste": "copy-paste",
@@ -114,20 +115,20 @@ def edit_missing(
 
 
 class Judge:
-    """Scores folders of results for one benchmark. clip, oracle: extractors. Raises UserError: not the small world's
-    benchmark, real pictures that are missing or damaged."""
+    """Scores folders of results for one benchmark. clip: an extractor; identity: by the oracle for shapes, by the judge
+    for individuals. Raises UserError: real pictures that are missing or damaged."""
 
-    def __init__(self, bench: COCOImageDataset, clip: Extractor, oracle: Extractor):
-        self.bench, self.clip, self.oracle = bench, clip, oracle
-        self.labels = require_labels(bench)
+    def __init__(self, bench: COCOImageDataset, clip: Extractor, identity: IdentityScorer | LookalikeScorer):
+        self.bench, self.clip, self.identity = bench, clip, identity
         self.real = real_statistics(bench.root / "test2017_square", clip, BATCH_SIZE)
-        self.metrics = [metric for metric in (*METRICS, *IDENTITY_METRICS) if metric.key in COLUMNS]
+        own = (metric for metric in (*IDENTITY_METRICS, TOP1) if metric.key in identity.keys)
+        self.metrics = [metric for metric in (*METRICS, *own) if metric.key in COLUMNS]
 
     def score(self, results: Path) -> Scored:
         """The scores of a folder of results. Raises UserError: a missing or damaged result."""
         extractors = {"clip": self.clip}
         scorers = make_scorers(self.metrics, extractors, {"clip": self.real}, None, len(self.bench))
-        scorers.append(IdentityScorer(self.oracle, self.labels))
+        scorers.append(self.identity)
         summary = evaluate(results, self.bench, self.metrics, scorers)
         found = {score.metric.key: Estimate(score.value, score.low, score.high) for score in summary.scores}
         paths = [result_path(results, name) for name in self.bench.ids]
@@ -166,10 +167,15 @@ def table(rows: Mapping[str, Row]) -> str:
 
 
 def _lines(rows: Mapping[str, Row]) -> Iterator[str]:
-    yield "| | " + " | ".join(COLUMNS.values()) + " |"
-    yield "|---" * (len(COLUMNS) + 1) + "|"
+    shown = {key: head for key, head in COLUMNS.items() if any(key in row.scores for row in rows.values())}
+    yield "| | " + " | ".join(shown.values()) + " |"
+    yield "|---" * (len(shown) + 1) + "|"
     for name, row in rows.items():
-        yield f"| {name} | " + " | ".join(_cell(key, row.scores[key]) for key in COLUMNS) + " |"
+        yield (
+            f"| {name} | "
+            + " | ".join(_cell(key, row.scores[key]) if key in row.scores else "" for key in shown)
+            + " |"
+        )
 
 
 def decimals_of(key: str) -> int:
@@ -210,7 +216,9 @@ def _row_as_json(row: Row, folder: Path) -> dict[str, Any]:
 
 
 def _row_of_json(fields: Mapping[str, Any], folder: Path) -> Row:
-    scores = {key: Estimate(**fields[key]) for key in sorted(COLUMNS, key=list(fields).index)}
+    scores = {key: Estimate(**value) for key, value in fields.items() if key in COLUMNS}
+    if "fid_clip" not in scores:
+        raise ValueError("a row without scores")
     evaluations, difference = fields.get("evaluations"), fields.get("difference")
     return Row(
         scores,

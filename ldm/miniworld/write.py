@@ -1,12 +1,15 @@
 """The small world as files: a data set in the layout of OpenImages, and a benchmark in the layout of COCOEE.
 
-<root>/annotations/*.csv                   in OpenImages' format; the labels are shapes
+<root>/annotations/*.csv                   in OpenImages' format; the labels are shapes, or individuals' kinds of
+                                           texture, with a further column `object`: which individual it is
                    <split>-objects.jsonl   a line per annotated object: picture, box, identity, caption, pose
        images/{train_0 ... train_f,validation,test,pretraining}/<id>.jpg
                                            pretraining also shows held-out identities; it trains the CLIP and the oracle
 <bench>/GT_3500, Mask_bbox_3500, Ref_3500, id_list.npy
         attributes.json                    the identities of each case's reference and replaced object
         test2017_square/                   other scenes, cut like the benchmark's: the real pictures of FID
+        individuals.json                   the same of a benchmark of individuals, and each case's look-alikes
+        gallery/<object>.jpg               views of each individual (ldm.miniworld.gallery)
 """
 
 from __future__ import annotations
@@ -28,33 +31,38 @@ from tqdm import tqdm
 from ldm.data.bench.cocoee import case_id, case_path
 from ldm.data.bench.make import box_mask, square_around
 from ldm.data.bench.squares import PICTURES_PER_TASK, central_square, cut, cut_square, save_png
-from ldm.data.index import SPLITS
 from ldm.data.masks import reference_region
 from ldm.data.prepare.open_images import ANNOTATION_FILES
 from ldm.data.processes import worker_pool
 from ldm.files import staging
 from ldm.miniworld.captions import caption
-from ldm.miniworld.crops import ATTRIBUTES
+from ldm.miniworld.gallery import GALLERY, write_views
+from ldm.miniworld.identity import Identity
 from ldm.miniworld.scene import Object, scene
-from ldm.miniworld.shapes import SHAPES
+from ldm.miniworld.worlds import (
+    REAL_STREAM,
+    REFERENCE_STREAM,
+    SOURCE_STREAM,
+    SPLIT_STREAMS,
+    THE_SHAPES,
+    Draw,
+    Individuals,
+    World,
+)
 from ldm.util import UserError
 
 CSV_COLUMNS = (
     *("ImageID", "Source", "LabelName", "Confidence", "XMin", "XMax", "YMin", "YMax"),
     *("IsOccluded", "IsTruncated", "IsGroupOf", "IsDepiction", "IsInside"),
 )
-PRETRAINING = "pretraining"
-# a scene's seed is (the world's seed, one of these, the scene's number)
-SOURCE_STREAM, REFERENCE_STREAM, REAL_STREAM = 10, 11, 12
-SPLIT_STREAMS = {**{split: i for i, split in enumerate(SPLITS)}, PRETRAINING: 13}
 JPEG_QUALITY = 95
 SCENE_SIZE = (192, 144)  # width and height, px
 CASES, REAL_PICTURES, SIDE = 600, 2000, 64  # the benchmark's numbers of pictures, and their side, px
 
 
-def label(shape: str) -> str:
-    """A shape's label in the data set."""
-    return f"/m/mini_{shape}"
+def label(category: str) -> str:
+    """A category's label in the data set."""
+    return f"/m/mini_{category}"
 
 
 def folder_of(split: str, number: int) -> str:
@@ -62,32 +70,33 @@ def folder_of(split: str, number: int) -> str:
     return f"train_{number % 16:x}" if split == "train" else split
 
 
-def write_world(root: Path, counts: dict[str, int], size: tuple[int, int], seed: int) -> dict[str, int]:
+def write_world(
+    root: Path, counts: dict[str, int], size: tuple[int, int], seed: int, world: World = THE_SHAPES
+) -> dict[str, int]:
     """Writes the data set. counts: scenes by split; size: (width, height) of a scene. -> annotated objects by split.
 
-    Only PRETRAINING shows held-out identities, in every sixth scene, because they are a sixth of all pairs.
+    Of the shapes, only PRETRAINING shows held-out pairs, in every sixth scene, because they are a sixth of all pairs.
     Raises UserError: root exists, or cannot be written to."""
     found = {}
     with _new_folder(root) as place, worker_pool("pictures", PICTURES_PER_TASK) as parallel_map:
         (place / "annotations").mkdir(parents=True)
         with open(place / "annotations/class-descriptions-boxable.csv", "w", newline="") as file:
-            csv.writer(file).writerows((label(shape), shape.capitalize()) for shape in SHAPES)
+            csv.writer(file).writerows((label(each), each.capitalize()) for each in world.categories)
         for split, count in counts.items():
             for folder in {folder_of(split, number) for number in range(min(count, 16))}:
                 (place / "images" / folder).mkdir(parents=True)
-            make = partial(_write_scene, place=place, split=split, size=size, seed=seed)
+            make = partial(_write_scene, place=place, split=split, count=count, size=size, seed=seed, world=world)
             pictures = tqdm(parallel_map(make, range(count)), desc=split, total=count, unit="scene")
-            found[split] = _annotate(place / "annotations", split, size, pictures)
+            found[split] = _annotate(place / "annotations", split, size, pictures, world)
     return found
 
 
 def _write_scene(
-    number: int, place: Path, split: str, size: tuple[int, int], seed: int
+    number: int, place: Path, split: str, count: int, size: tuple[int, int], seed: int, world: World
 ) -> tuple[str, str, list[Object]]:
     """Writes a scene. -> its id, its path in the data set, and its objects."""
-    pixels, objects = scene(
-        (seed, SPLIT_STREAMS[split], number), size, held_out=split == PRETRAINING and number % 6 == 0
-    )
+    draw = world.split(split, count, number)
+    pixels, objects = scene((seed, SPLIT_STREAMS[split], number), size, draw=draw)
     name = f"{SPLIT_STREAMS[split]:x}{number:015x}"
     path = f"images/{folder_of(split, number)}/{name}.jpg"
     (place / path).write_bytes(
@@ -97,7 +106,7 @@ def _write_scene(
 
 
 def _annotate(
-    folder: Path, split: str, size: tuple[int, int], pictures: Iterable[tuple[str, str, list[Object]]]
+    folder: Path, split: str, size: tuple[int, int], pictures: Iterable[tuple[str, str, list[Object]]], world: World
 ) -> int:
     """Writes a split's annotations. pictures: id, path and objects of each. -> annotated objects."""
     count = 0
@@ -106,23 +115,26 @@ def _annotate(
         open(folder / f"{split}-objects.jsonl", "w") as attributes,
     ):
         rows = csv.writer(boxes)
-        rows.writerow(CSV_COLUMNS)
+        rows.writerow([*CSV_COLUMNS, *world.columns])
         for name, path, objects in pictures:
             for thing in objects:
                 x0, y0, x1, y1 = (edge / length for edge, length in zip(thing.box, (*size, *size), strict=True))
                 border = int(min(x0, y0) <= 0 or max(x1, y1) >= 1)
                 numbers = [f"{edge:.6f}" for edge in (x0, x1, y0, y1)]
                 hidden = int(thing.seen < 0.98)
-                rows.writerow((name, "xclick", label(thing.identity.shape), 1, *numbers, hidden, border, 0, 0, 0))
+                row = [name, "xclick", label(thing.identity.category), 1, *numbers, hidden, border, 0, 0, 0]
+                rows.writerow([*row, *(getattr(thing.identity, column) for column in world.columns)])
                 attributes.write(json.dumps({"image": path, **attributes_of(thing)}) + "\n")
                 count += 1
     return count
 
 
 def attributes_of(thing: Object) -> dict[str, Any]:
-    """An object as JSON: shape, pattern, colour, second, caption; box, seen, angle, radius."""
-    fields = asdict(thing)
-    return {**fields.pop("identity"), "caption": caption(thing.identity), **fields}
+    """An object as JSON: shape, pattern, colour, second and caption, or an individual's object, kind, colours and seed;
+    box, seen, angle, radius."""
+    fields, look = asdict(thing), thing.identity
+    described = {"caption": caption(look)} if isinstance(look, Identity) else {}
+    return {**fields.pop("identity"), **described, **fields}
 
 
 def write_bench(
@@ -132,6 +144,7 @@ def write_bench(
     side: int = SIDE,
     size: tuple[int, int] = SCENE_SIZE,
     seed: int = 0,
+    world: World = THE_SHAPES,
 ) -> None:
     """Writes the benchmark: `count` cases and `real` other scenes, each side x side pixels, cut from scenes of `size`.
 
@@ -140,37 +153,52 @@ def write_bench(
     with _new_folder(bench) as place, worker_pool("pictures", PICTURES_PER_TASK) as parallel_map:
         for folder in ("GT_3500", "Mask_bbox_3500", "Ref_3500", "test2017_square"):
             (place / folder).mkdir(parents=True)
-        make = partial(_write_case, place=place, side=side, size=size, seed=seed)
+        common = {"place": place, "size": size, "seed": seed}
+        make = partial(_write_case, **common, side=side, world=world, count=count)
         attributes = dict(tqdm(parallel_map(make, range(count)), desc="cases", total=count, unit="case"))
-        (place / ATTRIBUTES).write_text(json.dumps(attributes, indent=1) + "\n")
+        (place / world.attributes).write_text(json.dumps(attributes, indent=1) + "\n")
         np.save(place / "id_list.npy", np.arange(count, dtype=np.int64))
-        make = partial(_write_real, place=place, side=side, size=size, seed=seed)
+        make = partial(_write_real, **common, side=side, draw=world.bench(count, REAL_STREAM))
         for _ in tqdm(parallel_map(make, range(real)), desc="real pictures", total=real, unit="scene"):
             pass
+        if isinstance(world, Individuals):
+            (place / GALLERY).mkdir()
+            everyone = world.population(count).everyone()
+            made = parallel_map(partial(write_views, **common), everyone)
+            for _ in tqdm(made, desc="gallery", total=len(everyone), unit="individual"):
+                pass
 
 
-def _write_case(number: int, place: Path, side: int, size: tuple[int, int], seed: int) -> tuple[str, dict[str, Any]]:
+def _write_case(
+    number: int, place: Path, side: int, size: tuple[int, int], seed: int, world: World, count: int
+) -> tuple[str, dict[str, Any]]:
     """Writes a case's photo, mask and reference. -> its id, and the attributes of its objects."""
     rng = np.random.default_rng((seed, SOURCE_STREAM, number))
+    sources, others = world.bench(count, SOURCE_STREAM), world.bench(count, REFERENCE_STREAM)
     attempt = 0
     while True:  # until both scenes have a suitable object
-        pixels, objects = scene((seed, SOURCE_STREAM, number, attempt), size)
-        others, references = scene((seed, REFERENCE_STREAM, number, attempt), size, held_out=True)
+        pixels, objects = scene((seed, SOURCE_STREAM, number, attempt), size, draw=sources)
+        other, found = scene((seed, REFERENCE_STREAM, number, attempt), size, draw=others)
         fitting = [thing for thing in objects if square_around(thing.box, size)]
+        shown = [thing.identity for thing in objects]
+        references = [thing for thing in found if thing.seen >= world.least_seen and thing.identity not in shown]
         if fitting and references:
             break
         attempt += 1
-    thing, reference = (found[rng.integers(len(found))] for found in (fitting, references))
+    thing, reference = (each[rng.integers(len(each))] for each in (fitting, references))
     square, name = square_around(thing.box, size), case_id(number)
     save_png(cut_square(pixels, square, side), case_path(place, "GT_3500", name))
     save_png(Image.fromarray(box_mask(thing.box, square, side)), case_path(place, "Mask_bbox_3500", name))
-    save_png(cut(others, reference_region(reference.box, size)), case_path(place, "Ref_3500", name))
-    return name, {"reference": attributes_of(reference), "replaced": attributes_of(thing)}
+    save_png(cut(other, reference_region(reference.box, size)), case_path(place, "Ref_3500", name))
+    attributes = {"reference": attributes_of(reference), "replaced": attributes_of(thing)}
+    if isinstance(world, Individuals):
+        attributes["gallery"] = [each.object for each in world.population(count).lookalikes(reference.identity)]
+    return name, attributes
 
 
-def _write_real(number: int, place: Path, side: int, size: tuple[int, int], seed: int) -> None:
+def _write_real(number: int, place: Path, side: int, size: tuple[int, int], seed: int, draw: Draw) -> None:
     """Writes one of the real pictures."""
-    pixels, _ = scene((seed, REAL_STREAM, number), size)
+    pixels, _ = scene((seed, REAL_STREAM, number), size, draw=draw)
     save_png(cut_square(pixels, central_square(size), side), place / f"test2017_square/{number:06}.png")
 
 
