@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RELEASED := checkpoints/model.ckpt
 
-.PHONY: help demo web test test-quick test-slow lint docs mini mini-table3 clean
+.PHONY: help demo web test test-quick test-slow lint docs mini mini-individuals mini-table3 clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -79,6 +79,14 @@ mini: $(READY)  ## train the miniature model from nothing
 	$(BIN)/python scripts/convert_checkpoint.py --half logs/mini/oracle/checkpoints/last.ckpt logs/mini/mini_oracle.safetensors
 	$(BIN)/python scripts/mini_table.py --ckpt logs/mini/mini.safetensors --clip logs/mini/clip/clip.safetensors \
 	  --oracle logs/mini/mini_oracle.safetensors --outdir logs/mini/table
+
+# Individuals: their data and benchmark, the judge that tells them apart, and the shipped model's score.
+mini-individuals: $(READY)  ## train the judge of individuals in the small world
+	[ -d dataset/individuals ] || $(BIN)/python scripts/make_miniworld.py --individuals --side 128
+	$(call train,judge,configs/mini/judge.yaml)
+	$(BIN)/python scripts/convert_checkpoint.py --half logs/mini/judge/checkpoints/last.ckpt logs/mini/mini_judge.safetensors
+	$(BIN)/python scripts/mini_table.py --individuals --judge logs/mini/mini_judge.safetensors --name individuals \
+	  --outdir logs/mini/table
 
 # The paper's Table 3 in miniature, after make mini: each row is trained for the same number of steps, the last two rows
 # with two seeds.

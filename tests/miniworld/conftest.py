@@ -36,3 +36,15 @@ def world(tmp_path_factory):
     write_world(root / "world", {"train": 24, "validation": 6, "test": 4, "pretraining": 12}, (192, 144), 3)
     write_bench(root / "bench", 6, 30, SIDE, (192, 144), 3)
     return root
+
+
+@pytest.fixture(scope="session")
+def individuals(tmp_path_factory):
+    """world and bench as above, of individuals, in small scenes."""
+    from ldm.miniworld.worlds import Individuals
+    from ldm.miniworld.write import write_bench, write_world
+
+    root = tmp_path_factory.mktemp("individuals")
+    write_world(root / "world", dict.fromkeys(("train", "validation", "pretraining"), 20), (96, 72), 3, Individuals(3))
+    write_bench(root / "bench", 6, 30, 64, (96, 72), 3, Individuals(3))
+    return root

@@ -65,11 +65,10 @@ def test_boxes_hold_what_is_seen_of_the_objects(monkeypatch):
     """Objects of pure colours on black ground in white light: the pixels of a colour span its object's box."""
     colours = iter([(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)] * 100)
 
-    def identity(rng, held_out):
+    def identity(rng):
         colour = next(colours)
         return Identity(SHAPES[rng.integers(12)], "solid", colour, colour)
 
-    monkeypatch.setattr(scene_module, "draw_identity", identity)
     monkeypatch.setattr(
         scene_module, "draw_ground", lambda rng, size, light: np.zeros((size[1], size[0], 3), np.float32)
     )
@@ -77,7 +76,7 @@ def test_boxes_hold_what_is_seen_of_the_objects(monkeypatch):
     monkeypatch.setattr(scene_module, "draw_light", lambda rng: light)
     checked = 0
     for seed in range(60):
-        pixels, objects = scene(seed, objects=(3, 3))
+        pixels, objects = scene(seed, objects=(3, 3), draw=identity)
         for thing in objects:
             channel = int(np.argmax(thing.identity.colour))
             if [each.identity.colour for each in objects].count(thing.identity.colour) > 1:
