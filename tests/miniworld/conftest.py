@@ -45,6 +45,7 @@ def individuals(tmp_path_factory):
     from ldm.miniworld.write import write_bench, write_world
 
     root = tmp_path_factory.mktemp("individuals")
-    write_world(root / "world", dict.fromkeys(("train", "validation", "pretraining"), 20), (96, 72), 3, Individuals(3))
+    counts = {"train": 20, "validation": 20, "test": 2, "pretraining": 20}
+    write_world(root / "world", counts, (96, 72), 3, Individuals(3))
     write_bench(root / "bench", 6, 30, 64, (96, 72), 3, Individuals(3))
     return root

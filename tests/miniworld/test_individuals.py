@@ -125,17 +125,17 @@ def test_the_margin_loss_is_cosfaces():
     torch.testing.assert_close(margin_loss(cosines, s, m), sum(terms) / 3)
 
 
-def test_training_compares_a_crop_with_the_other_views(individuals):
+def test_training_compares_a_crop_with_the_other_views():
     """A judge that knows the individuals is always right, and its loss is known; one that always answers the same is
     right for the first."""
     model = instantiate_from_config(OmegaConf.load(MINI / "judge.yaml").model, JudgeTraining)
     images = torch.zeros(2, 3, 4, 3, 1, 1)
     images[..., 0, 0, 0] = torch.arange(6).view(2, 3, 1)
-    model.judge = lambda x: F.one_hot(x[:, 0, 0, 0].long(), 6).float()
+    model.judge.forward = lambda x: F.one_hot(x[:, 0, 0, 0].long(), 6).float()
     knows = model.losses({"image": images})
     assert knows["top1"] == 1
     torch.testing.assert_close(knows["loss"], torch.log1p(5 * torch.exp(torch.tensor(-16 * 0.8))))
-    model.judge = lambda x: F.one_hot(torch.zeros(len(x), dtype=torch.long), 6).float()
+    model.judge.forward = lambda x: F.one_hot(torch.zeros(len(x), dtype=torch.long), 6).float()
     assert model.losses({"image": images})["top1"] == pytest.approx(1 / 6)
 
 
