@@ -80,13 +80,13 @@ mini: $(READY)  ## train the miniature model from nothing
 	$(BIN)/python scripts/mini_table.py --ckpt logs/mini/mini.safetensors --clip logs/mini/clip/clip.safetensors \
 	  --oracle logs/mini/mini_oracle.safetensors --outdir logs/mini/table
 
-# Individuals: their data and benchmark, the judge that tells them apart, and the shipped model's score.
-mini-individuals: $(READY)  ## train the judge of individuals in the small world
-	[ -d dataset/individuals ] || $(BIN)/python scripts/make_miniworld.py --individuals --side 128
-	$(call train,judge,configs/mini/judge.yaml)
-	$(BIN)/python scripts/convert_checkpoint.py --half logs/mini/judge/checkpoints/last.ckpt logs/mini/mini_judge.safetensors
-	$(BIN)/python scripts/mini_table.py --individuals --judge logs/mini/mini_judge.safetensors --name individuals \
-	  --outdir logs/mini/table
+# Individuals: their data and benchmark, the recogniser that tells them apart, and the shipped model's score.
+mini-individuals: $(READY)  ## train the recogniser of individuals in the small world
+	[ -d test_bench_individuals ] || $(BIN)/python scripts/make_miniworld.py --individuals
+	$(call train,recogniser,configs/mini/recogniser.yaml)
+	$(BIN)/python scripts/convert_checkpoint.py --half logs/mini/recogniser/checkpoints/last.ckpt \
+	  logs/mini/mini_recogniser.safetensors
+	$(BIN)/python scripts/mini_table.py --bench test_bench_individuals --name individuals --outdir logs/mini/table
 
 # The paper's Table 3 in miniature, after make mini: each row is trained for the same number of steps, the last two rows
 # with two seeds.

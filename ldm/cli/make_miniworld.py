@@ -2,13 +2,14 @@
 
     paint-by-example make-miniworld
     paint-by-example prepare --dataset_dir dataset/miniworld
-    paint-by-example make-miniworld --individuals --side 128
+    paint-by-example make-miniworld --individuals
 
 Writes dataset/miniworld and test_bench_mini; equal flags write equal files. Training never sees the pairs of shape
 and pattern that the benchmark's references have.
 
 --individuals draws objects with an outline and a texture of their own, each in several scenes, and writes
 dataset/individuals and test_bench_individuals. Training never sees the benchmark's individuals.
+
 scripts/make_miniworld.py is the same command."""
 
 from __future__ import annotations
@@ -49,20 +50,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_range(opt, "side", 16, 1024)
     check_range(opt, "seed", 0, 2**63 - 1)
 
-    from ldm.miniworld.worlds import THE_SHAPES, Individuals
+    from ldm.miniworld.worlds import DEFAULT_WORLD, Individuals
     from ldm.miniworld.write import write_bench, write_world
 
     dataset_dir = opt.dataset_dir or Path("dataset/individuals" if opt.individuals else "dataset/miniworld")
-    bench = opt.bench or default_bench(opt.individuals)
-    world = Individuals(opt.seed) if opt.individuals else THE_SHAPES
+    bench = opt.bench or Path("test_bench_individuals" if opt.individuals else "test_bench_mini")
+    world = Individuals(opt.seed) if opt.individuals else DEFAULT_WORLD
     size = (opt.height * 4 // 3, opt.height)
     counts = {split: getattr(opt, split) for split in SPLITS}
     for split, objects in write_world(dataset_dir, counts, size, opt.seed, world).items():
         print(f"{dataset_dir}: {split}, {counts[split]:,} scenes, {objects:,} objects")
     write_bench(bench, opt.cases, opt.real, opt.side, size, opt.seed, world)
     print(f"{bench}: {opt.cases:,} cases, {opt.real:,} real pictures")
-
-
-def default_bench(individuals: bool) -> Path:
-    """The folder of a benchmark where none is named."""
-    return Path("test_bench_individuals" if individuals else "test_bench_mini")

@@ -5,15 +5,15 @@
     paint-by-example mini-table --show A.json B.json --name both  # rows of earlier runs
     paint-by-example mini-table --presets                         # fewer steps, compared with 50 of PLMS at scale 5
     paint-by-example mini-table --solvers --cases 100             # where a scale makes a sampler unstable
-    paint-by-example mini-table --individuals                     # how often an edit shows the reference's individual
+    paint-by-example mini-table --bench test_bench_individuals    # how often an edit shows the reference's individual
 
 Draws the benchmark (test_bench_mini) if it is missing, edits its 600 cases at each scale, and prints the table. Scale 0
 uses the learned vector instead of the reference; its scores are the floor. Writes the edits, <outdir>/<name>.json,
 <name>.png, and <name>-failures.png: edits at the last scale in which the oracle sees another shape than the
-reference's, or the judge another individual. Existing edits are kept.
+reference's, or the recogniser another individual. Existing edits are kept.
 
---individuals uses the benchmark of individuals (test_bench_individuals). In place of shape, pattern and colours its
-table says how often the judge finds the reference's individual in the region, among 50 look-alikes.
+For a benchmark of individuals (make-miniworld --individuals), the table has top-1 of 50 in place of shape, pattern and
+colours: how often the recogniser finds the reference's individual in the region, among 50 look-alikes.
 
 --show prints the rows of such JSON files. From several files it also writes both.json and, if the edits still exist,
 both.png.
@@ -32,7 +32,6 @@ from typing import TYPE_CHECKING
 
 from ldm.cli.command import command, command_parser
 from ldm.cli.flags import check_range
-from ldm.cli.make_miniworld import default_bench
 from ldm.files import staging
 from ldm.util import UserError, shipped
 
@@ -44,6 +43,8 @@ if TYPE_CHECKING:
     from ldm.pipeline import PaintByExample
 
 
+BENCH = Path("test_bench_mini")
+RECOGNISER = Path("logs/mini/mini_recogniser.safetensors")  # from make mini-individuals
 RECORDED = ("scale", "sampler", "steps", "interval", "refresh", "eta", "seed")  # settings in presets.json
 
 
@@ -54,9 +55,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--clip", type=Path, default=shipped("pretrained_models/mini_clip.safetensors"), help="weights")
     p.add_argument("--clip_config", type=Path, default=shipped("configs/mini/clip.json"), help="open_clip's, of --clip")
     p.add_argument("--oracle", type=Path, default=shipped("pretrained_models/mini_oracle.safetensors"), help="weights")
-    p.add_argument("--judge", type=Path, default=shipped("pretrained_models/mini_judge.safetensors"), help="weights")
-    p.add_argument("--individuals", action="store_true", help="use the benchmark of individuals")
-    p.add_argument("--bench", type=Path, help="folder of the benchmark (test_bench_mini or test_bench_individuals)")
+    p.add_argument("--recogniser", type=Path, default=RECOGNISER, help="weights, for individuals (%(default)s)")
+    p.add_argument("--bench", type=Path, default=BENCH, help="folder of the benchmark (%(default)s)")
     p.add_argument("--cases", type=int, help="use only this many of its cases, the first (all)")
     p.add_argument("--outdir", type=Path, default=Path("results/mini"), help="(%(default)s)")
     p.add_argument("--name", default="mini", help="of the model's rows (%(default)s)")
@@ -88,7 +88,6 @@ class Setup:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     opt = parser().parse_args(argv)
-    opt.bench = opt.bench or default_bench(opt.individuals)
     check_range(opt, "batch_size", 1, 1000)
     if opt.cases is not None and opt.cases < 2:
         raise UserError(f"--cases {opt.cases} is out of range: use 2 or more")
@@ -111,9 +110,8 @@ def load(opt: argparse.Namespace) -> Setup:
     from ldm.evaluation.features import load_clip
     from ldm.miniworld.gallery import has_individuals
     from ldm.miniworld.parts import require_labels
-    from ldm.miniworld.scores import IdentityScorer, LookalikeScorer, load_judge, load_oracle
+    from ldm.miniworld.scores import IdentityScorer, LookalikeScorer, load_oracle, load_recogniser
     from ldm.miniworld.table import Judge
-    from ldm.miniworld.worlds import THE_SHAPES, Individuals
     from ldm.miniworld.write import write_bench
     from ldm.pipeline import PaintByExample
     from ldm.util import load_config
@@ -123,13 +121,13 @@ def load(opt: argparse.Namespace) -> Setup:
     config = load_config(opt.config)
     edit = PaintByExample.load(config, opt.ckpt, opt.device, opt.precision)
     clip = load_clip(opt.clip, edit.device, str(opt.clip_config))
-    if not opt.bench.exists():
-        write_bench(opt.bench, world=Individuals(0) if opt.individuals else THE_SHAPES)
+    if opt.bench == BENCH and not BENCH.exists():
+        write_bench(BENCH)
     bench = COCOImageDataset(opt.bench)
     bench.ids = bench.ids[: opt.cases]
     identity: IdentityScorer | LookalikeScorer
     if has_individuals(opt.bench):
-        identity = LookalikeScorer(load_judge(opt.judge, edit.device), opt.bench)
+        identity = LookalikeScorer(load_recogniser(opt.recogniser, edit.device), opt.bench)
     else:
         identity = IdentityScorer(load_oracle(opt.oracle, edit.device), require_labels(bench))
     return Setup(config, edit, Judge(bench, clip, identity), samplings)
@@ -174,9 +172,9 @@ def baseline_rows(opt: argparse.Namespace, setup: Setup) -> dict[str, Row]:
     bench, identity = setup.judge.bench, setup.judge.identity
     print(f"autoencoder, the benchmark's photos: {parts.reconstruction_psnr(setup.edit.model, bench):.1f} dB")
     if isinstance(identity, LookalikeScorer):
-        right = parts.judge_ceiling(identity, bench)
+        right = parts.recogniser_ceiling(identity, bench)
         low, high = mean_interval(right)
-        print(f"judge, the references' own objects: top-1 of 50 {right.mean():.1%} ({low:.1%} to {high:.1%})")
+        print(f"recogniser, the references' own objects: top-1 of 50 {right.mean():.1%} ({low:.1%} to {high:.1%})")
     else:
         clip = parts.read_clip(opt.clip_config, opt.clip)
         shape, pattern = parts.zero_shot_accuracy(clip, bench)
@@ -237,6 +235,8 @@ def compare_solvers(opt: argparse.Namespace, setup: Setup) -> None:
     from ldm.miniworld.table import edit_missing
 
     bench = setup.judge.bench
+    if "colour_error" not in setup.judge.identity.keys:
+        raise UserError(f"--solvers measures the colour error, which {opt.bench} has none of: use {BENCH}")
 
     def score(sampling: Sampling) -> float:
         outdir = opt.outdir / "solvers" / f"{sampling.sampler}-{sampling.steps}-{sampling.scale:g}"

@@ -9,9 +9,9 @@ crops        objects cut out of scenes: training data of CLIP and oracle
 clip         trains CLIP
 oracle       the classifier of shape, pattern and colours, and its training
 gallery      views of a benchmark's individuals, and each case's look-alikes
-families     crops of look-alikes: training data of the judge
-judge        the embedding that tells individuals apart, and its training
-scores       the metrics of oracle and judge, and their scorers
+families     crops of look-alikes: training data of the recogniser
+recogniser   the embedding that tells individuals apart, and its training
+scores       the metrics of oracle and recogniser, and their scorers
 parts        scores of the miniature model's parts by themselves
 table        the table of a miniature model
 presets      the table of ways to sample

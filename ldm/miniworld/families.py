@@ -1,4 +1,4 @@
-"""Crops of families of look-alikes: training data of the judge of individuals."""
+"""Crops of families of look-alikes: training data of the recogniser of individuals."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from torch.utils.data import Dataset
 from ldm.data.masks import Box
 from ldm.images import PictureFile
 from ldm.miniworld.crops import cut_box, moved_box, read_annotations, reduced, region_to_tensor
+from ldm.miniworld.worlds import FAMILY
 from ldm.util import UserError
 
-VIEW_SIDE = 64  # pixels of a region as the judge sees it
+VIEW_SIDE = 64  # pixels of a region as the recogniser sees it
 
 
 @dataclass(frozen=True)
@@ -37,18 +38,17 @@ def _sighting(attributes: Mapping[str, Any]) -> Sighting:
 
 
 class FamilyCrops(Dataset):
-    """`image` (members,views,3,VIEW_SIDE,VIEW_SIDE) in [0,1]: look-alikes, and crops of each from different scenes.
+    """`image` (FAMILY,views,3,VIEW_SIDE,VIEW_SIDE) in [0,1]: look-alikes, and crops of each from different scenes.
 
     `dataset[epoch, i]` is a function of (seed, epoch, i) and shows the i-th family. A crop is reduced until its longer
-    side has a random length, as regions of edits are. augment: the box is also moved, mostly outwards, since an
-    edit rarely fills its region."""
+    side has a random length, since regions of edits are small. augment: the box is also moved, mostly outwards, since
+    an edit rarely fills its region. Families that the split does not show in full are left out."""
 
     def __init__(
         self,
         state: str,
         dataset_dir: str = "dataset/individuals",
         augment: bool = False,
-        members: int = 10,
         views: int = 3,
         seed: int = 0,
     ):
@@ -56,10 +56,9 @@ class FamilyCrops(Dataset):
         families: dict[tuple[str, ...], dict[str, list[Sighting]]] = defaultdict(lambda: defaultdict(list))
         for each in read_annotations(dataset_dir, state, _sighting):
             families[each.family][each.object].append(each)
-        complete = (list(family.values()) for family in families.values() if len(family) >= members)
-        self.families = [family[:members] for family in complete]
+        self.families = [list(family.values()) for family in families.values() if len(family) == FAMILY]
         if not self.families:
-            raise UserError(f"{dataset_dir} has no {members} look-alikes in {state}: make it with more scenes")
+            raise UserError(f"{dataset_dir} shows no whole family of look-alikes in {state}: make it with more scenes")
 
     def __len__(self) -> int:
         return len(self.families)

@@ -1,6 +1,6 @@
-"""The gallery of a benchmark of individuals: views of each, in which the judge looks up what a region shows.
+"""The gallery of a benchmark of individuals: views of each, in which the recogniser looks up what a region shows.
 
-A view is squashed to the VIEW_SIDE x VIEW_SIDE pixels that the judge sees."""
+A view is squashed to the VIEW_SIDE x VIEW_SIDE pixels that the recogniser sees."""
 
 from __future__ import annotations
 

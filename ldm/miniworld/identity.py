@@ -61,6 +61,11 @@ def draw_identity(rng: np.random.Generator, held_out: bool = False) -> Identity:
     return Identity(shape, pattern, colour, second)
 
 
+def draw_held_out(rng: np.random.Generator) -> Identity:
+    """A random identity that training never shows."""
+    return draw_identity(rng, held_out=True)
+
+
 def random_colour(rng: np.random.Generator) -> Colour:
     """A colour that is neither grey nor dark."""
     return colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0.35, 1.0), rng.uniform(0.3, 1.0))

@@ -1,7 +1,7 @@
 """Individuals of the small world: objects with an outline and a texture of their own.
 
 Individuals come in families of look-alikes: those of a family share the kind of texture and the colours, and differ in
-outline and in the texture's details. What a class can say is the family; an individual is what it cannot say."""
+outline and in the texture's details. A class can name the family, but not the individual."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ KINDS = ("spots", "noise", "glyphs", "logo")  # of texture
 RADIUS = 1.1  # of the outline's farthest corner; that of the twelve shapes is about the same
 FINE = 2  # reliefs and textures are drawn this many times larger
 MARGIN = 0.08  # radii from the outline within which no spot has its middle
-MAPS = 512  # individuals whose maps are kept, 0.6 MB each
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def _draw_colours(rng: np.random.Generator) -> tuple[Colour, Colour, Colour]:
             return first, second, third
 
 
-@functools.lru_cache(MAPS)
+@functools.lru_cache(32)  # 0.6 MB each
 def _maps(individual: Individual) -> tuple[np.ndarray, np.ndarray]:
     """relief, and texture (MAP_SIZE,MAP_SIZE,3) float32, colours in [0,1]."""
     rng = np.random.default_rng(individual.seed)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from ldm.editing.inputs import stack
 from ldm.editing.options import Placement, Sampling
 from ldm.evaluation.features import Extractor
 from ldm.miniworld.crops import Labels, labels_of
-from ldm.miniworld.identity import Identity, draw_identity
+from ldm.miniworld.identity import Identity, draw_held_out, draw_identity
 from ldm.miniworld.outlines import iou, loose
 from ldm.miniworld.patterns import PATTERNS
 from ldm.miniworld.scene import outlined_scene, scene
@@ -56,9 +55,7 @@ def draw_case(number: int) -> Case:
     """Equal numbers draw equal cases; the reference's pair of shape and pattern is one that training never showed."""
     for attempt in range(1000):
         pixels, objects = outlined_scene((0, STREAM, number, attempt), SCENE_SIZE)
-        others, references = scene(
-            (0, STREAM + 1, number, attempt), SCENE_SIZE, draw=partial(draw_identity, held_out=True)
-        )
+        others, references = scene((0, STREAM + 1, number, attempt), SCENE_SIZE, draw=draw_held_out)
         fitting = [(thing, shown) for thing, shown in objects if square_around(thing.box, SCENE_SIZE)]
         if fitting and references:
             break
@@ -145,9 +142,8 @@ def draw_rack() -> tuple[list[Image.Image], list[Identity]]:
     rack: dict[tuple[str, str], tuple[Image.Image, Identity]] = {}
     number = 0
     while len(rack) < len(SHAPES) * len(PATTERNS):
-        pixels, objects = scene(
-            (0, STREAM + 2, number), SCENE_SIZE, draw=partial(draw_identity, held_out=number % 4 == 0)
-        )
+        draw = draw_identity if number % 4 else draw_held_out
+        pixels, objects = scene((0, STREAM + 2, number), SCENE_SIZE, draw=draw)
         for thing in objects:
             kind = (thing.identity.shape, thing.identity.pattern)
             rack.setdefault(kind, (cut(pixels, reference_region(thing.box, SCENE_SIZE)), thing.identity))

@@ -1,5 +1,5 @@
-"""Scores of the miniature model's parts by themselves: its autoencoder, its CLIP, and the oracle and the judge of
-its edits."""
+"""Scores of the miniature model's parts by themselves: its autoencoder, its CLIP, and the oracle and recogniser
+that judge its edits."""
 
 from __future__ import annotations
 
@@ -105,9 +105,9 @@ def oracle_ceiling(oracle: Extractor, bench: COCOImageDataset) -> dict[str, floa
     return {key: float(value.mean()) for key, value in scores.items()}
 
 
-def judge_ceiling(scorer: LookalikeScorer, bench: COCOImageDataset) -> np.ndarray:
-    """(cases,): 1 where the judge recognises the reference's own object, reduced to the size of its case's region. The
-    mean is the best score that edits can expect."""
+def recogniser_ceiling(scorer: LookalikeScorer, bench: COCOImageDataset) -> np.ndarray:
+    """(cases,): 1 where the reference's own object, reduced to the size of its case's region, is recognised. The mean
+    is the best score that edits can expect."""
     things = reference_objects(bench, bench.root / Individuals.attributes)
     inputs = [(scorer.extractor.prepare(thing), name) for thing, name in zip(things, bench.ids, strict=True)]
     return np.concatenate([scorer.score(inputs[i : i + 50])["top1"] for i in range(0, len(inputs), 50)])

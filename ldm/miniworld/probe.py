@@ -4,7 +4,6 @@ references of the pairs that training shows and asked about the held-out ones.""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from ldm.conventions import reference_to_tensor
 from ldm.data.bench.squares import cut
 from ldm.data.masks import reference_region
 from ldm.miniworld.crops import labels_of
-from ldm.miniworld.identity import draw_identity
+from ldm.miniworld.identity import draw_held_out, draw_identity
 from ldm.miniworld.write import SCENE_SIZE, attributes_of, scene
 from ldm.util import require
 
@@ -57,9 +56,8 @@ def draw(count: int, held_out: bool) -> Iterator[tuple[Image.Image, int]]:
     """References, as the benchmark has them, and the indices of their shapes."""
     number = 0
     while count > 0:
-        pixels, things = scene(
-            (STREAM, int(held_out), number), SCENE_SIZE, draw=partial(draw_identity, held_out=held_out)
-        )
+        look = draw_held_out if held_out else draw_identity
+        pixels, things = scene((STREAM, int(held_out), number), SCENE_SIZE, draw=look)
         for thing in things[:count]:
             reference = cut(pixels, reference_region(thing.box, SCENE_SIZE))
             yield reference, labels_of(attributes_of(thing)).shape

@@ -1,10 +1,8 @@
 """A small world to learn the method in: pictures of painted shapes on a table, each drawn by formula from its seed.
 
-A scene has a lit and textured ground and several objects on it, shapes (ldm.miniworld.identity) or individuals
-(ldm.miniworld.individuals). They are turned by up to 40
-degrees, of different sizes, in slight perspective, with rounded edges that the light shades and with cast shadows, and
-they may partly hide one another. Training never shows a held-out pair of shape and pattern; the benchmark shows only
-held-out ones as references.
+A scene has a lit and textured ground and several objects on it: shapes (ldm.miniworld.identity) or individuals
+(ldm.miniworld.individuals). They are turned by up to 40 degrees, of different sizes, in slight perspective, with
+rounded edges that the light shades and with cast shadows, and they may partly hide one another.
 """
 
 from __future__ import annotations

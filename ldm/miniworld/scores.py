@@ -1,5 +1,5 @@
-"""The small world's oracle and judge as metrics of an evaluation: whether an edit shows the reference's shape, pattern
-and colours, or which individual it shows."""
+"""The small world's oracle and recogniser as metrics of an evaluation: whether an edit shows the reference's shape,
+pattern and colours, or which individual it shows."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from ldm.evaluation.scorers import Case
 from ldm.miniworld.crops import SIDE, Labels, region_to_tensor
 from ldm.miniworld.families import VIEW_SIDE
 from ldm.miniworld.gallery import read_lookalikes, read_views
-from ldm.miniworld.judge import Judge
 from ldm.miniworld.oracle import Oracle, colour_error, split_answers
+from ldm.miniworld.recogniser import Recogniser
 
 GROUPS = {"world": "The reference's identity, as the small world's oracle recognises it"}
 METRICS = (
@@ -30,9 +30,8 @@ METRICS = (
     Metric("colour_error", "Colour error", "world", "lower", "oracle",
            "distance between the region's colours and the reference's, Delta E (CIE 1976)"),
 )  # fmt: skip
-TOP1 = Metric(
-    "top1", "Top-1 of 50", "world", "higher", "judge", "share of regions nearest to the reference among its look-alikes"
-)
+TOP1 = Metric("top1", "Top-1 of 50", "world", "higher", "recogniser",
+              "share of regions that are nearest to the reference among its look-alikes")  # fmt: skip
 
 
 def load_oracle(file: str | Path, device: torch.device | str = "cpu") -> Extractor:
@@ -47,9 +46,9 @@ def load_oracle(file: str | Path, device: torch.device | str = "cpu") -> Extract
     return _load("oracle", Oracle(), file, device, SIDE, join)
 
 
-def load_judge(file: str | Path, device: torch.device | str = "cpu") -> Extractor:
-    """The judge as an extractor: a region -> its embedding (B,128), of length 1. file, errors: as load_oracle's."""
-    return _load("judge", Judge(), file, device, VIEW_SIDE)
+def load_recogniser(file: str | Path, device: torch.device | str = "cpu") -> Extractor:
+    """The recogniser as an extractor: a region -> its embedding (B,128), of length 1. file, errors: load_oracle's."""
+    return _load("recogniser", Recogniser(), file, device, VIEW_SIDE)
 
 
 def _load(
@@ -106,13 +105,13 @@ class IdentityScorer:
 
 class LookalikeScorer:
     """Scores a region by its nearest individual among the look-alikes of the case's reference; a Scorer of
-    ldm.evaluation. bench: a benchmark of individuals, whose gallery the judge sees when it is needed. Raises UserError:
-    another benchmark, or a damaged one."""
+    ldm.evaluation. bench: a benchmark of individuals, whose gallery is read as it is needed. Raises UserError: another
+    benchmark, or a damaged one."""
 
     keys = (TOP1.key,)
 
-    def __init__(self, judge: Extractor, bench: Path):
-        self.extractor, self.bench = judge, bench
+    def __init__(self, recogniser: Extractor, bench: Path):
+        self.extractor, self.bench = recogniser, bench
         self.lookalikes = read_lookalikes(bench)
         self.gallery: dict[str, Tensor] = {}
 

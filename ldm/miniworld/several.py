@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import count
 
 import numpy as np
@@ -21,10 +20,11 @@ from ldm.editing.regions import Region
 from ldm.evaluation.benchmark import mean_interval
 from ldm.evaluation.features import Extractor
 from ldm.miniworld.crops import Labels, labels_of
-from ldm.miniworld.identity import draw_identity
+from ldm.miniworld.identity import draw_held_out
 from ldm.miniworld.scene import scene
 from ldm.miniworld.scores import identity_scores
-from ldm.miniworld.write import REFERENCE_STREAM, SOURCE_STREAM, attributes_of
+from ldm.miniworld.worlds import REFERENCE_STREAM, SOURCE_STREAM
+from ldm.miniworld.write import attributes_of
 from ldm.pictures.seam import seam
 from ldm.pipeline import PaintByExample
 
@@ -67,7 +67,7 @@ def draw_case(number: int) -> Case:
     for attempt in count():
         seed = (2, number, attempt)
         pixels, things = scene((*seed, SOURCE_STREAM), SIZE, (2, 3))
-        others, objects = scene((*seed, REFERENCE_STREAM), SIZE, (2, 3), draw=partial(draw_identity, held_out=True))
+        others, objects = scene((*seed, REFERENCE_STREAM), SIZE, (2, 3), draw=draw_held_out)
         pairs = [(a, b) for i, a in enumerate(things) for b in things[:i] if not _overlap(a.box, b.box)]
         if pairs and len(objects) > 1:
             break

@@ -115,8 +115,8 @@ def edit_missing(
 
 
 class Judge:
-    """Scores folders of results for one benchmark. clip: an extractor; identity: by the oracle for shapes, by the judge
-    for individuals. Raises UserError: real pictures that are missing or damaged."""
+    """Scores folders of results for one benchmark. clip: an extractor; identity: the scorer of shapes or of
+    individuals, whose first metric is 1 or 0. Raises UserError: real pictures that are missing or damaged."""
 
     def __init__(self, bench: COCOImageDataset, clip: Extractor, identity: IdentityScorer | LookalikeScorer):
         self.bench, self.clip, self.identity = bench, clip, identity
@@ -128,7 +128,7 @@ class Judge:
         """The scores of a folder of results. Raises UserError: a missing or damaged result."""
         extractors = {"clip": self.clip}
         scorers = make_scorers(self.metrics, extractors, {"clip": self.real}, None, len(self.bench))
-        scorers.append(self.identity)
+        scorers.append(self.identity)  # it gathers nothing, so that one serves all evaluations
         summary = evaluate(results, self.bench, self.metrics, scorers)
         found = {score.metric.key: Estimate(score.value, score.low, score.high) for score in summary.scores}
         paths = [result_path(results, name) for name in self.bench.ids]
@@ -171,11 +171,8 @@ def _lines(rows: Mapping[str, Row]) -> Iterator[str]:
     yield "| | " + " | ".join(shown.values()) + " |"
     yield "|---" * (len(shown) + 1) + "|"
     for name, row in rows.items():
-        yield (
-            f"| {name} | "
-            + " | ".join(_cell(key, row.scores[key]) if key in row.scores else "" for key in shown)
-            + " |"
-        )
+        cells = (_cell(key, row.scores[key]) if key in row.scores else "" for key in shown)
+        yield f"| {name} | " + " | ".join(cells) + " |"
 
 
 def decimals_of(key: str) -> int:

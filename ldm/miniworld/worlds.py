@@ -6,13 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from typing import ClassVar
 
 import numpy as np
 
 from ldm.data.index import SPLITS
 from ldm.miniworld.crops import ATTRIBUTES
-from ldm.miniworld.identity import draw_identity
+from ldm.miniworld.identity import draw_held_out, draw_identity
 from ldm.miniworld.individuals import KINDS, Population
 from ldm.miniworld.scene import Look
 from ldm.miniworld.shapes import SHAPES
@@ -31,7 +31,6 @@ SCENES_PER_INDIVIDUAL = 4  # each then has about ten pictures, since a scene sho
 CASES_PER_FAMILY = 20
 
 
-@dataclass(frozen=True)
 class Shapes:
     """Scenes of the twelve shapes. categories: classes of the annotations; columns: further ones of the annotations,
     attributes of a Look; attributes: a benchmark's file of what its cases show; least_seen: share of a reference
@@ -43,12 +42,13 @@ class Shapes:
     least_seen = 0.0
 
     def split(self, name: str, count: int, number: int) -> Draw:
-        """What the number-th of count scenes of a split shows."""
-        return partial(draw_identity, held_out=name == PRETRAINING and number % 6 == 0)
+        """What the number-th of count scenes of a split shows. Only PRETRAINING shows held-out pairs, in every sixth
+        scene, because they are a sixth of all pairs."""
+        return draw_held_out if name == PRETRAINING and number % 6 == 0 else draw_identity
 
     def bench(self, count: int, stream: int) -> Draw:
         """What scenes of a benchmark of count cases show. stream: SOURCE_STREAM, REFERENCE_STREAM or REAL_STREAM."""
-        return partial(draw_identity, held_out=stream == REFERENCE_STREAM)
+        return draw_held_out if stream == REFERENCE_STREAM else draw_identity
 
 
 @dataclass(frozen=True)
@@ -56,26 +56,26 @@ class Individuals:
     """Scenes of individuals, with the members of Shapes. seed: of the individuals, not of the scenes."""
 
     seed: int
-    categories = KINDS
-    columns: tuple[str, ...] = ("object",)
-    attributes = "individuals.json"
-    least_seen = 0.9
+
+    categories: ClassVar = KINDS
+    columns: ClassVar[tuple[str, ...]] = ("object",)
+    attributes: ClassVar = "individuals.json"
+    least_seen: ClassVar = 0.9
 
     def split(self, name: str, count: int, number: int) -> Draw:
         families = max(1, round(count / SCENES_PER_INDIVIDUAL / FAMILY))
-        return Population(name, self._seed(SPLIT_STREAMS[name]), families * FAMILY, FAMILY).draw
+        return self._population(name, SPLIT_STREAMS[name], families, FAMILY).draw
 
     def bench(self, count: int, stream: int) -> Draw:
         return self.population(count).draw
 
     def population(self, count: int) -> Population:
         """The individuals of a benchmark of count cases."""
-        families = max(1, round(count / CASES_PER_FAMILY))
-        return Population("bench", self._seed(REFERENCE_STREAM), families * LOOKALIKES, LOOKALIKES)
+        return self._population("bench", REFERENCE_STREAM, max(1, round(count / CASES_PER_FAMILY)), LOOKALIKES)
 
-    def _seed(self, stream: int) -> tuple[int, ...]:
-        return self.seed, INDIVIDUALS_STREAM, stream
+    def _population(self, name: str, stream: int, families: int, family: int) -> Population:
+        return Population(name, (self.seed, INDIVIDUALS_STREAM, stream), families * family, family)
 
 
 World = Shapes | Individuals
-THE_SHAPES = Shapes()
+DEFAULT_WORLD = Shapes()

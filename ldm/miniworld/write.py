@@ -6,10 +6,10 @@
        images/{train_0 ... train_f,validation,test,pretraining}/<id>.jpg
                                            pretraining also shows held-out identities; it trains the CLIP and the oracle
 <bench>/GT_3500, Mask_bbox_3500, Ref_3500, id_list.npy
-        attributes.json                    the identities of each case's reference and replaced object
-        test2017_square/                   other scenes, cut like the benchmark's: the real pictures of FID
-        individuals.json                   the same of a benchmark of individuals, and each case's look-alikes
+        attributes.json                    the identities of each case's reference and replaced object, or in its place
+        individuals.json                   the same of individuals, with the look-alikes of each reference, and
         gallery/<object>.jpg               views of each individual (ldm.miniworld.gallery)
+        test2017_square/                   other scenes, cut like the benchmark's: the real pictures of FID
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from ldm.miniworld.gallery import GALLERY, write_views
 from ldm.miniworld.identity import Identity
 from ldm.miniworld.scene import Object, scene
 from ldm.miniworld.worlds import (
+    DEFAULT_WORLD,
     REAL_STREAM,
     REFERENCE_STREAM,
     SOURCE_STREAM,
     SPLIT_STREAMS,
-    THE_SHAPES,
     Draw,
     Individuals,
     World,
@@ -71,11 +71,10 @@ def folder_of(split: str, number: int) -> str:
 
 
 def write_world(
-    root: Path, counts: dict[str, int], size: tuple[int, int], seed: int, world: World = THE_SHAPES
+    root: Path, counts: dict[str, int], size: tuple[int, int], seed: int, world: World = DEFAULT_WORLD
 ) -> dict[str, int]:
     """Writes the data set. counts: scenes by split; size: (width, height) of a scene. -> annotated objects by split.
 
-    Of the shapes, only PRETRAINING shows held-out pairs, in every sixth scene, because they are a sixth of all pairs.
     Raises UserError: root exists, or cannot be written to."""
     found = {}
     with _new_folder(root) as place, worker_pool("pictures", PICTURES_PER_TASK) as parallel_map:
@@ -144,7 +143,7 @@ def write_bench(
     side: int = SIDE,
     size: tuple[int, int] = SCENE_SIZE,
     seed: int = 0,
-    world: World = THE_SHAPES,
+    world: World = DEFAULT_WORLD,
 ) -> None:
     """Writes the benchmark: `count` cases and `real` other scenes, each side x side pixels, cut from scenes of `size`.
 

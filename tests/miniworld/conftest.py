@@ -41,11 +41,10 @@ def world(tmp_path_factory):
 @pytest.fixture(scope="session")
 def individuals(tmp_path_factory):
     """world and bench as above, of individuals, in small scenes."""
-    from ldm.miniworld.worlds import Individuals
-    from ldm.miniworld.write import write_bench, write_world
+    from ldm.cli.make_miniworld import main
 
     root = tmp_path_factory.mktemp("individuals")
-    counts = {"train": 20, "validation": 20, "test": 2, "pretraining": 20}
-    write_world(root / "world", counts, (96, 72), 3, Individuals(3))
-    write_bench(root / "bench", 6, 30, 64, (96, 72), 3, Individuals(3))
+    folders = ["--dataset_dir", str(root / "world"), "--bench", str(root / "bench")]
+    counts = "--train=20 --validation=20 --test=1 --pretraining=30 --cases=6 --real=30"
+    main(["--individuals", *folders, *counts.split(), "--height=72", "--side=64", "--seed=3"])
     return root

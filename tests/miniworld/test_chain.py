@@ -17,8 +17,8 @@ from ldm.conventions import reference_to_tensor
 from ldm.data.bench.cocoee import COCOImageDataset, result_path
 from ldm.evaluation.clip_score import bounding_box
 from ldm.miniworld import presets, probe
-from ldm.miniworld.judge import JudgeTraining
 from ldm.miniworld.parts import require_labels
+from ldm.miniworld.recogniser import RecogniserTraining
 from ldm.miniworld.scores import identity_scores, load_oracle
 from ldm.miniworld.table import read_rows
 from ldm.models.diffusion.presets import Preset
@@ -130,10 +130,10 @@ def test_the_commands_of_the_pages(command, script, world, individuals, tmp_path
     shutil.copytree(world / "bench", tmp_path / "test_bench_mini")
     shutil.copytree(individuals / "bench", tmp_path / "test_bench_individuals")
     (tmp_path / "logs/mini").mkdir(parents=True)
-    save_file(JudgeTraining().state_dict(), tmp_path / "logs/mini/mini_judge.safetensors")
+    save_file(RecogniserTraining().state_dict(), tmp_path / "logs/mini/mini_recogniser.safetensors")
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     few = {"plms 50": Preset("plms", 2), "fast": Preset("dpm++", 2, (500, 999))}
     monkeypatch.setattr(presets, "CANDIDATES", few)
     words = command.split()
     code, out, err = script("mini_table", *words[2:], "--steps", 2, "--device", "cpu")
-    assert code == 0 and ("| top-1 of 50 |" if "--individuals" in words else "| shape |") in out, err
+    assert code == 0 and ("| top-1 of 50 |" if "test_bench_individuals" in words else "| shape |") in out, err

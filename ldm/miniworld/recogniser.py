@@ -1,5 +1,5 @@
-"""The judge of individuals, trained as face verification is: an embedding in which pictures of one individual are near
-each other, and those of its look-alikes are not."""
+"""The recogniser of individuals, trained as face verification is: an embedding in which pictures of one individual are
+near each other, and those of its look-alikes are not."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from ldm.models.base import LossModel
 SCALE, MARGIN = 16.0, 0.2  # s and m of the loss
 
 
-class Judge(nn.Module):
+class Recogniser(nn.Module):
     """A picture of an object (B,3,64,64) in [0,1] -> its embedding (B,width), of length 1.
 
-    channels: of the stages, each of two convolutions and a pooling; the first convolution halves the picture, too. What
-    remains, 4 x 4 places, is not pooled, since individuals differ in where their details are."""
+    channels: of the stages. Each has two convolutions, and a pooling between it and the next; the first convolution
+    halves the picture, too. The 4 x 4 places that remain are not pooled, since individuals differ in where their
+    details are."""
 
     def __init__(self, channels: Sequence[int] = (32, 64, 128, 128), width: int = 128):
         super().__init__()
@@ -44,22 +45,22 @@ def margin_loss(cosines: Tensor, scale: float = SCALE, margin: float = MARGIN) -
     return F.cross_entropy(scale * (cosines - margin * own), torch.arange(len(cosines), device=cosines.device))
 
 
-class JudgeTraining(LossModel):
-    """The judge in training. Batches: those of FamilyCrops.
+class RecogniserTraining(LossModel):
+    """The recogniser in training. Batches: those of FamilyCrops.
 
     An individual is represented by the mean embedding of its other views in the batch (as in prototypical networks,
-    Snell et al. 2017) in place of a learned one, as later by the mean of those in the gallery. So the training and the
-    validation of individuals that training does not show are the same."""
+    Snell et al. 2017), not by a learned vector, as later by the mean embedding of its views in a gallery. So the loss
+    means the same for individuals that training does not show."""
 
     def __init__(self, monitor: str | None = "val/loss", scheduler_config: Mapping[str, Any] | None = None):
         super().__init__()
         self.monitor, self.scheduler_config = monitor, scheduler_config
-        self.judge = Judge()
+        self.recogniser = Recogniser()
 
     def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """loss; top1: the share of crops that are nearest to the other views of their own individual."""
         images = batch["image"].flatten(0, 1)  # (individuals,views,3,S,S)
-        embeddings = self.judge(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+        embeddings = self.recogniser(images.flatten(0, 1)).unflatten(0, images.shape[:2])
         others = F.normalize(embeddings.sum(dim=1, keepdim=True) - embeddings, dim=-1)
         cosines = torch.einsum("ivd,jvd->vij", embeddings, others)
         right = cosines.argmax(dim=2) == torch.arange(len(images), device=cosines.device)
