@@ -152,19 +152,19 @@ def write_bench(
     with _new_folder(bench) as place, worker_pool("pictures", PICTURES_PER_TASK) as parallel_map:
         for folder in ("GT_3500", "Mask_bbox_3500", "Ref_3500", "test2017_square"):
             (place / folder).mkdir(parents=True)
-        common = {"place": place, "size": size, "seed": seed}
-        make = partial(_write_case, **common, side=side, world=world, count=count)
+        make = partial(_write_case, place=place, side=side, size=size, seed=seed, world=world, count=count)
         attributes = dict(tqdm(parallel_map(make, range(count)), desc="cases", total=count, unit="case"))
         (place / world.attributes).write_text(json.dumps(attributes, indent=1) + "\n")
         np.save(place / "id_list.npy", np.arange(count, dtype=np.int64))
-        make = partial(_write_real, **common, side=side, draw=world.bench(count, REAL_STREAM))
+        draw = world.bench(count, REAL_STREAM)
+        make = partial(_write_real, place=place, side=side, size=size, seed=seed, draw=draw)
         for _ in tqdm(parallel_map(make, range(real)), desc="real pictures", total=real, unit="scene"):
             pass
         if isinstance(world, Individuals):
             (place / GALLERY).mkdir()
             everyone = world.population(count).everyone()
-            made = parallel_map(partial(write_views, **common), everyone)
-            for _ in tqdm(made, desc="gallery", total=len(everyone), unit="individual"):
+            views = parallel_map(partial(write_views, place=place, size=size, seed=seed), everyone)
+            for _ in tqdm(views, desc="gallery", total=len(everyone), unit="individual"):
                 pass
 
 
@@ -189,7 +189,7 @@ def _write_case(
     save_png(cut_square(pixels, square, side), case_path(place, "GT_3500", name))
     save_png(Image.fromarray(box_mask(thing.box, square, side)), case_path(place, "Mask_bbox_3500", name))
     save_png(cut(other, reference_region(reference.box, size)), case_path(place, "Ref_3500", name))
-    attributes = {"reference": attributes_of(reference), "replaced": attributes_of(thing)}
+    attributes: dict[str, Any] = {"reference": attributes_of(reference), "replaced": attributes_of(thing)}
     if isinstance(world, Individuals):
         attributes["gallery"] = [each.object for each in world.population(count).lookalikes(reference.identity)]
     return name, attributes
