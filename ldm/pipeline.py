@@ -66,10 +66,15 @@ class PaintByExample(Painter):
         offload: bool = False,
         decoder: str | os.PathLike | None = None,
         safety_checker: str | os.PathLike | None = None,
+        *,
+        control: str | os.PathLike | None = None,
     ) -> PaintByExample:
         """The arguments are the fields of ldm.editing.options.Loading."""
         return cls.from_loading(
-            Loading(config, ckpt, device, precision, lora, lora_scale, fast, compiled, offload, decoder, safety_checker)
+            Loading(
+                *(config, ckpt, device, precision, lora, lora_scale, fast, compiled, offload, decoder, safety_checker),
+                control=control,
+            )
         )
 
     @classmethod
@@ -92,6 +97,10 @@ class PaintByExample(Painter):
         edit.safety_checker = checker
         if loading.decoder is not None:
             edit.decoder = AsymmetricDecoder.load(loading.decoder, home, model.first_stage_model.factor, model.channels)
+        if loading.control is not None:
+            from ldm.methods.control import Control
+
+            edit.control = Control.load(loading.control, edit.networks)
         return edit
 
     def repaint(
@@ -120,7 +129,7 @@ class PaintByExample(Painter):
             id(marked): marked for marked in photos
         }.values():  # what cannot be painted is said before sampling
             for mask, references in zip(marked.masks[1:], marked.references[1:], strict=True):
-                self.plan(marked.photo, mask, references, placement)
+                self.plan(marked.photo, mask, references, placement, marked.control)
         passes = 1 if placement.together else max((len(marked.masks) for marked in photos), default=0)
         for number in range(passes):
             plans: dict[int, PlannedEdit] = {}
@@ -131,9 +140,11 @@ class PaintByExample(Painter):
                 if same is not None:
                     plans[i] = plans[same]
                 elif placement.together:
-                    plans[i] = self.plan_together(pictures[i], marked.masks, marked.references, placement)
+                    own = marked.masks, marked.references
+                    plans[i] = self.plan_together(pictures[i], *own, placement, marked.control)
                 else:
-                    plans[i] = self.plan(pictures[i], marked.masks[number], marked.references[number], placement)
+                    one = marked.masks[number], marked.references[number]
+                    plans[i] = self.plan(pictures[i], *one, placement, marked.control)
                 if on_plan:
                     on_plan(i, number, plans[i])
 
@@ -228,6 +239,8 @@ class PaintByExample(Painter):
         best: int = 1,
         best_preset: str = "draft",
         judge: str = "clip",
+        control_image: Picture | Sequence[Picture] | None = None,
+        control_scale: float | None = None,
     ) -> Image.Image | list[Image.Image] | list[list[Image.Image]]:
         """Repaint a region of an image, or several, each with the object of its reference.
 
@@ -240,8 +253,10 @@ class PaintByExample(Painter):
         click, click_not, snap: instead of mask: an object, by points (x, y) on it and beside it, or a loose box
         regions, references: instead of these and reference, a list of regions of the image, painted one after the
             other, and a list of references, one for each region or one for all
-        scale, sampler, steps, eta, strength, blend_latents, keep_layout, keep: see ldm.editing.options.Sampling; steps
-            50 and sampler "plms" if not given; preset: "fast" or "draft", instead of sampler and steps
+        scale, sampler, steps, eta, strength, blend_latents, keep_layout, keep, control_scale: see
+            ldm.editing.options.Sampling; steps 50 and sampler "plms" if not given; preset: "fast" or "draft", instead
+            of sampler and steps
+        control_image: edges, depth or what else the loaded ControlNet or T2I-Adapter takes, of the image's proportions
         seed: of the first sample of every edit, or a list, one per edit; further samples count up from it. A picture
             depends on its seed, not on the others that are made with it
         n_samples: pictures per edit
@@ -262,12 +277,14 @@ class PaintByExample(Painter):
             if value < 1:
                 raise UserError(f"{name} {value} is out of range: use 1 or more")
         blending, selection = Blending(background, feather), Selection(best, best_preset, judge)
-        sampling = Sampling.choose(preset, sampler, steps, scale, eta, strength, blend_latents, keep_layout, keep)
+        layout = (strength, blend_latents, keep_layout, keep, control_scale)
+        sampling = Sampling.choose(preset, sampler, steps, scale, eta, *layout)
         fit = (reference_fit, reference_cutout, segment, mask_from_difference, mix, together)
         placement = Placement(context, height, width, grow, invert, *fit)
         mask = one_region(mask, box, polygon, alpha, snap, click, click_not)
+        what = (mask, reference, regions, references, control_image)
         photos, seeds, settings = photos_and_seeds(
-            image, seed, mask, reference, regions, references, n_samples=n_samples, placement=placement, best=best
+            image, seed, *what, n_samples=n_samples, placement=placement, best=best
         )
         how = (sampling, placement, blending)
         watch: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "callback": callback}
@@ -281,5 +298,5 @@ class PaintByExample(Painter):
             attach_settings(picture, own)
         if n_samples > 1:
             pictures = [pictures[i : i + n_samples] for i in range(0, len(pictures), n_samples)]
-        given = [each for each in (image, mask, reference, seed) if each is not None]
+        given = [each for each in (image, mask, reference, seed, control_image) if each is not None]
         return pictures[0] if all(map(is_one_for_all, given)) else pictures

@@ -71,8 +71,9 @@ def plan_job(edit: PaintByExample, job: Job, options: BatchOptions) -> PlannedJo
     references = read_references(1, [job.references], masks)
     if options.watermark:
         check_watermark(image.size)
-    marked = MarkedPhoto.mark(image, [job.region], references, job.placement)
-    plan = edit.plan(marked.photo, marked.masks[0], marked.references[0], job.placement)
+    control = None if job.control_image is None else open_picture(job.control_image, "control image")
+    marked = MarkedPhoto.mark(image, [job.region], references, job.placement, control)
+    plan = edit.plan(marked.photo, marked.masks[0], marked.references[0], job.placement, marked.control)
     return PlannedJob(job, marked, plan, marked.blending(job.blending), Choice(job.seed, job.selection))
 
 
@@ -95,6 +96,7 @@ def settings_of_job(job: Job, options: BatchOptions) -> dict[str, Any]:
         "regions": [job.region.settings],
         "references": [[os.fspath(path) for path in job.references]],
         **masks,
+        "control_image": None if job.control_image is None else os.fspath(job.control_image),
         **settings_of(job.placement, job.blending),
         **options.settings,
         **settings_of(job.sampling),

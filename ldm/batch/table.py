@@ -30,7 +30,7 @@ Kinds = Mapping[str, Callable[[str], Any]]  # column -> its cell's text to a val
 
 @dataclass(frozen=True)
 class Job:
-    """A row that can be tried. reference_masks: none, or one for each of the references."""
+    """A row that can be tried. reference_masks: none, or one for each of the references; control_image: or None."""
 
     line: int
     image: Place
@@ -43,6 +43,7 @@ class Job:
     placement: Placement
     blending: Blending
     selection: Selection
+    control_image: Place | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ REGIONS = (*KINDS, *OBJECT)
 SAMPLING: Kinds = {
     **{"scale": number, "sampler": str.lower, "steps": whole, "eta": number},
     **{"strength": number, "blend_latents": flag, "keep_layout": str.lower, "keep": number},
+    **{"control_scale": number},
 }
 PLACEMENT: Kinds = {
     **{"context": context, "height": whole, "width": whole, "grow": number, "invert": flag},
@@ -97,7 +99,8 @@ PLACEMENT: Kinds = {
 }
 BLENDING: Kinds = {"background": str.lower, "feather": number}
 SELECTION: Kinds = {"best": whole, "best_preset": str.lower, "judge": str}
-COLUMNS = (*REQUIRED, *REGIONS, "reference_mask", "seed", "preset", *SAMPLING, *PLACEMENT, *BLENDING, *SELECTION)
+FILES = ("reference_mask", "control_image")
+COLUMNS = (*REQUIRED, *REGIONS, *FILES, "seed", "preset", *SAMPLING, *PLACEMENT, *BLENDING, *SELECTION)
 ALIASES = {name.lower(): column for name, column in FLAG_NAMES.items()} | {"reference_mask_path": "reference_mask"}
 
 
@@ -189,7 +192,9 @@ def _job(line: int, row: Row, folder: Place, defaults: Defaults) -> Job:
     if masks and len(masks) != len(references):
         raise UserError(f"there are {len(references)} references and {len(masks)} masks of them: give one for each")
     region = _region(row, folder)
-    if os.path.normpath(out) in map(os.path.normpath, (image, *references, *masks)):
+    control = _path(folder, row["control_image"]) if "control_image" in row else None
+    own = (image, *references, *masks, *([control] if control else []))
+    if os.path.normpath(out) in map(os.path.normpath, own):
         raise UserError(f"out {row['out']} is one of the row's own pictures: choose another")
     return Job(
         line=line,
@@ -203,6 +208,7 @@ def _job(line: int, row: Row, folder: Place, defaults: Defaults) -> Job:
         placement=replace(defaults.placement, **_values(row, PLACEMENT)),
         blending=replace(defaults.blending, **_values(row, BLENDING)),
         selection=selection,
+        control_image=control,
     )
 
 

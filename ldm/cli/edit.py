@@ -61,13 +61,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def check_numbers(opt: argparse.Namespace) -> None:
-    """Raises UserError for a number of pictures or rows that is out of range, or if nothing would be written."""
+    """Raises UserError for a number of pictures or rows that is out of range, if nothing would be written, or if
+    a flag lacks what belongs to it."""
     check_range(opt, "n_samples")
     check_range(opt, "n_iter")
     if opt.n_rows < 0:
         raise UserError(f"--n_rows {opt.n_rows} is out of range: use 1 or more, or 0 for rows of four")
     if opt.best > 1 and opt.fixed_code:
         raise UserError("--best tries other noise and --fixed_code keeps it: give one of them")
+    if (opt.control is None) != (opt.control_image is None):
+        raise UserError("--control and --control_image, a network and its picture, belong together: give both, or none")
     if opt.skip_save and opt.skip_grid:
         raise UserError("--skip_save and --skip_grid together would write nothing: give one of them")
 
@@ -104,7 +107,7 @@ def read_pictures(opt: argparse.Namespace) -> MarkedPhoto:
     if opt.watermark:
         check_watermark(image.size)
     references = read_references(len(opt.regions), opt.references, opt.reference_masks)
-    return MarkedPhoto.mark(image, opt.regions, references, placement_from(opt))
+    return MarkedPhoto.mark(image, opt.regions, references, placement_from(opt), opt.control_image)
 
 
 def load(opt: argparse.Namespace) -> tuple[PaintByExample, Path]:

@@ -28,7 +28,7 @@ REPLACED = (  # flags beside --from -> settings of the picture that they replace
 SETTINGS = (  # flags whose values are written into pictures
     *("image_path", "regions", "references", "reference_masks", "grow", "invert", "H", "W", "context", "background"),
     *("feather", "strength", "keep_layout", "keep", "reference_fit", "reference_cutout", "segment", "blend_latents"),
-    *("mask_from_difference", "mix", "together"),
+    *("mask_from_difference", "mix", "together", "control", "control_image", "control_scale"),
     *("scale", "sampler", "ddim_steps", *PRESET_SETTINGS),
     *("ddim_eta", "seed", "start", "config", "ckpt", "lora", "lora_scale", "precision"),
     *("decoder", "safety_checker", "watermark"),
@@ -46,6 +46,7 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
                        " learn-object wrote")  # fmt: skip
     files.add_argument("--reference_mask_path", dest="reference_masks", action="append", nargs="+",
                        help="white where the object is, one per reference; the rest of it is ignored")  # fmt: skip
+    files.add_argument("--control_image", help="edges, depth or what else --control takes, of the photo's proportions")
     files.add_argument("--from", dest="repeat", help="a picture written earlier: make it again, except for the flags"
                        " given beside it")  # fmt: skip
     files.add_argument("--outdir", default="results", help="results go to the folder results in it (default: results"

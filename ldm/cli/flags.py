@@ -39,8 +39,8 @@ def context(word: str) -> float | str:
 
 def add_editing(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """invert, grow, context, background, feather, strength, keep_layout, keep, mask_from_difference, reference_fit,
-    reference_cutout, segment, mix, blend_latents, best, best_preset, judge, watermark. -> their group; see
-    placement_from, blending_from, sampling_from, selection_from."""
+    reference_cutout, segment, mix, blend_latents, control, control_scale, best, best_preset, judge, watermark. -> their
+    group; see placement_from, blending_from, sampling_from, selection_from, loading_from."""
     group = parser.add_argument_group("editing")
     group.add_argument("--invert", action="store_true", help="paint everything except the regions")
     group.add_argument("--grow", type=float, default=0.0, help="pixels to grow regions by; below 0: to shrink them by")
@@ -95,6 +95,12 @@ def add_editing(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         action="store_true",
         help="keep the photo around the mask in every step, as Blended Latent Diffusion does",
     )
+    group.add_argument(
+        "--control",
+        metavar="FOLDER",
+        help="of a ControlNet or T2I-Adapter for Stable Diffusion 1: its picture says where things are (none)",
+    )
+    group.add_argument("--control_scale", type=float, help="how much it says, 0 nothing to 2 (1)")
     group.add_argument(
         "--best",
         type=int,
@@ -157,7 +163,7 @@ def sampling_from(opt: argparse.Namespace) -> Sampling:
         opt.scale,
         opt.ddim_eta,
         strength=getattr(opt, "strength", 1.0),
-        **{name: getattr(opt, name, None) for name in ("keep_layout", "keep")},
+        **{name: getattr(opt, name, None) for name in ("keep_layout", "keep", "control_scale")},
         blend_latents=getattr(opt, "blend_latents", False),
     )
 
@@ -204,6 +210,7 @@ def loading_from(opt: argparse.Namespace) -> Loading:
         offload=opt.offload,
         decoder=opt.decoder,
         safety_checker=None if opt.safety_checker == "off" else opt.safety_checker,
+        control=getattr(opt, "control", None),
     )
 
 

@@ -72,36 +72,41 @@ def photos_and_seeds(
     reference: Any,
     regions: Sequence[Region] | None,
     references: Sequence[References] | None,
+    control_image: Any = None,
     *,
     n_samples: int,
     placement: Placement,
     best: int = 1,
 ) -> tuple[list[MarkedPhoto], list[int], list[dict[str, Any]]]:
     """The arguments of a call -> its photos, each n_samples times, and for each a seed and what its settings say of
-    both. best: seeds that a sample tries, from its own on. Raises UserError, TypeError."""
+    both. control_image: None, one for all photos or one for each; best: seeds that a sample tries, from its own on.
+    Raises UserError, TypeError."""
     if regions is None and references is None:
         if mask is None:
             raise UserError("no region is marked: give mask, box, polygon, alpha or regions")
         if reference is None:
             raise UserError("no reference is given: give one as reference")
-        rows = _rows(image=image, seed=seed, mask=mask, reference=reference)
+        columns = {"mask": mask, "reference": reference}
     else:
         if mask is not None or reference is not None:
             raise UserError("mask and reference exclude regions and references: leave out one pair of them")
         if not regions or not references:
             raise UserError("regions or references are missing: give both, one reference for each region or for all")
-        rows = _rows(image=image, seed=seed)
+        columns = {}
+    columns |= {} if control_image is None else {"control_image": control_image}
     photos, seeds, settings = [], [], []
-    for photo, first, *pair in rows:
+    for photo, first, *pair in _rows(image=image, seed=seed, **columns):
+        control = None if control_image is None else pair.pop()
         where = regions or [pair[0] if isinstance(pair[0], Region) else Region(mask=pair[0])]
         what = references or [pair[1]]
-        marked = MarkedPhoto.mark(photo, where, what, placement)
+        marked = MarkedPhoto.mark(photo, where, what, placement, control)
         groups = [[_path_of(each) for each in (group if isinstance(group, tuple) else (group,))] for group in what]
         places = [region.settings for region in where]
         own: dict[str, Any] = {  # without the names of pictures in memory, which have none
             "image": _path_of(photo) or None,
             "regions": None if {"mask": ""} in places else places,
             "references": groups if all(map(all, groups)) else None,
+            "control_image": _path_of(control) or None,
         }
         for i in range(n_samples):
             check_seed(own_seed := int(first) + i * best)

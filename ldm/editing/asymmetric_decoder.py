@@ -11,8 +11,10 @@ from torch import Tensor
 
 from ldm.fast.offload import on_device
 from ldm.models.autoencoder import OVERLAP, TILE, apply_in_tiles
-from ldm.storage import local
+from ldm.modules.pretrained import load_diffusers
 from ldm.util import UserError
+
+EXAMPLE = "an asymmetric autoencoder, such as cross-attention/asymmetric-autoencoder-kl-x-1-5 from the hub"
 
 
 class AsymmetricDecoder:
@@ -32,19 +34,7 @@ class AsymmetricDecoder:
         Raises UserError: missing folder, not an asymmetric autoencoder, one for other latents."""
         from diffusers import AsymmetricAutoencoderKL
 
-        folder = local(folder)
-        if not (folder / "config.json").is_file():
-            raise UserError(
-                f"decoder {folder} has no config.json: give the folder of an asymmetric autoencoder, such as "
-                "cross-attention/asymmetric-autoencoder-kl-x-1-5 from the hub"
-            )
-        try:
-            autoencoder = AsymmetricAutoencoderKL.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-            )
-        except Exception as error:  # diffusers raises many kinds
-            reason = str(error).split("\n")[0]
-            raise UserError(f"decoder {folder} cannot be loaded ({reason:.200}): download it again") from error
+        autoencoder = load_diffusers("decoder", folder, EXAMPLE, AsymmetricAutoencoderKL)
         decoder = cls(autoencoder)
         own = decoder.factor, autoencoder.config.latent_channels
         if own != (factor, channels):

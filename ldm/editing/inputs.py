@@ -49,6 +49,7 @@ class Inputs:
     conditions: tuple[Condition, ...] = ()  # of each edit, R references in all; (): one each, R = B
     # of K regions at once, with B*K conditions: how much each position sees of each one's token, summing to 1
     shares: Tensor | None = None  # (B,K,h,w)
+    control: Tensor | None = None  # (B,3,H,W) in [0,1]: of ldm.methods.control
 
     @property
     def inpaint_image(self) -> Tensor:
@@ -132,5 +133,5 @@ def stack(edits: Sequence[Inputs]) -> Inputs:
     """Inputs of several edits of one size -> one batch."""
     image, mask, reference = (torch.cat([getattr(e, field) for e in edits]) for field in ("image", "mask", "reference"))
     conditions = tuple(each for e in edits for each in (e.conditions or (Condition(),) * len(e.image)))
-    shares = [e.shares for e in edits if e.shares is not None]
-    return Inputs(image, mask, reference, conditions, torch.cat(shares) if shares else None)
+    some = ([x for e in edits if (x := getattr(e, field)) is not None] for field in ("shares", "control"))
+    return Inputs(image, mask, reference, conditions, *(torch.cat(x) if x else None for x in some))

@@ -12,7 +12,7 @@ from ldm.editing.options import Blending, Placement
 from ldm.editing.pictures import Picture, as_picture
 from ldm.editing.references import References, as_reference, learned_token
 from ldm.editing.regions import Region
-from ldm.images import upright_alpha, upright_photo
+from ldm.images import have_same_proportions, name_of, upright_alpha, upright_photo, upright_rgb
 from ldm.segmentation.objects import without_background
 from ldm.util import UserError
 
@@ -21,12 +21,14 @@ from ldm.util import UserError
 class MarkedPhoto:
     """photo: RGB, upright, in its own colour space (see upright_photo); masks: of its regions, L, 255 = paint, upright,
     of the photo's size; references: for each region the pictures of its object, as opened; has_alpha_region: a region
-    was given by the photo's transparency."""
+    was given by the photo's transparency; control: a picture of edges, for instance, RGB, upright, of the photo's
+    proportions (ldm.methods.control)."""
 
     photo: Image.Image
     masks: tuple[Image.Image, ...]
     references: tuple[tuple[Image.Image, ...], ...]
     has_alpha_region: bool = False
+    control: Image.Image | None = None
 
     @classmethod
     def mark(
@@ -35,8 +37,9 @@ class MarkedPhoto:
         regions: Sequence[Region],
         references: Sequence[References],
         placement: Placement = Placement(),
+        control: Picture | None = None,
     ) -> MarkedPhoto:
-        """references: one for each region, or one for all.
+        """references: one for each region, or one for all; control: a control picture of the image's proportions.
 
         Raises UserError: a region that is not in the image, a wrong number of references; TypeError: not pictures."""
         if not all(isinstance(each, Sequence) and not isinstance(each, str) for each in (regions, references)):
@@ -62,12 +65,25 @@ class MarkedPhoto:
         if placement.mix is not None and any(len(group) != 2 for group in groups):
             raise UserError("mix is between two references: give each region two, or leave it out")
         masks = tuple(region.mask_in(image, placement) for region in regions)
-        return cls(upright_photo(image), masks, tuple(groups), any(region.alpha for region in regions))
+        photo, has_alpha = upright_photo(image), any(region.alpha for region in regions)
+        return cls(photo, masks, tuple(groups), has_alpha, None if control is None else _control(control, photo))
 
     def blending(self, chosen: Blending) -> Blending:
         """The chosen blending for this photo. If its region was erased, there is nothing to blend with: the band's
         default width is then 0."""
         return replace(chosen, feather=0.0) if self.has_alpha_region and chosen.feather is None else chosen
+
+
+def _control(picture: Picture, photo: Image.Image) -> Image.Image:
+    """Raises UserError: another shape than the photo's."""
+    opened = as_picture(picture, "control image")
+    control = upright_rgb(opened, "black")
+    if not have_same_proportions(control, photo):
+        raise UserError(
+            f"{name_of(opened, 'control image')} is {control.width} x {control.height} but the photo is {photo.width} x"
+            f" {photo.height}: use one with the photo's proportions"
+        )
+    return control
 
 
 def _cut_out(reference: Image.Image, segment: str | None) -> Image.Image:

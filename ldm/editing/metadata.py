@@ -29,7 +29,7 @@ ASCII = b"ASCII\0\0\0"  # EXIF's mark of a comment in ASCII
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 FILES = (  # settings that are paths
     *("image", "regions", "references", "reference_masks", "config", "ckpt", "lora", "decoder", "safety_checker"),
-    *("segment", "judge"),
+    *("segment", "judge", "control", "control_image"),
 )
 NEARBY = ".files"  # folder beside a picture, for what must not be inside it
 

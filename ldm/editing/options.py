@@ -24,6 +24,7 @@ BACKGROUNDS = ("exact", "feather", "poisson", "none")
 REFERENCE_FITS = ("squash", "pad", "crop")
 KEEP_LAYOUT = {"ddpm": 0.2, "ddim": 0.4, "pnp": 0.8}  # methods, and how much each keeps unless keep says so
 WHOLE_PHOTO = "photo"  # as context: the window is the whole photo, as published
+LOADED_FILES = ("config", "ckpt", "lora", "decoder", "safety_checker", "control")  # fields of Loading
 
 Context = float | str | None
 
@@ -48,6 +49,7 @@ class Sampling:
     keep_layout: start from noise that leads back to the photo, by "ddpm", "ddim" or "pnp" (ldm/methods/
         inversion.py), and sample by ddim; keep: how much of the layout stays, 0 to 1, where nothing changes; None: as
         KEEP_LAYOUT says
+    control_scale: how much the loaded ControlNet or T2I-Adapter adds, 0 (nothing) to 2; None: 1
 
     Raises UserError for the first value that is out of range."""
 
@@ -61,6 +63,7 @@ class Sampling:
     blend_latents: bool = False
     keep_layout: str | None = None
     keep: float | None = None
+    control_scale: float | None = None
 
     def __post_init__(self) -> None:
         check_scale(self.scale)
@@ -68,6 +71,8 @@ class Sampling:
             raise UserError(
                 f"strength {self.strength} is out of range: use 0 (nothing changes) to 1 (everything is new)"
             )
+        if self.control_scale is not None and not 0 <= self.control_scale <= 2:
+            raise UserError(f"control_scale {self.control_scale} is out of range: use 0 (no control) to 2, usually 1")
         check_sampler(self.sampler, self.steps, self.eta, NUM_TIMESTEPS)
         if self.interval is not None:
             object.__setattr__(self, "interval", tuple(self.interval))  # a list cannot be part of a batch's key
@@ -113,6 +118,7 @@ class Sampling:
         blend_latents: bool = False,
         keep_layout: str | None = None,
         keep: float | None = None,
+        control_scale: float | None = None,
     ) -> Sampling:
         """By the name of a preset, or else by sampler and steps; where they are not given, 50 steps of PLMS, or of DDIM
         with keep_layout.
@@ -121,7 +127,7 @@ class Sampling:
         if keep_layout is not None and sampler not in (None, "ddim"):
             raise UserError(f"keep_layout samples by ddim, not by {sampler}: leave out one of them")
         how = resolve_preset(preset, sampler, steps)
-        kept = (strength, blend_latents, keep_layout, keep)
+        kept = (strength, blend_latents, keep_layout, keep, control_scale)
         return cls(scale, how.sampler, how.steps, eta, how.interval, how.refresh, *kept)
 
 
@@ -250,6 +256,7 @@ class Loading:
     fast, compiled, offload: see ldm.fast.networks.Networks; offload: keep the networks on the CPU, and on the device
         only the one at work
     decoder: folder of an asymmetric autoencoder; safety_checker: folder of Stable Diffusion's, or "hub"
+    control: folder of a ControlNet or T2I-Adapter; every edit then needs its control image
 
     Raises UserError for choices that exclude each other."""
 
@@ -264,15 +271,18 @@ class Loading:
     offload: bool = False
     decoder: str | os.PathLike | None = None
     safety_checker: str | os.PathLike | None = None
+    control: str | os.PathLike | None = None
 
     def __post_init__(self) -> None:
         if self.offload and self.compiled:
             raise UserError("--offload and --compile exclude each other: leave one of them out")
+        if self.control is not None and self.compiled:
+            raise UserError("--control and --compile exclude each other: leave one of them out")
 
     @property
     def settings(self) -> dict[str, Any]:
         """What of it is written into pictures: files by their paths; a config that is not a file is left out."""
-        files = {name: getattr(self, name) for name in ("config", "ckpt", "lora", "decoder", "safety_checker")}
+        files = {name: getattr(self, name) for name in LOADED_FILES}
         paths = {name: os.fspath(file) for name, file in files.items() if isinstance(file, str | os.PathLike)}
         return paths | ({} if self.lora is None else {"lora_scale": self.lora_scale})
 

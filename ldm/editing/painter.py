@@ -13,7 +13,7 @@ from PIL import Image, ImageChops
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.conventions import mask_to_image, mask_to_tensor, resize_tensor
+from ldm.conventions import mask_to_image, mask_to_tensor, pixels_to_tensor, resize_tensor
 from ldm.editing.checks import report_out_of_memory
 from ldm.editing.inputs import Condition, Inputs, PlannedEdit, SamplingTask, make_inputs, size_for, stack
 from ldm.editing.options import Placement, Sampling
@@ -22,11 +22,12 @@ from ldm.editing.window import PlacedWindow
 from ldm.fast.networks import Networks, choose_precision
 from ldm.images import upright_mask, upright_rgb
 from ldm.models.diffusion.conditioning import encode_to_latent, inpaint_channels, reference_token, unconditional_token
-from ldm.models.diffusion.denoiser import blended_eps, guided_eps, make_denoiser
+from ldm.models.diffusion.denoiser import Denoiser, blended_eps, guided_eps, make_denoiser
 from ldm.models.diffusion.sampling import Callback, Eps, Step, sample
 from ldm.util import UserError, group_into_batches
 
 if TYPE_CHECKING:
+    from ldm.methods.control import Control
     from ldm.models.diffusion.ddpm import LatentDiffusion
 
 Item = TypeVar("Item")
@@ -49,7 +50,8 @@ class Painter:
     sampler's arithmetic) or "autocast", the half precision that suits the device; None: autocast on CUDA, else full.
     fast, compiled, offload: see Networks. The model is used with the weights that it has at construction.
 
-    decoder (an AsymmetricDecoder) and safety_checker (a SafetyChecker) take part in every edit if they are set."""
+    decoder (an AsymmetricDecoder), safety_checker (a SafetyChecker) and control (a Control) take part in every edit if
+    they are set."""
 
     def __init__(
         self,
@@ -65,6 +67,7 @@ class Painter:
         self.networks = Networks(model, self.precision, fast, compiled, offload)
         self.decoder: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
         self.safety_checker: Callable[[Tensor], Tensor] | None = None
+        self.control: Control | None = None
 
     @property
     def native_size(self) -> int:
@@ -99,15 +102,28 @@ class Painter:
         mask: Image.Image,
         references: Sequence[Image.Image],
         placement: Placement = Placement(),
+        control: Image.Image | None = None,
     ) -> PlannedEdit:
         """One edit, ready to be sampled. photo: RGB, upright; mask: L, 255 = paint, of the photo's size, as
-        Region.mask_in makes it; references: pictures of one object."""
+        Region.mask_in makes it; references: pictures of one object; control: RGB, of the photo's proportions."""
+        if placement.mask_from_difference and self.control is not None:
+            raise UserError("mask_from_difference and control exclude each other: leave one of them out")
         place = self._place(photo, mask, placement)
         inputs = self._inputs(place.picture, place.region, [references], placement)
         if placement.mask_from_difference:
             place = place.within(mask_to_image(self._outline(inputs)))
             inputs = self._inputs(place.picture, place.region, [references], placement)
-        return PlannedEdit(place, inputs)
+        return self._with_control(PlannedEdit(place, inputs), control)
+
+    def _with_control(self, plan: PlannedEdit, control: Image.Image | None) -> PlannedEdit:
+        """The edit with its part of the control picture. Raises UserError: there is one, but no network, or none."""
+        if (self.control is None) != (control is None):
+            raise UserError("control and control_image, a network and its picture, belong together: give both, or none")
+        if control is None:
+            return plan
+        height, width = plan.inputs.image.shape[-2:]
+        part = pixels_to_tensor(plan.place.part_of(control, (width, height)))
+        return replace(plan, inputs=replace(plan.inputs, control=part[None]))
 
     def plan_together(
         self,
@@ -115,10 +131,13 @@ class Painter:
         masks: Sequence[Image.Image],
         references: Sequence[Sequence[Image.Image]],
         placement: Placement = Placement(),
+        control: Image.Image | None = None,
     ) -> PlannedEdit:
         """One edit of several regions, each with its own references, in one window around all of them.
 
         Raises UserError: networks that take one token for the whole picture."""
+        if self.control is not None and not self.control.is_adapter:
+            raise UserError("together does not go with a ControlNet: leave one of them out, or use a T2I-Adapter")
         if not self.networks.fast or self.model.cond_stage_model.tokens > 1:
             raise UserError("together needs the fast networks and a model of one token: leave it out, or plain")
         from ldm.methods.token_field import shares_of_regions
@@ -134,7 +153,8 @@ class Painter:
         if isinstance(placement.together, tuple):
             pairs = zip(conditions, placement.together, strict=True)
             conditions = tuple(replace(each, scale=scale) for each, scale in pairs)
-        return PlannedEdit(place, replace(inputs, conditions=conditions, shares=shares[None]))
+        plan = PlannedEdit(place, replace(inputs, conditions=conditions, shares=shares[None]))
+        return self._with_control(plan, control)
 
     def _place(self, photo: Image.Image, mask: Image.Image, placement: Placement) -> PlacedWindow:
         aspect = 1.0
@@ -230,11 +250,12 @@ class Painter:
             if any(each.scale is not None for each in conditions):
                 own = [sampling.scale if each.scale is None else each.scale for each in conditions]
                 scale = (shares * torch.tensor(own).view(batch, -1, 1, 1).to(shares)).sum(dim=1, keepdim=True)
-        eps_of = self._eps_of(sampling, inpaint, source, shares)
+        beside = () if self.control is None else (self.control.network,)
         with (
             tqdm(desc=sampling.sampler, total=sampling.steps, unit="step", disable=not progress) as bar,
-            self.networks.unet_on_device(),
+            self.networks.unet_on_device(*beside),
         ):
+            eps_of = self._eps_of(sampling, inpaint, source, shares, self._steering(inputs, sampling))
 
             def on_step(step: Step) -> None:
                 bar.total = step.total
@@ -261,8 +282,22 @@ class Painter:
                 )
         return self._decode(z, image, mask)
 
+    def _steering(self, inputs: Inputs, sampling: Sampling) -> Callable[[Denoiser], Denoiser]:
+        """What makes a denoiser follow the edits' control pictures, if there are any. Raises UserError."""
+        if inputs.control is None or self.control is None:
+            if sampling.control_scale is not None:
+                raise UserError(f"control_scale {sampling.control_scale} does nothing by itself: give control, too")
+            return lambda denoiser: denoiser
+        scale = 1.0 if sampling.control_scale is None else sampling.control_scale
+        return self.control.steering(inputs.control.to(self.device), scale)
+
     def _eps_of(
-        self, sampling: Sampling, inpaint: Tensor, source: Tensor | None, shares: Tensor | None = None
+        self,
+        sampling: Sampling,
+        inpaint: Tensor,
+        source: Tensor | None,
+        shares: Tensor | None,
+        steer: Callable[[Denoiser], Denoiser],
     ) -> Callable[..., Eps]:
         """(c (B,M,D), v (B,M,D), scale) -> eps(x, t), guided; with plain=True by the model's own UNet, which lets
         gradients through and has the published parts."""
@@ -273,7 +308,7 @@ class Painter:
                 raise UserError("--offload does not go with keep_layout ddim or pnp: leave it out, or use ddpm")
             if plain:
                 denoiser = make_denoiser(self.model.apply_model)
-            eps = guided_eps(denoiser, inpaint, context, uncond, scale, sampling.interval)
+            eps = guided_eps(steer(denoiser), inpaint, context, uncond, scale, sampling.interval)
             if source is not None and sampling.blend_latents:
                 eps = blended_eps(eps, source, inpaint[:, -1:], self.model.schedule)
             return eps

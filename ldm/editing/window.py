@@ -90,6 +90,12 @@ class PlacedWindow:
         """The mask inside the window."""
         return self.mask.crop(self.window)
 
+    def part_of(self, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+        """What another picture of the photo's proportions has in the window, at this size (width, height)."""
+        x0, x1 = (picture.width * x / self.photo.width for x in self.window[::2])
+        y0, y1 = (picture.height * y / self.photo.height for y in self.window[1::2])
+        return picture.resize(size, Image.Resampling.LANCZOS, box=(x0, y0, x1, y1))
+
     def paste(self, painted: Image.Image, blending: Blending = Blending()) -> Image.Image:
         """The window as the model painted it, of any size, in sRGB -> the whole photo with it, in the photo's colour
         space and with its profile."""

@@ -141,10 +141,10 @@ class Networks:
         stay = self.device == self.model.device
         return contextlib.nullcontext() if stay else on_device(self.device, *networks)
 
-    def unet_on_device(self) -> contextlib.AbstractContextManager[None]:
-        """A denoiser's eps may only be called inside this context."""
+    def unet_on_device(self, *others: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """A denoiser's eps may only be called inside this context. others: networks that take part in it."""
         fast = self.fast and self.cond_stage_model.tokens == 1
-        return self._on_device(self.unet if fast else self.model.model)
+        return self._on_device(self.unet if fast else self.model.model, *others)
 
     # ------------------------------------------------------------------------------ as LatentDiffusion has them
 

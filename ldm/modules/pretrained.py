@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -32,3 +33,26 @@ def load_pretrained(
     if missing := report["missing_keys"] or report["mismatched_keys"]:  # they would stay random
         raise UserError(f"{name} {source} lacks {listing(map(str, missing))}: download {repo} again")
     return loaded, *rest
+
+
+def load_diffusers(name: str, folder: str | os.PathLike, example: str, *networks: Any) -> Any:
+    """A network of diffusers from its folder: config.json, and safetensors, so that no code of it runs.
+
+    name: what it is, in messages; example: what the folder should be; networks: classes, one of which it is.
+    Raises UserError: a missing or damaged folder, another network."""
+    folder = local(folder)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{name} {folder} has no config.json: give the folder of {example}")
+    own = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": False, "output_loading_info": True}
+    try:
+        kind = json.loads((folder / "config.json").read_text())["_class_name"]
+        network = {each.__name__: each for each in networks}.get(kind)
+        loaded, report = network.from_pretrained(folder, **own) if network else (None, {})
+    except Exception as error:  # diffusers raises many kinds
+        reason = str(error).split("\n")[0]
+        raise UserError(f"{name} {folder} cannot be loaded ({reason:.200}): download it again") from error
+    if loaded is None:
+        raise UserError(f"{name} {folder} is of the class {kind}: give the folder of {example}")
+    if missing := report["missing_keys"]:  # they would stay random
+        raise UserError(f"{name} {folder} lacks {listing(map(str, missing))}: download it again")
+    return loaded
