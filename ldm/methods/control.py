@@ -37,7 +37,7 @@ EXAMPLE = "a ControlNet or T2I-Adapter for Stable Diffusion 1, such as lllyasvie
 class Control:
     """network: a ControlNetModel or T2IAdapter; unets: those that may run, UNetModel and FastUNet."""
 
-    def __init__(self, network: Any, unets: Sequence[nn.Module]):
+    def __init__(self, network: Any, unets: Sequence[Any]):
         self.network, self.unets = network.eval().requires_grad_(False), unets
         self.is_adapter = hasattr(network, "adapter")
 
@@ -48,11 +48,12 @@ class Control:
         from diffusers import ControlNetModel, T2IAdapter
 
         network = load_diffusers("control", folder, EXAMPLE, ControlNetModel, T2IAdapter)
-        unet = networks.model.model.diffusion_model
-        for what, (own, needed) in _properties(network, unet, networks.model.first_stage_model.factor).items():
+        model: Any = networks.model
+        unet = model.model.diffusion_model
+        for what, (own, needed) in _properties(network, unet, model.first_stage_model.factor).items():
             if own != needed:
                 raise UserError(f"control {folder} has {what} {own}, but the model needs {needed}: use {EXAMPLE}")
-        network.to(networks.model.device, networks.dtype)
+        network.to(model.device, networks.dtype)
         return cls(network, [unet, networks.unet] if networks.fast else [unet])
 
     def steering(self, picture: Tensor, scale: float) -> Callable[[Denoiser], Denoiser]:
