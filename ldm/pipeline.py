@@ -30,7 +30,16 @@ from ldm.editing.checks import pick_device, report_out_of_memory
 from ldm.editing.inputs import PlannedEdit, SamplingTask
 from ldm.editing.marked import MarkedPhoto
 from ldm.editing.metadata import attach_settings
-from ldm.editing.options import Blending, Context, Loading, Placement, Sampling, Selection, settings_of
+from ldm.editing.options import (
+    Blending,
+    Context,
+    Loading,
+    Placement,
+    Sampling,
+    Selection,
+    check_together,
+    settings_of,
+)
 from ldm.editing.painter import Painter
 from ldm.editing.pictures import Picture
 from ldm.editing.references import References
@@ -122,8 +131,7 @@ class PaintByExample(Painter):
 
         seeds, starts: one for each photo, see `sample`; on_plan: called with every plan before it is sampled;
         on_painted: with every window that was painted."""
-        if placement.together and sampling.keep_layout:
-            raise UserError("together and keep_layout exclude each other: leave one of them out")
+        check_together(placement, sampling)
         pictures = [marked.photo for marked in photos]
         for marked in {
             id(marked): marked for marked in photos

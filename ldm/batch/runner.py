@@ -67,13 +67,15 @@ class PlannedJob:
 def plan_job(edit: PaintByExample, job: Job, options: BatchOptions) -> PlannedJob:
     """Read a job's pictures. Raises UserError."""
     image = open_picture(job.image, "image")
-    masks = [job.reference_masks] if job.reference_masks else None
-    references = read_references(1, [job.references], masks)
+    references = read_references(len(job.regions), job.references, job.reference_masks)
     if options.watermark:
         check_watermark(image.size)
     control = None if job.control_image is None else open_picture(job.control_image, "control image")
-    marked = MarkedPhoto.mark(image, [job.region], references, job.placement, control)
-    plan = edit.plan(marked.photo, marked.masks[0], marked.references[0], job.placement, marked.control)
+    marked = MarkedPhoto.mark(image, job.regions, references, job.placement, control)
+    if job.placement.together:
+        plan = edit.plan_together(marked.photo, marked.masks, marked.references, job.placement, marked.control)
+    else:
+        plan = edit.plan(marked.photo, marked.masks[0], marked.references[0], job.placement, marked.control)
     return PlannedJob(job, marked, plan, marked.blending(job.blending), Choice(job.seed, job.selection))
 
 
@@ -90,12 +92,14 @@ def choose_seed(edit: PaintByExample, planned: PlannedJob, options: BatchOptions
 
 def settings_of_job(job: Job, options: BatchOptions) -> dict[str, Any]:
     """What is written into a job's picture."""
-    masks = {"reference_masks": [[os.fspath(path) for path in job.reference_masks]]} if job.reference_masks else {}
+    references, masks = (
+        [[os.fspath(path) for path in group] for group in groups] for groups in (job.references, job.reference_masks)
+    )
     return {
         "image": os.fspath(job.image),
-        "regions": [job.region.settings],
-        "references": [[os.fspath(path) for path in job.references]],
-        **masks,
+        "regions": [region.settings for region in job.regions],
+        "references": references,
+        **({"reference_masks": masks} if masks else {}),
         "control_image": None if job.control_image is None else os.fspath(job.control_image),
         **settings_of(job.placement, job.blending),
         **options.settings,

@@ -3,21 +3,23 @@
 jobs.csv has the columns image, reference, out, one of mask, box (x0,y0,x1,y1), polygon (x,y x,y x,y ...), alpha (yes)
 and an object (click, click_not: x,y x,y ...; snap: as box) and, optionally, every setting of an edit; see COLUMNS.
 Names of columns may be those of the flags. Paths are relative to the table's folder; several references of one object
-are separated by |. An empty cell leaves a setting to the flags."""
+are separated by |. Several regions, which are painted together, and their references are separated by ||. An empty
+cell leaves a setting to the flags."""
 
 from __future__ import annotations
 
 import csv
+import itertools
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from ldm.batch.cells import WRONG, box, context, flag, number, points, together, whole
 from ldm.editing.metadata import check_format
 from ldm.editing.names import FLAG_NAMES
-from ldm.editing.options import WHOLE_PHOTO, Blending, Context, Placement, Sampling, Selection
-from ldm.editing.regions import KINDS, OBJECT, Point, Region, parse_box, parse_point
+from ldm.editing.options import Blending, Placement, Sampling, Selection, check_together
+from ldm.editing.regions import KINDS, OBJECT, Region
 from ldm.files import check_name
 from ldm.models.diffusion.presets import resolve_preset
 from ldm.storage import Place, Url, is_url, place
@@ -30,13 +32,14 @@ Kinds = Mapping[str, Callable[[str], Any]]  # column -> its cell's text to a val
 
 @dataclass(frozen=True)
 class Job:
-    """A row that can be tried. reference_masks: none, or one for each of the references; control_image: or None."""
+    """A row that can be tried. references: for each of the regions, or one group for all; reference_masks: none, or one
+    for each of the references; control_image: or None."""
 
     line: int
     image: Place
-    region: Region
-    references: tuple[Place, ...]
-    reference_masks: tuple[Place, ...]
+    regions: tuple[Region, ...]
+    references: tuple[tuple[Place, ...], ...]
+    reference_masks: tuple[tuple[Place, ...], ...]
     out: Place
     seed: int
     sampling: Sampling
@@ -59,32 +62,7 @@ class Defaults:
     selection: Selection = Selection()
 
 
-def number(cell: str) -> float:
-    """2.5, or 2,5 as spreadsheets of some countries write it."""
-    return float(cell.replace(",", ".") if cell.count(",") == 1 and "." not in cell else cell)
-
-
-def whole(cell: str) -> int:
-    """7, or 7.0 as programs write whole numbers in a column with empty cells."""
-    if re.fullmatch(r"[+-]?\d+", cell):
-        return int(cell)
-    value = float(cell)
-    if not value.is_integer() or abs(value) >= 2**53:  # beyond, digits are lost
-        raise ValueError(cell)
-    return int(value)
-
-
-def flag(cell: str) -> bool:
-    """yes, true, 1 or no, false, 0."""
-    words = {"yes": True, "true": True, "on": True, "no": False, "false": False, "off": False}
-    return words[cell.lower()] if cell.lower() in words else bool(("0", "1").index(str(whole(cell))))
-
-
-def context(cell: str) -> Context:
-    """A length, or the whole photo."""
-    return WHOLE_PHOTO if cell.lower() == WHOLE_PHOTO else number(cell)
-
-
+REGION, ONE = "||", "|"  # separate regions, and pictures of one object
 REQUIRED = ("image", "reference", "out")
 REGIONS = (*KINDS, *OBJECT)
 SAMPLING: Kinds = {
@@ -95,7 +73,7 @@ SAMPLING: Kinds = {
 PLACEMENT: Kinds = {
     **{"context": context, "height": whole, "width": whole, "grow": number, "invert": flag},
     **{"reference_fit": str.lower, "reference_cutout": flag, "segment": str, "mask_from_difference": flag},
-    **{"mix": number},
+    **{"mix": number, "together": together},
 }
 BLENDING: Kinds = {"background": str.lower, "feather": number}
 SELECTION: Kinds = {"best": whole, "best_preset": str.lower, "judge": str}
@@ -185,27 +163,29 @@ def _job(line: int, row: Row, folder: Place, defaults: Defaults) -> Job:
     if isinstance(out, Url):
         out.check_writable()
     check_name(out, "out")
-    references, masks = (
-        tuple(_path(folder, name.strip()) for name in row.get(column, "").split("|") if name.strip())
-        for column in ("reference", "reference_mask")
-    )
-    if masks and len(masks) != len(references):
-        raise UserError(f"there are {len(references)} references and {len(masks)} masks of them: give one for each")
-    region = _region(row, folder)
+    references, masks = (_groups(row.get(column, ""), folder) for column in ("reference", "reference_mask"))
+    if masks and [*map(len, masks)] != [*map(len, references)]:
+        counts = [sum(map(len, groups)) for groups in (references, masks)]
+        raise UserError(f"there are {counts[0]} references and {counts[1]} masks of them: give one for each")
+    regions = _regions(row, folder)
+    sampling, placement = _sampling(row, defaults), replace(defaults.placement, **_values(row, PLACEMENT))
+    if len(regions) > 1 and not placement.together:
+        raise UserError(f"there are {len(regions)} regions: give yes as together, or a row for each")
+    check_together(placement, sampling)
     control = _path(folder, row["control_image"]) if "control_image" in row else None
-    own = (image, *references, *masks, *([control] if control else []))
+    own = (image, *itertools.chain(*references, *masks), *([control] if control else []))
     if os.path.normpath(out) in map(os.path.normpath, own):
         raise UserError(f"out {row['out']} is one of the row's own pictures: choose another")
     return Job(
         line=line,
         image=image,
-        region=region,
+        regions=regions,
         references=references,
         reference_masks=masks,
         out=out,
         seed=seed,
-        sampling=_sampling(row, defaults),
-        placement=replace(defaults.placement, **_values(row, PLACEMENT)),
+        sampling=sampling,
+        placement=placement,
         blending=replace(defaults.blending, **_values(row, BLENDING)),
         selection=selection,
         control_image=control,
@@ -215,12 +195,31 @@ def _job(line: int, row: Row, folder: Place, defaults: Defaults) -> Job:
 def _sampling(row: Row, defaults: Defaults) -> Sampling:
     """Raises UserError."""
     given, preset = _values(row, SAMPLING), row.get("preset", "").lower()
+    if "keep_layout" in given:
+        given.setdefault("keep", None)  # the flags' is another method's
     if preset:
         named = resolve_preset(preset, given.get("sampler"), given.get("steps"))
         return replace(defaults.sampling, **named._asdict(), **given)
     if defaults.preset and given.keys() & {"sampler", "steps"}:
         raise UserError(f"sampler or steps contradict --preset {defaults.preset}: leave one of them out")
     return replace(defaults.sampling, **given)
+
+
+def _groups(cell: str, folder: Place) -> tuple[tuple[Place, ...], ...]:
+    """The pictures for each region."""
+    groups = [[name.strip() for name in part.split(ONE) if name.strip()] for part in cell.split(REGION)]
+    return tuple(tuple(_path(folder, name) for name in group) for group in groups if group)
+
+
+def _regions(row: Row, folder: Place) -> tuple[Region, ...]:
+    """Raises UserError: columns with different numbers of regions, or as _region does."""
+    parts = {name: [part.strip() for part in row[name].split(REGION)] for name in REGIONS if name in row}
+    count = max(map(len, parts.values()), default=1)
+    if others := [name for name, each in parts.items() if len(each) < count]:
+        told = f"{others[0]} has {len(parts[others[0]])} of {count} regions"
+        raise UserError(f"{told}: add {REGION} for those that are in another column")
+    rows = [{name: each[i] for name, each in parts.items() if each[i]} for i in range(count)]
+    return tuple(_region(each, folder) for each in rows)
 
 
 def _region(row: Row, folder: Place) -> Region:
@@ -231,33 +230,15 @@ def _region(row: Row, folder: Place) -> Region:
         found = f"both {' and '.join(given)}" if given else "none"
         raise UserError(f"the region is {found} of {', '.join(REGIONS)}: give one of them")
     if by_object:
-        return Region(**{name: _box(row[name]).box if name == "snap" else _points(name, row[name]) for name in given})
+        return Region(**{name: box(row[name]).box if name == "snap" else points(name, row[name]) for name in given})
     cell = row[given[0]]
     if given[0] == "mask":
         return Region(mask=str(_path(folder, cell)))
     if given[0] == "alpha":
         return Region(alpha=True)
     if given[0] == "box":
-        return _box(cell)
-    return Region(polygon=_points("polygon", cell))
-
-
-def _words(cell: str) -> list[str]:
-    return re.sub(r"[\[\](){}\s,;]+", " ", cell).split()
-
-
-def _box(cell: str) -> Region:
-    """Raises UserError."""
-    words = _words(cell)
-    return parse_box(",".join(words) if len(words) == 4 else cell)
-
-
-def _points(name: str, cell: str) -> tuple[Point, ...]:
-    """Raises UserError."""
-    words = _words(cell)
-    if len(words) % 2:
-        raise UserError(f"{name} {cell!r} is not of the form x,y x,y x,y: give pixels of the photo")
-    return tuple(parse_point(f"{x},{y}") for x, y in zip(words[::2], words[1::2], strict=True))
+        return box(cell)
+    return Region(polygon=points("polygon", cell))
 
 
 def _path(folder: Place, cell: str) -> Place:
@@ -278,8 +259,5 @@ def _values(row: Row, kinds: Kinds) -> dict[str, Any]:
             try:
                 found[name] = read(row[name])
             except (ValueError, OverflowError) as error:
-                kind = (
-                    "neither yes nor no" if read is flag else "not a whole number" if read is whole else "not a number"
-                )
-                raise UserError(f"{name} {row[name]!r} is {kind}: correct it") from error
+                raise UserError(f"{name} {row[name]!r} is {WRONG.get(read, 'not a number')}: correct it") from error
     return found

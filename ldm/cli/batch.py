@@ -4,10 +4,11 @@
 
 jobs.csv has the columns image, reference, out, one of mask, box (x0,y0,x1,y1, quoted), polygon (x,y x,y x,y, quoted),
 alpha (yes) and an object (click, click_not: x,y x,y, quoted; snap: as box) and, optionally, every setting of an edit,
-which takes precedence over its flag: seed, scale, preset, sampler, steps, eta, strength, blend_latents, background,
-feather, context, grow, invert, height, width, reference_fit, reference_cutout, segment, reference_mask, best,
-best_preset, judge, control_image and control_scale. Its paths
-are relative to its folder; several references of one object are separated by |. Columns are separated by commas,
+which takes precedence over its flag: seed, scale, preset, sampler, steps, eta, strength, keep_layout, keep,
+blend_latents, background, feather, context, grow, invert, mask_from_difference, height, width, reference_fit,
+reference_cutout, segment, reference_mask, mix, together, best, best_preset, judge, control_image and
+control_scale. Its paths are relative to its folder; several references of one object are separated by |, several
+regions and their references, to be painted together, by ||. Columns are separated by commas,
 semicolons or tabs. Rows of one size with the same settings are made together, --batch_size at once. Pictures that are
 there are kept, so that an interrupted run continues; those that other settings would make otherwise are named, and
 --overwrite makes them again. A row that cannot be edited does not stop the others.

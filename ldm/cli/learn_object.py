@@ -111,6 +111,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     learned_from = hashlib.sha256(json.dumps([*source, opt.ckpt, opt.lora, opt.lora_scale]).encode()).hexdigest()
     before = earlier(out, learned_from, how.steps)
     edit = PaintByExample.from_loading(loading_from(opt))
+    if before:
+        before.check_model(edit.model, out)
     edit.model.requires_grad_(False)
     seen = look_at(edit, images, regions)
     start = before or seen.start(edit, learned_from)

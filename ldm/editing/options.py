@@ -244,6 +244,12 @@ class Placement:
             raise UserError(f"reference_fit {self.reference_fit!r} is unknown: use one of {', '.join(REFERENCE_FITS)}")
 
 
+def check_together(placement: Placement, sampling: Sampling) -> None:
+    """Raises UserError: choices of the two that exclude each other."""
+    if placement.together and sampling.keep_layout:
+        raise UserError("together and keep_layout exclude each other: leave one of them out")
+
+
 @dataclass(frozen=True)
 class Loading:
     """Which model to load, and how its networks run.

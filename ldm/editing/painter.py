@@ -191,8 +191,7 @@ class Painter:
         crops = [fit_reference(each, placement.reference_fit) for group in references for each in group]
         factor = self.model.first_stage_model.factor
         inputs = make_inputs(picture, mask, crops, size, factor, self.model.cond_stage_model.image_size)
-        shape = self.model.cond_stage_model.tokens, self.model.learnable_vector.shape[-1]
-        learned = [tuple(learned_token(each, shape) for each in group) for group in references]
+        learned = [tuple(learned_token(each, self.model) for each in group) for group in references]
         return replace(inputs, conditions=tuple(Condition(each, placement.mix) for each in learned))
 
     def start(self, seed: int, height: int, width: int) -> tuple[Tensor, Tensor, torch.Generator]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -15,36 +15,38 @@ from ldm.images import open_picture, upright_alpha, upright_mask, upright_rgb
 from ldm.storage import place
 from ldm.util import UserError
 
+if TYPE_CHECKING:
+    from ldm.methods.tokens import LearnedToken
+    from ldm.models.diffusion.ddpm import LatentDiffusion
+
 References = Picture | tuple[Picture, ...]  # one picture of an object, or several; a path may also be a learned token's
-TOKEN = "paint-by-example token"  # in a picture's `info`: the learned token (M,D) that it stands for
+TOKEN_SUFFIX = ".safetensors"
+TOKEN = "paint-by-example token"  # in a picture's `info`: the LearnedToken that it stands for
 RED, GREEN, BLUE = (round(255 * level) for level in CLIP_MEAN)
 NEUTRAL = (RED, GREEN, BLUE)  # RGB, which CLIP's normalisation maps to 0
 
 
 def open_reference(path: str | os.PathLike) -> Image.Image:
     """A picture file; of a learned token (.safetensors) its picture, with the token in `info`. Raises UserError."""
-    if place(path).suffix.lower() != ".safetensors":
+    if place(path).suffix.lower() != TOKEN_SUFFIX:
         return open_picture(path, "reference")
     from ldm.methods.tokens import read_token
 
     learned = read_token(path)
     picture = Image.fromarray(learned.picture.numpy())
-    picture.info[TOKEN] = learned.token
+    picture.info[TOKEN] = learned
     picture.filename = os.fspath(path)  # type: ignore[attr-defined]
     return picture
 
 
-def learned_token(reference: Image.Image, shape: tuple[int, int] | None = None) -> Tensor | None:
-    """The token (M,D) that a picture stands for, or None. shape: of the model's tokens. Raises UserError: another's."""
-    token = reference.info.get(TOKEN)
-    if not isinstance(token, Tensor):  # a PNG's text may have any key
+def learned_token(reference: Image.Image, model: LatentDiffusion | None = None) -> Tensor | None:
+    """The token (M,D) that a picture stands for, or None. model: which it has to fit. Raises UserError: another's."""
+    learned: LearnedToken | str | None = reference.info.get(TOKEN)
+    if learned is None or isinstance(learned, str):  # a PNG's text may have any key
         return None
-    if shape is not None and token.shape != shape:
-        raise UserError(
-            f"reference {getattr(reference, 'filename', '')} is a token of the shape {tuple(token.shape)}, but the"
-            f" model's have {shape}: learn it again with this model"
-        )
-    return token
+    if model is not None:
+        learned.check_model(model, getattr(reference, "filename", ""))
+    return learned.token
 
 
 def as_reference(value: Any) -> Image.Image:
@@ -96,7 +98,7 @@ def read_references(
     groups = list(references) * regions if len(references) == 1 else references
     if len(groups) != regions:
         raise UserError(
-            f"there are {regions} regions and {len(groups)} references: give one --reference_path for each or for all"
+            f"there are {regions} regions and {len(groups)} references: give one for each region, or one for all"
         )
     pictures = [tuple(map(open_reference, group)) for group in groups]
     if not masks:

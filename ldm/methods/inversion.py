@@ -14,14 +14,16 @@ token of the region's own crop, where other models need a caption.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.methods.plug_and_play import plug_and_play_eps
-from ldm.models.diffusion.sampling import Callback, Eps, ddim_parameters, ddim_step, ddim_timesteps, sample_ddim
+from ldm.models.diffusion.sampling import Callback, Eps, Step, ddim_parameters, ddim_step, ddim_timesteps, sample_ddim
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 
@@ -37,8 +39,24 @@ def kept_timesteps(steps: int, keep: float, num_timesteps: int) -> list[int]:
     return timesteps[: max(1, len(timesteps) - round(keep * len(timesteps)))]
 
 
+def counted(callback: Callback | None, total: int) -> Callback:
+    """A callback for several stages one after the other: their steps are numbered from 0 to total - 1."""
+    numbers = itertools.count()
+
+    def count(step: Step) -> None:
+        if callback:
+            callback(replace(step, index=next(numbers), total=total))
+
+    return count
+
+
 def ddpm_inversion(
-    eps: Eps, source: Tensor, schedule: NoiseSchedule, timesteps: Sequence[int], noise: Callable[[], Tensor]
+    eps: Eps,
+    source: Tensor,
+    schedule: NoiseSchedule,
+    timesteps: Sequence[int],
+    noise: Callable[[], Tensor],
+    callback: Callback | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Edit-friendly DDPM inversion (Huberman-Spiegelglas et al. 2024, arXiv 2304.06140, equations 5 and 6).
 
@@ -46,28 +64,39 @@ def ddpm_inversion(
     sample_ddim asks for it. From them and the same eps it returns the source, to rounding."""
     alphas, alphas_prev, sigmas = ddim_parameters(schedule, timesteps, eta=1.0)
     path = [source] + [float(a) ** 0.5 * source + (1.0 - float(a)) ** 0.5 * noise() for a in alphas]
-    z = []
-    for i in reversed(range(len(timesteps))):
+    z, total = [], len(timesteps)
+    for i in reversed(range(total)):
         x, sigma = path[i + 1], float(sigmas[i])
-        mean, _ = ddim_step(x, eps(x, timesteps[i]), float(alphas[i]), float(alphas_prev[i]), sigma)
+        mean, pred_x0 = ddim_step(x, eps(x, timesteps[i]), float(alphas[i]), float(alphas_prev[i]), sigma)
         z.append((path[i] - mean) / sigma)
+        if callback:
+            callback(Step(total - 1 - i, total, timesteps[i], path[i], pred_x0))
     return path[-1], z
 
 
-def ddim_inversion(eps: Eps, source: Tensor, schedule: NoiseSchedule, timesteps: Sequence[int]) -> list[Tensor]:
+def ddim_inversion(
+    eps: Eps, source: Tensor, schedule: NoiseSchedule, timesteps: Sequence[int], callback: Callback | None = None
+) -> list[Tensor]:
     """DDIM backwards (Song et al. 2021, section 4.3) -> path. Each step takes the eps that the sampler's step back will
     take, but at the x before it; so the way back ends near the source, nearer with more steps and without guidance."""
     alphas, alphas_prev, _ = ddim_parameters(schedule, timesteps)
     path = [source]
-    for t, alpha, alpha_prev in zip(timesteps, alphas, alphas_prev, strict=True):
-        x, _ = ddim_step(path[-1], eps(path[-1], t), float(alpha_prev), float(alpha))
+    for i, (t, alpha, alpha_prev) in enumerate(zip(timesteps, alphas, alphas_prev, strict=True)):
+        x, pred_x0 = ddim_step(path[-1], eps(path[-1], t), float(alpha_prev), float(alpha))
         path.append(x)
+        if callback:
+            callback(Step(i, len(timesteps), t, x, pred_x0))
     return path
 
 
 @torch.enable_grad()
 def null_vectors(
-    eps_of: EpsOf, v: Tensor, path: Sequence[Tensor], schedule: NoiseSchedule, timesteps: Sequence[int]
+    eps_of: EpsOf,
+    v: Tensor,
+    path: Sequence[Tensor],
+    schedule: NoiseSchedule,
+    timesteps: Sequence[int],
+    callback: Callback | None = None,
 ) -> dict[int, Tensor]:
     """Null-text inversion (Mokady et al. 2023, arXiv 2211.09794, algorithm 1): v_t with which the guided sampler
     returns along the path, by NULL_STEPS of Adam at each timestep, starting at the v of the one before.
@@ -75,21 +104,23 @@ def null_vectors(
     eps_of: v_t -> eps(x, t) with guidance towards the source's token, which lets gradients through; v (B,M,D): where
     the first one starts. The pictures of a batch do not mix: every one has its own vectors."""
     alphas, alphas_prev, _ = ddim_parameters(schedule, timesteps)
-    x, found = path[-1], {}
+    x, found, total = path[-1], {}, len(timesteps)
 
-    def step_back(v: Tensor, i: int) -> Tensor:
-        return ddim_step(x, eps_of(v)(x, timesteps[i]), float(alphas[i]), float(alphas_prev[i]))[0]
+    def step_back(v: Tensor, i: int) -> tuple[Tensor, Tensor]:
+        return ddim_step(x, eps_of(v)(x, timesteps[i]), float(alphas[i]), float(alphas_prev[i]))
 
-    for i in reversed(range(len(timesteps))):
+    for i in reversed(range(total)):
         v = v.detach().clone().requires_grad_()
         optimizer = torch.optim.Adam([v], NULL_RATE)
         for _ in range(NULL_STEPS):
-            loss = F.mse_loss(step_back(v, i), path[i], reduction="sum")
+            loss = F.mse_loss(step_back(v, i)[0], path[i], reduction="sum")
             (v.grad,) = torch.autograd.grad(loss, [v])
             optimizer.step()
         found[timesteps[i]] = v.detach()
         with torch.no_grad():
-            x = step_back(v, i)
+            x, pred_x0 = step_back(v, i)
+            if callback:
+                callback(Step(total - 1 - i, total, timesteps[i], x, pred_x0))
     return found
 
 
@@ -112,23 +143,26 @@ def sample_keeping_layout(
     eps_of: (token, v, scale, plain) -> eps(x, t), guided; plain: by `unet`, through which gradients reach v
     tokens: c of the reference, c of the region's own crop, v, each (B,M,D)
     keep: share of the steps, the noisiest, that are left out; at 1 the source is returned. With "pnp" all steps are
-        taken, and this share of them with the photo's features."""
+        taken, and this share of them with the photo's features
+    callback: called with a Step after every step of the inversion, of the search for vectors and of sampling"""
     c_ref, c_src, v = tokens
     if keep == 1:
         return source
     timesteps = kept_timesteps(steps, 0.0 if method == "pnp" else keep, schedule.num_timesteps)
+    guided = method == "ddim" and scale != 1.0
+    callback = counted(callback, (3 if guided else 2) * len(timesteps))
     if method == "ddpm":
-        x, z = ddpm_inversion(eps_of(c_src, v, scale), source, schedule, timesteps, noise)
+        x, z = ddpm_inversion(eps_of(c_src, v, scale), source, schedule, timesteps, noise, callback)
         eps = eps_of(c_ref, v, scale)
         return sample_ddim(eps, x, schedule, timesteps, eta=1.0, noise=iter(z).__next__, callback=callback)
     eps_src = eps_of(c_src, v, 1.0, plain=method == "pnp")
-    path = ddim_inversion(eps_src, source, schedule, timesteps)
+    path = ddim_inversion(eps_src, source, schedule, timesteps, callback)
     if method == "pnp":
         eps = plug_and_play_eps(unet, eps_src, eps_of(c_ref, v, scale, plain=True), path, timesteps, keep)
         return sample_ddim(eps, path[-1], schedule, timesteps, callback=callback)
     vectors = {}
-    if scale != 1.0:
-        vectors = null_vectors(lambda v: eps_of(c_src, v, scale, plain=True), v, path, schedule, timesteps)
+    if guided:
+        vectors = null_vectors(lambda v: eps_of(c_src, v, scale, plain=True), v, path, schedule, timesteps, callback)
 
     def edited(x: Tensor, t: int) -> Tensor:
         return eps_of(c_ref, vectors.get(t, v), scale)(x, t)

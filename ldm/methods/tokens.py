@@ -5,6 +5,7 @@
 | token            | c (M,D) float32: what the UNet sees of the object                            |
 | picture          | (H,W,3) uint8: the object as people see it, in grids and beside results      |
 | first, second    | Adam's moments (M,D), with which learning goes on                            |
+| v                | of the model that it was learned with, which tells that model from others    |
 
 The metadata hold `steps`, how many were learned, `unit`, the first token's root mean square, and `learned_from`, a
 digest of the pictures."""
@@ -13,8 +14,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -22,8 +25,11 @@ from ldm.files import save_tensors, staging
 from ldm.storage import Place, local
 from ldm.util import UserError
 
-TENSORS = ("token", "picture", "first", "second")
-SUFFIX = ".safetensors"
+if TYPE_CHECKING:
+    from ldm.models.diffusion.ddpm import LatentDiffusion
+
+TENSORS = ("token", "picture", "first", "second", "v")
+RELATED = 0.5  # cosine of the v of two models above which one was fine-tuned from the other; of others it is about 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +43,18 @@ class LearnedToken:
     steps: int = 0
     unit: float = 0.0
     learned_from: str = ""
+    v: Tensor | None = None  # (D,); None: not known
+
+    def check_model(self, model: LatentDiffusion, path: object) -> None:
+        """path: of the file. Raises UserError: a token of another shape than this model's, or of a model that is not
+        related to this one."""
+        cure = "learn it again with this model"
+        v = model.learnable_vector.detach().flatten().float().cpu()
+        own, wanted = tuple(self.token.shape), (model.cond_stage_model.tokens, len(v))
+        if own != wanted:
+            raise UserError(f"reference {path} is a token of the shape {own}, but the model's have {wanted}: {cure}")
+        if self.v is not None and F.cosine_similarity(self.v, v, dim=0) < RELATED:
+            raise UserError(f"reference {path} is a token of another model: {cure}")
 
 
 def read_token(path: str | os.PathLike) -> LearnedToken:
@@ -59,6 +77,7 @@ def read_token(path: str | os.PathLike) -> LearnedToken:
         shapes = {found.token.shape, found.first.shape, found.second.shape}
         is_token = len(shapes) == 1 and found.token.ndim == 2 and found.token.dtype == torch.float32
         is_token = is_token and found.picture.dtype == torch.uint8 and found.picture.shape[2:] == (3,)
+        is_token = is_token and (found.v is None or found.v.shape == found.token.shape[1:])
     except (KeyError, TypeError, ValueError):
         is_token = False
     if not is_token:
@@ -72,7 +91,8 @@ def write_token(learned: LearnedToken, path: Place) -> None:
     """Writes atomically: a failure leaves an earlier file as it was."""
     metadata = {name: str(getattr(learned, name)) for name in ("steps", "unit", "learned_from")} | {"format": "pt"}
     with staging(path.parent) as folder:
-        tensors = {name: getattr(learned, name).detach().cpu() for name in TENSORS}
+        found = {name: getattr(learned, name) for name in TENSORS}
+        tensors = {name: tensor.detach().cpu() for name, tensor in found.items() if tensor is not None}
         save_tensors(tensors, folder / path.name, metadata)
 
 

@@ -47,7 +47,8 @@ class ObjectPictures:
         picture = self.pictures[0].copy()
         picture.thumbnail((SHOWN, SHOWN))
         shown, zeros = torch.from_numpy(np.array(picture)), torch.zeros_like(token)
-        return LearnedToken(token, shown, zeros, zeros, learned_from=learned_from)
+        v = edit.model.learnable_vector.detach().flatten().cpu()
+        return LearnedToken(token, shown, zeros, zeros, learned_from=learned_from, v=v)
 
     def paint(self, edit: Painter, learned: LearnedToken, seed: int, sampling: Sampling) -> Tensor:
         """The first picture, its object painted anew from a token -> (1,3,H,W), about [-1,1]."""

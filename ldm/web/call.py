@@ -27,18 +27,28 @@ def edit_endpoint(worker: EditWorker, block: gr.blocks.Block) -> Callable[..., C
         sampler: str = "plms",
         strength: float = 1.0,
         seed: int | None = None,
+        keep_layout: str | None = None,
+        keep: float | None = None,
+        mask_from_difference: bool = False,
+        best: int = 1,
+        best_preset: str = "draft",
     ) -> tuple[FileData, dict]:
         """Repaint the mask's white region of the image with the reference's object.
 
-        scale: guidance, 0 to 100. steps: 1 to 999. sampler: plms, ddim, dpm++ or unipc. strength: 1 starts from noise,
-        below 1 keeps the region's layout. seed: null for a random one. Returns the result, a PNG of the image's size,
-        and the settings that made it."""
+        reference: a picture, or a token that scripts/learn_object.py wrote. scale: guidance, 0 to 100. steps: 1 to 999.
+        sampler: plms, ddim, dpm++ or unipc. strength: 1 starts from noise, below 1 keeps the region's layout. seed:
+        null for a random one. keep_layout: ddpm, ddim or pnp start from noise that leads back to the image; keep: how
+        much of it stays, 0 to 1. mask_from_difference: paint only what the reference changes inside the region. best:
+        seeds that are tried by best_preset, draft or fast, of which the best is painted. Returns the result, a PNG of
+        the image's size, and the settings that made it."""
         with report_errors():
             files = {"image": image, "mask": mask, "reference": reference}
             paths = {name: upload_path(file, name) for name, file in files.items()}
             pictures = [await asyncio.to_thread(open_upload, path, name) for name, path in paths.items()]
             numbers = {"scale": scale, "steps": steps, "sampler": sampler, "strength": strength, "seed": seed}
-            result = await worker.first_result(parse_request(*pictures, **numbers))
+            layout = {"keep_layout": keep_layout, "keep": keep, "mask_from_difference": mask_from_difference}
+            request = parse_request(*pictures, **numbers, **layout, best=best, best_preset=best_preset)
+            result = await worker.first_result(request)
             path = await asyncio.to_thread(save_result, result, paths["image"], block)
             return gr.FileData(path=path).model_dump(), result.settings
 

@@ -84,10 +84,12 @@ class Events:
         mask_inputs = [photo.mask_file, self.photo_path]
         photo.mask_file.upload(self.take_mask, mask_inputs, [photo.canvas, status], **QUICK)
         layout.reference.upload(self.take_reference, layout.reference, reference_outputs, preprocess=False, **QUICK)
+        layout.token.upload(self.open_reference, layout.token, reference_outputs, **QUICK)
         layout.cut_out.click(self.cut_out, self.reference_path, reference_outputs, **QUICK)
         self.picking.connect(self.photo_path, QUICK)
         layout.reference.clear(lambda: None, None, self.reference_path, **QUICK)
         settings.preset.change(self.choose_preset, settings.preset, [settings.sampler, settings.steps], **QUICK)
+        settings.keep_layout.change(lambda on: gr.Slider(visible=on), settings.keep_layout, settings.keep, **QUICK)
         result.gallery.select(self.choose_result, self.results, shown, **QUICK)
         result.history.select(self.choose_result, self.history, shown, **QUICK)
         result.further.click(self.edit_further, self.shown, photo_outputs, **QUICK)
@@ -138,12 +140,17 @@ class Events:
         return {self.layout.photo.canvas: canvas, self.layout.status: status_line(READY)}
 
     def take_reference(self, file: Any) -> Updates:
-        path, picture, status = None, None, status_line(READY)
         try:
-            path = upload_path(file, "reference")
-            picture = fit_within(open_upload(path, "reference"), REFERENCE_SIDE)
+            return self.open_reference(upload_path(file, "reference"))
         except Exception as error:
-            path, status = None, error_line(sentence_of(error))
+            return {self.reference_path: None, self.layout.reference: None, **self.wrong(error)}
+
+    def open_reference(self, path: str | None) -> Updates:
+        """path: of a picture or of a learned token, which is shown by its picture."""
+        try:
+            picture, status = fit_within(open_upload(path, "reference"), REFERENCE_SIDE), status_line(READY)
+        except Exception as error:
+            path, picture, status = None, None, error_line(sentence_of(error))
         return {self.reference_path: path, self.layout.reference: picture, self.layout.status: status}
 
     def cut_out(self, path: str | None) -> Updates:
@@ -190,7 +197,7 @@ class Events:
         """numbers: the values of the settings, in their order."""
         result, status = self.layout.result, self.layout.status
         named = dict(zip((each.name for each in fields(self.layout.settings)), numbers, strict=True))
-        paths = [reference_path, *(more_references or [])]
+        paths = [path for path in (reference_path, *(more_references or [])) if path] or [None]
         try:
             request = await asyncio.to_thread(read_request, photo_path, canvas, paths, named)
             before = (result.compare, result.gallery, result.download, result.further)

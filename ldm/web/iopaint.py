@@ -26,7 +26,7 @@ from ldm.models.diffusion.sampling import SAMPLERS
 from ldm.segmentation.objects import Point, Prompt, find_object, without_background
 from ldm.util import UserError
 from ldm.web.errors import sentence_of
-from ldm.web.request import EditRequest, parse_number
+from ldm.web.request import EditRequest, parse_number, parse_truth
 from ldm.web.uploads import MAX_MEGABYTES, open_bytes
 from ldm.web.worker import EditResult, EditWorker, Progress
 
@@ -189,8 +189,10 @@ def read_inpainting(fields: Fields) -> Inpainting:
     )
     seed = parse_number(fields.get("sd_seed", 42), "sd_seed", int, "42")
     seed = random.randrange(2**32) if seed == -1 else seed
-    blending = Blending("exact" if _truth(fields, "sd_keep_unmasked_area", True) else "none")
-    if not _truth(fields, "use_croper", False):
+    blending = Blending(
+        "exact" if parse_truth(fields.get("sd_keep_unmasked_area", True), "sd_keep_unmasked_area") else "none"
+    )
+    if not parse_truth(fields.get("use_croper", False), "use_croper"):
         return Inpainting(EditRequest(image, mask, reference, sampling, blending=blending, seed=seed))
     x, y, width, height = (parse_number(fields.get(name, 0), name, int, "512") for name in CROP)
     whole = upright_photo(image)
@@ -238,13 +240,6 @@ def _coordinate(value: Any) -> int:
     """Raises UserError."""
     number = parse_number(value, "a click's coordinate", float, "100")
     return int(number) if abs(number) < MAX_COORDINATE else -1  # also NaN: it is not on the photo
-
-
-def _truth(fields: Fields, name: str, default: bool) -> bool:
-    value = fields.get(name, default)
-    if not isinstance(value, bool):
-        raise UserError(f"{name} {value!r:.40} is neither true nor false: correct it")
-    return value
 
 
 def _check_plugin(fields: Fields, name: str) -> None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-from ldm.editing.options import BACKGROUNDS, WHOLE_PHOTO
+from ldm.editing.options import BACKGROUNDS, KEEP_LAYOUT, WHOLE_PHOTO
+from ldm.editing.references import TOKEN_SUFFIX
 from ldm.models.diffusion.presets import DEFAULT, PRESETS
 from ldm.models.diffusion.sampling import SAMPLERS
 from ldm.web.canvas import BRUSH, thumbnail
@@ -45,6 +46,10 @@ class SettingsArea:
     sampler: gr.Dropdown
     steps: gr.Slider
     strength: gr.Slider
+    keep_layout: gr.Checkbox
+    keep: gr.Slider
+    mask_from_difference: gr.Checkbox
+    mix: gr.Textbox
     background: gr.Dropdown
     context: gr.Dropdown
     grow: gr.Slider
@@ -73,6 +78,7 @@ class Layout:
     photo: PhotoArea
     reference: gr.Image
     cut_out: gr.Button
+    token: gr.UploadButton
     more_references: gr.File
     status: gr.HTML
     paint: gr.Button
@@ -88,7 +94,7 @@ def build_layout(examples: Sequence[Example], device: str) -> Layout:
     with gr.Row(equal_height=False):
         with gr.Column(min_width=320):
             photo = build_photo()
-            reference, cut_out, more_references, settings = build_reference_and_settings(device)
+            reference, cut_out, token, more_references, settings = build_reference_and_settings(device)
             with gr.Column(elem_id="actions"):  # stays at the bottom of the screen
                 status = gr.HTML(status_line(WELCOME), elem_id="status")
                 with gr.Row():
@@ -97,7 +103,7 @@ def build_layout(examples: Sequence[Example], device: str) -> Layout:
         with gr.Column(min_width=320):
             result = build_result()
             gallery = build_examples(examples)
-    return Layout(photo, reference, cut_out, more_references, status, paint, stop, settings, result, gallery)
+    return Layout(photo, reference, cut_out, token, more_references, status, paint, stop, settings, result, gallery)
 
 
 def build_photo() -> PhotoArea:
@@ -122,21 +128,33 @@ def build_photo() -> PhotoArea:
     return PhotoArea(drop, drawing, canvas, another, mask_file, picking)
 
 
-def build_reference_and_settings(device: str) -> tuple[gr.Image, gr.Button, gr.File, SettingsArea]:
+def build_reference_and_settings(
+    device: str,
+) -> tuple[gr.Image, gr.Button, gr.UploadButton, gr.File, SettingsArea]:
     with gr.Row(equal_height=False):
         with gr.Column(min_width=220):
             reference = gr.Image(label="Reference", sources=SOURCES, height=250, min_width=220, elem_id="reference")
-            cut_out = gr.Button("Cut out the object", size="sm", elem_id="cut-out")
+            with gr.Row():
+                cut_out = gr.Button("Cut out the object", size="sm", min_width=100, elem_id="cut-out")
+                token = gr.UploadButton(
+                    "Learned token", size="sm", min_width=100, file_types=[TOKEN_SUFFIX], elem_id="token"
+                )
         with gr.Column(min_width=220):
             preset = gr.Dropdown(preset_choices(), value=default_preset(device), label="Speed", elem_id="speed")
             scale = gr.Slider(0, 15, 5, step=0.5, label="Scale (larger: more like the reference)")
             n_samples = gr.Slider(1, 4, 1, step=1, label="Pictures")
     with gr.Accordion("More pictures of the same object", open=False, elem_id="more-references"):
-        more = gr.File(label="They are averaged", file_count="multiple", file_types=["image"], height=140)
+        kinds = ["image", TOKEN_SUFFIX]
+        more = gr.File(label="They are averaged", file_count="multiple", file_types=kinds, height=140)
+        mix = gr.Textbox(label="Or mix two (0: the first, 1: the second)", placeholder="their mean", min_width=120)
     with gr.Accordion("More settings", open=False, elem_id="more-settings"):
         with gr.Row():
             strength = gr.Slider(0, 1, 1, step=0.05, label="Strength (less: keeps the layout)", min_width=160)
             grow = gr.Slider(-20, 100, 0, step=1, label="Grow the region (pixels)", min_width=160)
+        with gr.Row():
+            keep_layout = gr.Checkbox(label="Keep the layout", min_width=120, elem_id="keep-layout")
+            keep = gr.Slider(0, 1, KEEP_LAYOUT["ddpm"], step=0.05, label="How much of it", min_width=160, visible=False)
+            outline = gr.Checkbox(label="Find the outline in a rough region", min_width=160, elem_id="outline")
         with gr.Row():
             feather = gr.Textbox(label="Soft edge (pixels)", placeholder="by the window", min_width=120)
             background = gr.Dropdown(list(BACKGROUNDS), value="exact", label="Background", min_width=120)
@@ -146,8 +164,8 @@ def build_reference_and_settings(device: str) -> tuple[gr.Image, gr.Button, gr.F
         with gr.Row():
             sampler = gr.Dropdown(list(SAMPLERS), value="plms", label="Sampler", min_width=120, visible=False)
             steps = gr.Slider(5, 100, 50, step=1, label="Steps", min_width=160, visible=False)
-    settings = (preset, scale, n_samples, sampler, steps, strength, background, context, grow, feather, best, seed)
-    return reference, cut_out, more, SettingsArea(*settings)
+    settings = (preset, scale, n_samples, sampler, steps, strength, keep_layout, keep, outline, mix)
+    return reference, cut_out, token, more, SettingsArea(*settings, background, context, grow, feather, best, seed)
 
 
 def default_preset(device: str) -> str:

@@ -11,8 +11,10 @@ from typing import Any
 import gradio as gr
 from PIL import Image, ImageDraw
 
+from ldm.editing.references import learned_token
 from ldm.images import upright_rgb
 from ldm.segmentation.objects import Prompt, find_object, without_background
+from ldm.util import UserError
 from ldm.web.canvas import CanvasValue, canvas_value, mask_from_layers
 from ldm.web.errors import sentence_of
 from ldm.web.status import error_line, status_line
@@ -126,7 +128,10 @@ class Picking:
 def cut_out_upload(path: str | None, side: int, block: gr.blocks.Block, segment: str | None) -> tuple[str, Image.Image]:
     """An uploaded reference without its background: its path in the block's cache, and a picture with no side longer
     than `side` to look at. Raises UserError."""
-    cut = without_background(open_upload(path, "reference"), segment)
+    picture = open_upload(path, "reference")
+    if learned_token(picture) is not None:
+        raise UserError("a learned token has no background to cut out: leave it as it is")
+    cut = without_background(picture, segment)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{Path(path or '').stem}_cutout.png"
         cut.save(file)

@@ -10,11 +10,13 @@ from PIL import Image
 
 from ldm.editing.options import WHOLE_PHOTO, Blending, Placement, Sampling, Selection
 from ldm.editing.references import References
+from ldm.models.diffusion.presets import resolve_preset
 from ldm.util import UserError
 
 Number = TypeVar("Number", int, float)
 OWN, PUBLISHED = "own", "published"  # beside the presets: sampler and steps of one's own; 50 steps of PLMS
 AUTOMATIC = "by the region"  # as context
+CHECKED = {True: "ddpm", False: None}  # a checkbox as keep_layout
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,13 @@ def parse_number(value: object, name: str, kind: type[Number], example: str) -> 
         raise UserError(f"{name} {value!r:.40} is not {noun}: use for example {example}") from error
 
 
+def parse_truth(value: object, name: str) -> bool:
+    """Raises UserError: neither true nor false."""
+    if not isinstance(value, bool):
+        raise UserError(f"{name} {value!r:.40} is neither true nor false: correct it")
+    return value
+
+
 def parse_request(
     image: Image.Image,
     mask: Image.Image,
@@ -74,22 +83,39 @@ def parse_request(
     feather: object = None,
     background: object = "exact",
     best: object = 1,
+    best_preset: object = "draft",
+    keep_layout: object = None,
+    keep: object = None,
+    mask_from_difference: object = False,
+    mix: object = None,
 ) -> EditRequest:
     """preset: a preset's name, PUBLISHED, or OWN for this sampler and these steps; context: AUTOMATIC, "photo" or a
-    number; feather: None or empty for the window's; seed: None or empty for a random one. Raises UserError: not a
-    number, or one out of range."""
-    own = preset == OWN
+    number; feather, mix: None or empty if not given; seed: None or empty for a random one; keep_layout: a method, or a
+    checkbox's True or False, beside which keep means nothing. With keep_layout a preset is its number of steps. Raises
+    UserError: not a number, or one out of range."""
+    layout = CHECKED[keep_layout] if isinstance(keep_layout, bool) else keep_layout or None
+    kept = {} if layout is None else {"keep_layout": str(layout)}
+    if keep_layout is not False and keep is not None:
+        kept["keep"] = parse_number(keep, "keep", float, "0.2")
+    how = {} if preset == PUBLISHED else {"preset": str(preset)}
+    if preset == OWN:
+        how = {"sampler": str(sampler), "steps": parse_number(steps, "steps", int, "50")}
+        if layout and sampler == "plms":  # the default, which gives way to ddim
+            del how["sampler"]
+    elif how and layout:
+        how = {"steps": resolve_preset(str(preset)).steps}
     sampling = Sampling.choose(
-        None if own or preset == PUBLISHED else str(preset),
-        str(sampler) if own else None,
-        parse_number(steps, "steps", int, "50") if own else None,
-        parse_number(scale, "scale", float, "5"),
+        **how,
+        scale=parse_number(scale, "scale", float, "5"),
         strength=parse_number(strength, "strength", float, "1"),
+        **kept,
     )
     lengths = {AUTOMATIC: None, WHOLE_PHOTO: WHOLE_PHOTO}
     placement = Placement(
         context=lengths[context] if context in lengths else parse_number(context, "context", float, "3"),
         grow=parse_number(grow, "grow", float, "10"),
+        mask_from_difference=parse_truth(mask_from_difference, "mask_from_difference"),
+        mix=None if mix in (None, "") else parse_number(mix, "mix", float, "0.5"),
     )
     return EditRequest(
         image,
@@ -100,5 +126,5 @@ def parse_request(
         Blending(str(background), None if feather in (None, "") else parse_number(feather, "feather", float, "12")),
         seed=random.randrange(2**32) if seed in (None, "") else parse_number(seed, "seed", int, "321"),
         n_samples=parse_number(n_samples, "the number of pictures", int, "1"),
-        selection=Selection(parse_number(best, "best", int, "4")),
+        selection=Selection(parse_number(best, "best", int, "4"), str(best_preset)),
     )

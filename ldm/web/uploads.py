@@ -13,6 +13,7 @@ from gradio_client.utils import is_file_obj_with_meta
 from PIL import Image
 
 from ldm.editing.metadata import save_with_settings
+from ldm.editing.references import TOKEN_SUFFIX, open_reference
 from ldm.images import open_picture, pixels_in_header, upright_rgb
 from ldm.util import UserError
 from ldm.web.worker import EditResult
@@ -34,7 +35,7 @@ def upload_path(file: object, name: str) -> str | None:
 
 def open_upload(path: str | os.PathLike | None, name: str) -> Image.Image:
     """An uploaded picture, decoded, in the mode and orientation of its file; the first frame of an animation. name:
-    "photo", ..., for the error.
+    "photo", ..., for the error; a "reference" may also be a learned token.
 
     Raises UserError, which names the file as its owner does: no file, a deleted one, not a picture, damaged, too many
     pixels (checked in the header, before any is decoded)."""
@@ -46,7 +47,8 @@ def open_upload(path: str | os.PathLike | None, name: str) -> Image.Image:
     if _pixels_in_header(path) > MAX_MEGAPIXELS * 10**6:
         raise UserError(f"the {name} {file_name} has more than {MAX_MEGAPIXELS} megapixels: make it smaller")
     try:
-        picture = open_picture(path, "the " + name)
+        is_token = name == "reference" and Path(path).suffix.lower() == TOKEN_SUFFIX
+        picture = open_reference(path) if is_token else open_picture(path, "the " + name)
     except UserError as error:
         raise UserError(str(error).replace(str(path), file_name)) from error
     picture.filename = file_name  # later errors call it so

@@ -144,7 +144,7 @@ class EditWorker:
         def on_step(step: Step) -> None:
             nonlocal last_preview
             step_ends.append(time.monotonic())
-            if len(step_ends) > 1:
+            if len(step_ends) > 1 and not request.sampling.keep_layout:  # whose steps are of several kinds
                 took = statistics.median(b - a for a, b in pairwise(step_ends))
                 self.step_seconds = took / request.n_samples
             raise_if_stopped()

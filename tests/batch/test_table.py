@@ -54,7 +54,8 @@ def test_tables_of_spreadsheets(text, encoding, tmp_path):
         ("p.png", "a.png", 7, 50),
         ("p.png", "b.png", 321, 12),
     ]
-    assert jobs[0].region == Region(mask=str(tmp_path / "m.png")) and jobs[0].references == (tmp_path / "r.png",)
+    assert jobs[0].regions == (Region(mask=str(tmp_path / "m.png")),)
+    assert jobs[0].references == ((tmp_path / "r.png",),)
 
 
 def test_lines_count_blank_rows(tmp_path):
@@ -78,6 +79,8 @@ def test_lines_count_blank_rows(tmp_path):
         ("box", "1,2,3,4", "both mask and box"),
         ("out", "./p.png", "is one of the row's own pictures"),
         ("reference_mask", "a.png|b.png", "1 references and 2 masks"),
+        ("mask", "m.png || n.png", "there are 2 regions: give yes as together"),
+        ("together", "maybe", "is neither yes nor no nor scales"),
     ],
 )
 def test_cells_that_cannot_be_used_are_named(column, cell, words, tmp_path):
@@ -119,7 +122,7 @@ def test_paths_of_windows(tmp_path):
     (tmp_path / "photos").mkdir()
     jobs, _ = jobs_of(tmp_path, "image,mask,reference,out\nphotos\\p.png,m\\m.png,r.png,out\\a.png\n")
     assert jobs[0].image == tmp_path / "photos/p.png" and jobs[0].out == tmp_path / "out/a.png"
-    assert jobs[0].region.mask == str(tmp_path / "m/m.png")
+    assert jobs[0].regions[0].mask == str(tmp_path / "m/m.png")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +143,7 @@ def test_paths_of_windows(tmp_path):
 def test_regions(cells, region, tmp_path):
     (tmp_path / "jobs.csv").write_text(table([{"image": "p.png", "reference": "r.png", "out": "a.png"} | cells]))
     (job,), bad = read_jobs(tmp_path / "jobs.csv", Defaults())
-    assert job.region == region and not bad
+    assert job.regions == (region,) and not bad
 
 
 def test_every_setting_is_a_column(tmp_path):
@@ -151,7 +154,7 @@ def test_every_setting_is_a_column(tmp_path):
         **Selection(3, "fast", "dino").settings,
     }
     del changed["interval"], changed["refresh"]  # those of a preset
-    del changed["together"]  # a row has one region
+    changed["together"] = "no"
     assert set(changed) == {*SAMPLING, *PLACEMENT, *BLENDING, *SELECTION} <= set(COLUMNS)
     files = {"image": "p.png", "mask": "m.png", "reference": "r.png|s.png", "reference_mask": "k.png|l.png"}
     rows = [files | {"out": "a.png"} | changed, files | {"out": "b.png"}, files | {"out": "c.png", "preset": "fast"}]
@@ -164,8 +167,32 @@ def test_every_setting_is_a_column(tmp_path):
     assert (second.sampling, second.placement, second.blending) == (flags.sampling, flags.placement, flags.blending)
     assert second.selection == flags.selection
     assert third.sampling == Sampling.choose("fast", scale=3.0)
-    assert first.references == (tmp_path / "r.png", tmp_path / "s.png")
-    assert first.reference_masks == (tmp_path / "k.png", tmp_path / "l.png")
+    assert first.references == ((tmp_path / "r.png", tmp_path / "s.png"),)
+    assert first.reference_masks == ((tmp_path / "k.png", tmp_path / "l.png"),)
+
+
+def test_regions_to_be_painted_together(tmp_path):
+    """Of several kinds, each with its references and its scale."""
+    cells = {"mask": "m.png ||", "box": " || 1,2,30,40", "reference": "a.png || b.png | c.png", "together": "5 || 7,5"}
+    row = {"image": "p.png", "out": "out.png"} | cells
+    bad = {"polygon": "1,2 30,4 5,60", "keep_layout": "ddpm"}
+    rows = [row, *(row | {"out": f"{name}.png", name: value} for name, value in bad.items())]
+    (tmp_path / "jobs.csv").write_text(table(rows))
+    (job,), (one, other) = read_jobs(tmp_path / "jobs.csv", Defaults())
+    assert job.regions == (Region(mask=str(tmp_path / "m.png")), Region(box=(1, 2, 30, 40)))
+    assert [[path.name for path in group] for group in job.references] == [["a.png"], ["b.png", "c.png"]]
+    assert job.placement.together == (5.0, 7.5)
+    assert "polygon has 1 of 2 regions: add ||" in one.reason
+    assert "together and keep_layout exclude each other" in other.reason
+
+
+def test_a_rows_way_to_keep_the_layout_comes_with_its_own_measure(tmp_path):
+    text = "image,mask,reference,out,keep_layout,keep\np.png,m.png,r.png,a.png,ddim,\np.png,m.png,r.png,b.png,,0.5\n"
+    (first, second), bad = jobs_of(tmp_path, text, sampling=Sampling(keep_layout="ddpm"))
+    assert not bad and [(job.sampling.keep_layout, job.sampling.keep) for job in (first, second)] == [
+        ("ddim", 0.4),
+        ("ddpm", 0.5),
+    ]
 
 
 @pytest.fixture
@@ -189,6 +216,7 @@ def test_columns_give_what_flags_give(pictures, script):
         "b": ["--alpha", "--context", "photo", "--reference_fit", "crop"],
         "c": ["--box", "20,10,60,50", "--background", "none", "--strength", 0.6, "--reference_mask_path", "half.png"],
         "d": ["--box", "20,10,60,50", "--invert", "--blend_latents", "--feather", 4, "--background", "feather"],
+        "e": ["--box", "4,4,30,60", "--box", "40,4,76,60", "--reference_path", "s.png", "--together", 5, 2],
     }
     box = {"box": "20,10,60,50"}
     columns = {
@@ -196,6 +224,7 @@ def test_columns_give_what_flags_give(pictures, script):
         "b": {"image": "erased.png", "alpha": "yes", "context": "photo", "reference_fit": "crop"},
         "c": box | {"background": "none", "strength": 0.6, "reference_mask": "half.png"},
         "d": box | {"invert": "TRUE", "blend_latents": 1, "feather": 4, "background": "feather"},
+        "e": {"box": "4,4,30,60 || 40,4,76,60", "reference": "r.png || s.png", "together": "5 2"},
     }
     rows = [
         {"image": "p.png", "reference": "r.png", "out": f"out/{name}.png", "seed": 7} | row
@@ -205,7 +234,7 @@ def test_columns_give_what_flags_give(pictures, script):
     code, _, err = script("edit_batch", pictures / "jobs.csv", *MODEL, "--ddim_steps", 2)
     assert code == 0, err
     for name, given in flags.items():
-        given = [pictures / word if word == "half.png" else word for word in given]
+        given = [pictures / word if word in ("half.png", "s.png") else word for word in given]
         image = ["--image_path", pictures / ("erased.png" if name == "b" else "p.png")]
         files = [*image, "--reference_path", pictures / "r.png", "--outdir", pictures / name]
         code, _, err = script("inference", *files, *given, *MODEL, "--ddim_steps", 2, "--seed", 7, "--skip_grid")

@@ -97,8 +97,8 @@ def test_a_complete_row_means_what_it_says(data):
         path.write_bytes(data.draw(tables([[name(each) for each in text[0]], text[1]])))
         [job], bad = read_jobs(path, Defaults())
     assert not bad
-    assert job.image == Path(folder) / row["image"] and len(job.references) == row["reference"].count("|") + 1
-    assert job.region.box == (1, 2, 30, 40)
+    assert job.image == Path(folder) / row["image"] and len(job.references[0]) == row["reference"].count("|") + 1
+    assert job.regions[0].box == (1, 2, 30, 40)
     assert (job.seed, job.sampling.steps, job.sampling.scale) == (row["seed"], row["steps"], row["scale"])
     assert (job.placement.height, job.placement.invert) == (row["height"], row["invert"])
     assert job.blending.background == row["background"].lower()
