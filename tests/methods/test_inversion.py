@@ -10,7 +10,7 @@ from ldm.checkpoint.locate import MINI_CKPT, MINI_CONFIG
 from ldm.editing.inputs import Inputs
 from ldm.editing.metadata import read_settings
 from ldm.editing.options import KEEP_LAYOUT, Sampling
-from ldm.methods.inversion import ddim_inversion, ddpm_inversion, kept_timesteps, null_vectors
+from ldm.methods.inversion import ddim_inversion, ddpm_inversion, kept_timesteps, null_vectors, sample_keeping_layout
 from ldm.methods.source import own_reference
 from ldm.models.diffusion.sampling import ddim_timesteps, sample_ddim
 from ldm.models.diffusion.schedule import NoiseSchedule
@@ -84,6 +84,33 @@ def test_keep_leaves_out_the_noisiest_steps():
     assert kept_timesteps(50, 0.0, 1000) == STEPS
     assert kept_timesteps(50, 0.6, 1000) == STEPS[:20]
     assert kept_timesteps(50, 0.999, 1000) == STEPS[:1]
+
+
+@pytest.mark.parametrize(("method", "scale", "stages"), [("ddpm", 5.0, 2), ("ddim", 1.0, 2), ("ddim", 5.0, 3)])
+def test_progress_counts_the_inversion_and_can_end_it(method, scale, stages):
+    """Stages of 8 steps: inversion, vectors where there is guidance, sampling."""
+    tokens = tuple(torch.zeros(2, 1, 3, dtype=torch.float64) for _ in range(3))
+    seen = []
+
+    def eps_of(c, v, scale, plain=False):
+        return lambda x, t: gaussian_eps(x, t) + v.mean(dim=(1, 2)).view(-1, 1, 1, 1)
+
+    def run(callback):
+        numbers = (10, 0.2, scale, lambda: latent(1))
+        sample_keeping_layout(method, eps_of, tokens, latent(), SCHEDULE, *numbers, None, callback)
+
+    run(seen.append)
+    assert [(step.index, step.total) for step in seen] == [(i, 8 * stages) for i in range(8 * stages)]
+    assert all(step.x.shape == step.pred_x0.shape == latent().shape for step in seen)
+    ended = []
+
+    def end(step):
+        ended.append(step)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(end)
+    assert len(ended) == 1
 
 
 @pytest.fixture(scope="module")

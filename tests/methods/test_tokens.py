@@ -109,9 +109,14 @@ def test_a_token_stands_where_a_reference_does(edit, example, tmp_path):
     expected = edit(image, mask, reference, **how)
     assert np.array_equal(edit(image, mask, path, **how), expected)
     assert np.array_equal(edit(image, mask, (reference, str(path)), mix=0.7, **how), expected)
-    write_token(a_token(own.shape[1] + 1), path)
-    with pytest.raises(UserError, match="learn it again with this model"):
-        edit(image, mask, path, **how)
+    v = edit.model.learnable_vector.detach().flatten()
+    write_token(LearnedToken(own, picture, own, own, v=v + 0.3 * torch.randn_like(v)), path)  # as fine-tuned
+    assert np.array_equal(edit(image, mask, path, **how), expected)
+    others = {"a token of the shape": a_token(own.shape[1] + 1), "a token of another model": a_token(len(v), v=-v)}
+    for words, token in others.items():
+        write_token(token, path)
+        with pytest.raises(UserError, match=f"own.safetensors is {words}.*: learn it again with this model"):
+            edit(image, mask, path, **how)
 
 
 def test_mixing_is_between_two_references(edit, example):

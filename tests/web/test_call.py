@@ -8,6 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.conftest import ROOT
@@ -18,6 +19,7 @@ httpx = pytest.importorskip("httpx")
 client = pytest.importorskip("gradio_client")
 
 from ldm.editing.metadata import read_settings  # noqa: E402
+from ldm.methods.tokens import LearnedToken, write_token  # noqa: E402
 
 
 def refused(call, *args, **kwargs) -> str:
@@ -44,6 +46,11 @@ def test_the_call_has_its_published_name_and_parameters(url):
         ("sampler", "plms"),
         ("strength", 1.0),
         ("seed", None),
+        ("keep_layout", None),
+        ("keep", None),
+        ("mask_from_difference", False),
+        ("best", 1),
+        ("best_preset", "draft"),
     ]
 
 
@@ -57,6 +64,25 @@ def test_the_call_keeps_the_photo_outside_the_mask_and_says_how_it_painted(ask):
     assert picture.shape == photo.shape and not changed[mask < 128].any() and changed[mask == 255].mean() > 0.9
     again, _ = ask(seed=5, scale=3, sampler="ddim", strength=0.9)
     assert np.array_equal(picture, np.asarray(Image.open(again)))
+
+
+def test_the_call_keeps_the_layout_finds_the_outline_and_takes_a_token(ask, tmp_path):
+    zeros, shown = torch.zeros(1, 40), torch.zeros(8, 8, 3, dtype=torch.uint8)
+    write_token(LearnedToken(zeros, shown, zeros, zeros), tmp_path / "mine.safetensors")
+    path, settings = ask(reference=tmp_path / "mine.safetensors", keep_layout="ddpm", mask_from_difference=True)
+    asked = {"keep_layout": "ddpm", "keep": 0.2, "sampler": "ddim", "steps": 2, "mask_from_difference": True}
+    assert asked.items() <= settings.items() and read_settings(path) == settings
+    _, settings = ask(best=2)
+    assert len(settings["tried"]) == 2 and settings["best_preset"] == "draft"
+
+
+def test_wrong_tokens_get_a_sentence(ask, tmp_path):
+    (tmp_path / "no.safetensors").write_bytes(b"no token")
+    assert "reference no.safetensors is damaged" in refused(ask, reference=tmp_path / "no.safetensors")
+    zeros, shown = torch.zeros(1, 8), torch.zeros(8, 8, 3, dtype=torch.uint8)
+    write_token(LearnedToken(zeros, shown, zeros, zeros), tmp_path / "small.safetensors")
+    words = refused(ask, reference=tmp_path / "small.safetensors")
+    assert "reference small.safetensors is a token of the shape (1, 8), but the model's have (1, 40)" in words
 
 
 def test_without_a_seed_each_call_draws_one(ask):
@@ -74,6 +100,13 @@ def test_without_a_seed_each_call_draws_one(ask):
         ({"seed": -1}, "seed -1 is out of range"),
         ({"sampler": "euler"}, "sampler 'euler' is unknown"),
         ({"strength": 2}, "strength 2.0 is out of range"),
+        ({"keep_layout": "p2p"}, "keep_layout 'p2p' is unknown"),
+        ({"keep_layout": "ddpm", "strength": 0.5}, "keep_layout and strength 0.5 are two ways"),
+        ({"keep_layout": "ddpm", "sampler": "unipc"}, "keep_layout samples by ddim, not by unipc"),
+        ({"keep_layout": "ddpm", "best": 2}, "best 2 tries seeds by a preset, which keep_layout does not take"),
+        ({"keep": 0.5}, "keep 0.5 does nothing by itself"),
+        ({"mask_from_difference": "maybe"}, "mask_from_difference 'maybe' is neither true nor false"),
+        ({"best_preset": "slow"}, "best_preset 'slow' is unknown"),
     ],
     ids=str,
 )
@@ -145,7 +178,7 @@ def test_names_with_slashes_and_files_of_the_server(url):
         reply = httpx.post(f"{url}gradio_api/upload", files={"files": (name, path.read_bytes())}).json()
         return {"path": reply[0], "meta": {"_type": "gradio.FileData"}}
 
-    numbers = [5, 1, "plms", 1, 7]
+    numbers = [5, 1, "plms", 1, 7, None, None, False, 1, "draft"]
     names = ("../../etc/a/b.jpg", "..\\c.png", "/ü d.jpg")
     files = [upload(name, path) for name, path in zip(names, FILES, strict=True)]
     event, data = call_by_hand(url, [*files, *numbers])

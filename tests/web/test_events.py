@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.conftest import ROOT
@@ -13,12 +14,17 @@ from tests.web.conftest import FILES
 gradio = pytest.importorskip("gradio", reason="the page's tests need Gradio: pip install -e '.[web]'")
 
 from ldm.editing.metadata import read_settings  # noqa: E402
+from ldm.editing.options import Sampling  # noqa: E402
+from ldm.methods.tokens import LearnedToken, write_token  # noqa: E402
+from ldm.util import UserError  # noqa: E402
 from ldm.web.events import Events  # noqa: E402
 from ldm.web.examples import Example, paints_small_world  # noqa: E402
 from ldm.web.layout import build_layout, default_preset, preset_choices  # noqa: E402
+from ldm.web.request import parse_request  # noqa: E402
 
-# preset, scale, n_samples, sampler, steps, strength, background, context, grow, feather, seed
-NUMBERS = ("own", 5, 2, "ddim", 2, 1, "exact", "by the region", 0, "", 1, "7")
+# preset, scale, n_samples, sampler, steps, strength, keep_layout, keep, mask_from_difference, mix, background, context,
+# grow, feather, best, seed
+NUMBERS = ("own", 5, 2, "ddim", 2, 1, False, 0.2, False, "", "exact", "by the region", 0, "", 1, "7")
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +98,7 @@ def test_every_setting_of_the_page_reaches_the_picture(events, edit):
     """The result is the call's, with several references; its settings tell."""
     chosen = events.take_example(SimpleNamespace(index=0))
     other = str(ROOT / "examples/reference/example_1.jpg")
-    numbers = ("draft", 3, 1, "plms", 50, 0.9, "feather", "2", 5, "9", 2, "7")
+    numbers = ("draft", 3, 1, "plms", 50, 0.9, False, 0.2, True, "0.3", "feather", "2", 5, "9", 2, "7")
     canvas = chosen[events.layout.photo.canvas]
     *_, last = paint(events, str(FILES[0]), canvas, str(FILES[2]), *numbers, more=[other])
     (saved,) = last[events.results]
@@ -105,6 +111,8 @@ def test_every_setting_of_the_page_reaches_the_picture(events, edit):
         "grow": 5,
         "feather": 9,
         "best": 2,
+        "mask_from_difference": True,
+        "mix": 0.3,
     }
     wanted = edit(FILES[0], FILES[1], (FILES[2], other), **options, seed=7, progress=False)
     assert np.abs(np.asarray(wanted).astype(int) - np.asarray(Image.open(saved.picture))).mean() < 0.5
@@ -116,8 +124,49 @@ def test_every_setting_of_the_page_reaches_the_picture(events, edit):
         "grow": 5.0,
         "strength": 0.9,
         "best": 2,
+        "mask_from_difference": True,
+        "mix": 0.3,
     }
     assert asked.items() <= read_settings(saved.picture).items()
+
+
+def test_keeping_the_layout_takes_the_presets_number_of_steps(events, tmp_path):
+    """The page's box is ddpm; without a tick the slider beside it means nothing."""
+    photo, reference = Image.open(FILES[0]), Image.open(FILES[2])
+    how = {"scale": 5, "steps": 50, "sampler": "plms", "strength": 1, "seed": "7"}
+
+    def sampling(**more):
+        return parse_request(photo, photo, reference, **how, **more).sampling
+
+    kept = {"keep_layout": True, "keep": 0.5}
+    for preset, steps in (("fast", 12), ("published", 50), ("own", 50)):
+        assert sampling(preset=preset, **kept) == Sampling(sampler="ddim", steps=steps, keep_layout="ddpm", keep=0.5)
+    assert sampling(preset="fast", keep_layout=False, keep=0.5) == sampling(preset="fast")
+    with pytest.raises(UserError, match="two ways to keep the layout"):
+        parse_request(photo, photo, reference, **how | {"strength": 0.5}, preset="fast", **kept)
+
+
+def test_a_learned_token_is_a_reference(events, tmp_path):
+    token, shown = torch.randn(1, 40), torch.full((9, 8, 3), 200, dtype=torch.uint8)
+    write_token(LearnedToken(token, shown, token, token), tmp_path / "mine.safetensors")
+    path = str(tmp_path / "mine.safetensors")
+    taken = events.open_reference(path)
+    assert taken[events.reference_path] == path and taken[events.layout.reference].size == (8, 9)
+    assert "has no background to cut out" in status_of(events, events.cut_out(path))
+    canvas = events.take_example(SimpleNamespace(index=0))[events.layout.photo.canvas]
+    results = [
+        paint(events, str(FILES[0]), canvas, first, *NUMBERS, more=more)[-1][events.results]
+        for first, more in ((path, None), (None, [path]))
+    ]
+    pictures = [np.asarray(Image.open(saved.picture)) for (saved, _) in results]
+    assert np.array_equal(*pictures)
+    write_token(LearnedToken(token[:, :8], shown, token[:, :8], token[:, :8]), tmp_path / "mine.safetensors")
+    last = paint(events, str(FILES[0]), canvas, path, *NUMBERS)[-1]
+    assert "reference mine.safetensors is a token of the shape (1, 8)" in status_of(events, last)
+    (tmp_path / "no.safetensors").write_bytes(b"no token")
+    assert "reference no.safetensors is damaged" in status_of(
+        events, events.open_reference(str(tmp_path / "no.safetensors"))
+    )
 
 
 def test_results_stay_in_the_history_and_can_be_edited_further(events):
