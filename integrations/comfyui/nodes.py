@@ -14,17 +14,18 @@ from torch import Tensor
 from ldm.editing.marked import MarkedPhoto
 from ldm.editing.options import (
     BACKGROUNDS,
+    MAX_BEST,
     MAX_SCALE,
     WHOLE_PHOTO,
     Blending,
     Context,
     Placement,
     Sampling,
-    check_seed,
+    Selection,
 )
 from ldm.editing.regions import Region, box_mask
 from ldm.models.diffusion.presets import PRESETS
-from ldm.models.diffusion.sampling import Step
+from ldm.models.diffusion.sampling import Callback
 from ldm.pipeline import PaintByExample
 from ldm.util import UserError
 
@@ -54,6 +55,10 @@ SETTINGS: Inputs = {
                 " the mask's box; auto: the mask covers a fifth of it; photo: the whole photo"}),
     "grow": number("FLOAT", 0.0, -MAX_SIDE, MAX_SIDE, 1, "pixels to grow the mask by; below 0: to shrink it by"),
 }  # fmt: skip
+CHOICE: Inputs = {  # optional: workflows from before have no values for them
+    "best": number("INT", 1, 1, MAX_BEST, 1, "seeds that are tried for each picture; the best of them is painted"),
+    "best_preset": (list(PRESETS), {"default": "draft", "tooltip": "the preset by which seeds are tried"}),
+}
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ class Edit:
     @classmethod
     def INPUT_TYPES(cls) -> Inputs:
         pictures = {"image": ("IMAGE",), "mask": ("MASK",), "example": ("IMAGE",)}
-        return {"required": {"model": ("PBE_MODEL",), **pictures, **SETTINGS}}
+        return {"required": {"model": ("PBE_MODEL",), **pictures, **SETTINGS}, "optional": CHOICE}
 
     def edit(self, model: PaintByExample, image: Tensor, mask: Tensor, example: Tensor, **how: Any) -> tuple[Tensor]:
         return (paint(model, image, [MaskedExample(mask, example)], **how),)
@@ -142,7 +147,8 @@ class EditRegions:
 
     @classmethod
     def INPUT_TYPES(cls) -> Inputs:
-        return {"required": {"model": ("PBE_MODEL",), "image": ("IMAGE",), "regions": ("PBE_REGIONS",), **SETTINGS}}
+        pictures = {"image": ("IMAGE",), "regions": ("PBE_REGIONS",)}
+        return {"required": {"model": ("PBE_MODEL",), **pictures, **SETTINGS}, "optional": CHOICE}
 
     def edit(self, model: PaintByExample, image: Tensor, regions: list[MaskedExample], **how: Any) -> tuple[Tensor]:
         return (paint(model, image, regions, **how),)
@@ -177,24 +183,35 @@ def paint(
     background: str,
     context: str,
     grow: float,
+    best: int = 1,
+    best_preset: str = "draft",
 ) -> Tensor:
-    """image (B,H,W,C) -> (N,H,W,3), N the length of the longest batch; the others are the values of SETTINGS.
+    """image (B,H,W,C) -> (N,H,W,3), N the length of the longest batch; the others are the values of SETTINGS and
+    CHOICE.
 
     Raises UserError: batches of several lengths, an empty mask, a value out of range; ComfyUI's exception if the user
     interrupts it."""
-    how = {"steps": steps} if preset == NO_PRESET else {"preset": preset}
-    sampling = Sampling.choose(scale=guidance, **how)
+    speed = {"steps": steps} if preset == NO_PRESET else {"preset": preset}
+    sampling = Sampling.choose(scale=guidance, **speed)
     placement, blending = Placement(parse_context(context), grow=grow), Blending(background)
     photos = mark(image, regions, placement)
-    seeds = [seed + i for i in range(len(photos))]
-    for each in seeds:
-        check_seed(each)
-    progress, count = host.Progress(), len(photos) * len(regions)
+    selection = Selection(best, best_preset)
+    firsts = [seed + i * best for i in range(len(photos))]
+    for first in firsts:
+        selection.seeds(first)
 
-    def on_step(step: Step) -> None:  # x: the latents of the pictures that are sampled together
-        progress.add(len(step.x), count * step.total)
+    def shown(count: int) -> Callback:
+        """count: pictures times regions."""
+        progress = host.Progress()
+        return lambda step: progress.add(len(step.x), count * step.total)  # x: of those that are sampled together
 
-    return image_of(model.repaint(photos, seeds, sampling, placement, blending, callback=on_step))
+    how, count = (sampling, placement, blending), len(photos) * len(regions)
+    trying = shown(count * best)
+    seeds = [
+        model.choose_seed(marked, first, selection, *how, callback=trying).seed
+        for marked, first in zip(photos, firsts, strict=True)
+    ]
+    return image_of(model.repaint(photos, seeds, *how, callback=shown(count)))
 
 
 def mark(image: Tensor, regions: Sequence[MaskedExample], placement: Placement) -> list[MarkedPhoto]:

@@ -18,7 +18,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from ldm.cli.command import command, command_parser
-from ldm.cli.flags import add_model, add_sampling, check_range, loading_from, sampling_from
+from ldm.cli.flags import (
+    add_model,
+    add_sampling,
+    add_selection,
+    check_range,
+    loading_from,
+    sampling_from,
+    selection_from,
+)
 from ldm.fast import memory
 from ldm.files import sha256_of, staging
 from ldm.util import UserError, load_config
@@ -33,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch_size", type=int, default=4, help="pictures made at once (4)")
     how = add_sampling(p)
     how.add_argument("--seed", type=int, default=321, help="of all cases together; each derives its own from it (321)")
+    add_selection(p.add_argument_group("best of several seeds"))
     add_model(p)
     return p
 
@@ -63,13 +72,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     from ldm.pipeline import PaintByExample
 
     rank, world = rank_and_world_size()
-    sampling = sampling_from(opt)
+    sampling, selection = sampling_from(opt), selection_from(opt)
     check_seed(opt.seed)
     config, ckpt = choose_model(opt.config, opt.ckpt, opt.lora)
     config = load_config(config)
     device = opt.device or (f"cuda:{local_rank() % torch.cuda.device_count()}" if torch.cuda.is_available() else None)
     edit = PaintByExample.from_loading(replace(loading_from(opt), config=config, ckpt=ckpt, device=device))
-    settings = benchmark_settings(config, ckpt, bench, edit.precision, opt.seed, sampling) | _parts(opt)
+    settings = benchmark_settings(config, ckpt, bench, edit.precision, opt.seed, sampling, selection) | _parts(opt)
     require_same_settings(opt.outdir / "settings.json", settings)
 
     results = opt.outdir / "results"
@@ -77,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     todo = [i for i in share if not result_path(results, bench.ids[i]).exists()]
     if len(todo) < len(share):
         print(f"{len(share) - len(todo)} of {len(share)} results are finished already", flush=True)
-    problems = edit_cases(edit, bench, todo, results, opt.seed, opt.batch_size, sampling, progress=rank == 0)
+    how = (opt.seed, opt.batch_size, sampling, rank == 0, selection)
+    problems = edit_cases(edit, bench, todo, results, *how)
     print(f"{results}: {len(todo) - len(problems)} pictures written", flush=True)
     finished = [i for i, name in enumerate(bench.ids) if result_path(results, name).exists()]
     if opt.grid and finished and world == 1:

@@ -95,6 +95,18 @@ def add_editing(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         action="store_true",
         help="keep the photo around the mask in every step, as Blended Latent Diffusion does",
     )
+    add_selection(group)
+    group.add_argument(
+        "--watermark",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="an invisible one, spread over the whole picture: no background stays exact with it (no)",
+    )
+    return group
+
+
+def add_selection(group: argparse._ArgumentGroup) -> None:
+    """best, best_preset, judge; see selection_from."""
     group.add_argument(
         "--control",
         metavar="FOLDER",
@@ -116,13 +128,6 @@ def add_editing(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         help="whose features say how like the reference a region is: clip, the model's own; dinov2, to download DINOv2;"
         " or the folder of a DINOv2 (clip)",
     )
-    group.add_argument(
-        "--watermark",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="an invisible one, spread over the whole picture: no background stays exact with it (no)",
-    )
-    return group
 
 
 def add_model(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

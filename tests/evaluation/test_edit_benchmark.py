@@ -44,6 +44,7 @@ def test_results_do_not_depend_on_batches_or_processes(place, tmp_path):
 
 @pytest.mark.parametrize(("more", "before", "words"), [
     (["--scale", 3], {}, "made with scale 5.0, not 3.0"),
+    (["--best", 2], {}, "made with best None, not 2"),
     ([], {"lora": "x.safetensors"}, "made with lora x.safetensors, not None"),
     ([], {"cases": "0"}, "made with cases 0, not"),
     ([], {"config": "0"}, "made with config 0, not"),
@@ -67,13 +68,14 @@ def test_a_damaged_case_does_not_keep_the_others(here, script, tmp_path, monkeyp
     first, *_ = sorted((bench / "Ref_3500").iterdir())
     content = first.read_bytes()
     first.write_bytes(b"no picture")
-    _, *words = here("inference_test_bench", "--bench", bench, "--outdir", tmp_path / "out")
+    _, *words = here("inference_test_bench", "--bench", bench, "--outdir", tmp_path / "out", "--best", 2)
     code, _, err = script("inference_test_bench", *words)
     assert code == 2 and "1 of 3 cases cannot be edited" in err and not (tmp_path / "out").exists()
     first.write_bytes(content[:-100])
     code, _, err = script("inference_test_bench", *words)
     assert code == 2 and "1 of 3 cases could not be edited" in err
     assert len(list((tmp_path / "out/results").iterdir())) == 2
+    assert json.loads((tmp_path / "out/settings.json").read_text())["best"] == 2
     monkeypatch.setenv("RANK", "0")
     code, _, err = script("inference_test_bench", *words)
     assert code == 2 and "RANK and WORLD_SIZE" in err

@@ -202,6 +202,15 @@ def test_several_regions_are_the_pipelines(run, model):
 
 
 @pytest.mark.integration
+def test_the_best_of_several_seeds_is_the_pipelines(run, model, host):
+    (image,) = run("PaintByExampleEdit", model=model, **pictures(), **HOW, best=2, best_preset="draft")
+    files = [Image.open(case(kind)) for kind in ("GT", "mask", "ref")]
+    expected = model(*files, steps=3, best=2, progress=False)
+    assert np.array_equal(saved(image)[0], np.asarray(expected))
+    assert [done for done, total in host.progress if done == total] == [12, 3]  # two drafts of 6 steps, then the edit
+
+
+@pytest.mark.integration
 def test_batches_with_one_example_or_as_many(run, model):
     """Every entry is the edit of its own image, mask and example, with a seed of its own."""
     each = [pictures(number) for number in (1, 2, 3)]
