@@ -26,6 +26,10 @@ class CanvasValue(TypedDict):
     composite: Image.Image
 
 
+def has_strokes(layers: Sequence[Image.Image]) -> bool:
+    return any(layer.convert("RGBA").getchannel("A").getbbox() for layer in layers)
+
+
 def mask_from_layers(layers: Sequence[Image.Image], image: Image.Image) -> Image.Image:
     """The brush's layers (RGBA, transparent where not painted) -> mask (L, 255 = paint) of the image's upright size.
 

@@ -19,6 +19,7 @@ from ldm.web.examples import Example
 from ldm.web.layout import WELCOME, Layout, preset_choices
 from ldm.web.picking import Picking, cut_out_upload
 from ldm.web.request import OWN, EditRequest, parse_request
+from ldm.web.several import Marked, Several, marked_regions
 from ldm.web.status import error_line, status_line
 from ldm.web.uploads import fit_within, open_upload, save_result, upload_path
 from ldm.web.worker import EditResult, EditWorker, Progress, Settings
@@ -64,6 +65,9 @@ class Events:
         """segment: what finds objects, see ldm.segmentation.objects."""
         self.worker, self.layout, self.examples, self.segment = worker, layout, examples, segment
         self.picking = Picking(layout.photo.picking, layout.photo.canvas, layout.status, segment)
+        self.several = Several(
+            *(layout.several, layout.photo.canvas, layout.reference, layout.more_references, layout.status)
+        )
         self.photo_path, self.reference_path = gr.State(), gr.State()
         self.results, self.history = gr.State([]), gr.State([])  # lists of SavedResult
         self.shown = gr.State()  # the SavedResult that is looked at
@@ -87,6 +91,7 @@ class Events:
         layout.token.upload(self.open_reference, layout.token, reference_outputs, **QUICK)
         layout.cut_out.click(self.cut_out, self.reference_path, reference_outputs, **QUICK)
         self.picking.connect(self.photo_path, QUICK)
+        self.several.connect(self.photo_path, self.reference_path, QUICK)
         layout.reference.clear(lambda: None, None, self.reference_path, **QUICK)
         settings.preset.change(self.choose_preset, settings.preset, [settings.sampler, settings.steps], **QUICK)
         settings.keep_layout.change(lambda on: gr.Slider(visible=on), settings.keep_layout, settings.keep, **QUICK)
@@ -96,7 +101,10 @@ class Events:
         numbers = [getattr(settings, each.name) for each in fields(settings)]
         painting = layout.paint.click(
             self.paint,
-            [self.photo_path, photo.canvas, self.reference_path, layout.more_references, self.history, *numbers],
+            [
+                *[self.photo_path, photo.canvas, self.reference_path, layout.more_references, self.several.aside],
+                *[self.history, *numbers],
+            ],
             [
                 *[result.preview, self.results, result.gallery, self.history, result.history, settings.preset],
                 *shown,
@@ -191,6 +199,7 @@ class Events:
         canvas: CanvasValue | None,
         reference_path: str | None,
         more_references: Sequence[str] | None,
+        aside: Sequence[Marked],
         history: Sequence[SavedResult],
         *numbers: Any,
     ) -> AsyncIterator[Updates]:
@@ -199,7 +208,8 @@ class Events:
         named = dict(zip((each.name for each in fields(self.layout.settings)), numbers, strict=True))
         paths = [path for path in (reference_path, *(more_references or [])) if path] or [None]
         try:
-            request = await asyncio.to_thread(read_request, photo_path, canvas, paths, named)
+            regions = marked_regions(aside, canvas, paths)
+            request = await asyncio.to_thread(read_request, photo_path, regions, named)
             before = (result.compare, result.gallery, result.download, result.further)
             yield {status: status_line("Starting ..."), **{part: gr.update(visible=False) for part in before}}
             async for update in self.worker.stream(request):
@@ -260,13 +270,13 @@ class Events:
 
 def read_request(
     photo_path: str | None,
-    canvas: CanvasValue | None,
-    reference_paths: Sequence[str | None],
+    regions: Sequence[tuple[Sequence[Image.Image], Sequence[str | None]]],
     numbers: dict[str, Any],
 ) -> EditRequest:
-    """The page's values as a request. Raises UserError: a picture is missing or bad, nothing is painted, a number is
-    not a number."""
+    """The page's values as a request. regions: the brush's layers and the paths of the references of each. Raises
+    UserError: a picture is missing or bad, nothing is painted, a number is not a number."""
     photo = open_upload(photo_path, "photo")
-    references = tuple(open_upload(path, "reference") for path in reference_paths)
-    mask = mask_from_layers(canvas["layers"] if canvas else [], photo)
-    return parse_request(photo, mask, references, **numbers)
+    groups = [tuple(open_upload(path, "reference") for path in paths) for _, paths in regions]
+    masks = [mask_from_layers(layers, photo) for layers, _ in regions]
+    first, *others = zip(masks, groups, strict=True)
+    return parse_request(photo, *first, **numbers, others=tuple(others))

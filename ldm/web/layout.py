@@ -17,6 +17,7 @@ from ldm.web.canvas import BRUSH, thumbnail
 from ldm.web.examples import Example
 from ldm.web.picking import PickArea, build_picking
 from ldm.web.request import AUTOMATIC, OWN, PUBLISHED
+from ldm.web.several import SeveralArea, build_several
 from ldm.web.status import status_line
 
 SOURCES = ["upload", "clipboard"]
@@ -80,6 +81,7 @@ class Layout:
     cut_out: gr.Button
     token: gr.UploadButton
     more_references: gr.File
+    several: SeveralArea
     status: gr.HTML
     paint: gr.Button
     stop: gr.Button
@@ -94,7 +96,7 @@ def build_layout(examples: Sequence[Example], device: str) -> Layout:
     with gr.Row(equal_height=False):
         with gr.Column(min_width=320):
             photo = build_photo()
-            reference, cut_out, token, more_references, settings = build_reference_and_settings(device)
+            reference, cut_out, token, more_references, several, settings = build_reference_and_settings(device)
             with gr.Column(elem_id="actions"):  # stays at the bottom of the screen
                 status = gr.HTML(status_line(WELCOME), elem_id="status")
                 with gr.Row():
@@ -103,7 +105,8 @@ def build_layout(examples: Sequence[Example], device: str) -> Layout:
         with gr.Column(min_width=320):
             result = build_result()
             gallery = build_examples(examples)
-    return Layout(photo, reference, cut_out, token, more_references, status, paint, stop, settings, result, gallery)
+    given = (photo, reference, cut_out, token, more_references, several)
+    return Layout(*given, status, paint, stop, settings, result, gallery)
 
 
 def build_photo() -> PhotoArea:
@@ -130,7 +133,7 @@ def build_photo() -> PhotoArea:
 
 def build_reference_and_settings(
     device: str,
-) -> tuple[gr.Image, gr.Button, gr.UploadButton, gr.File, SettingsArea]:
+) -> tuple[gr.Image, gr.Button, gr.UploadButton, gr.File, SeveralArea, SettingsArea]:
     with gr.Row(equal_height=False):
         with gr.Column(min_width=220):
             reference = gr.Image(label="Reference", sources=SOURCES, height=250, min_width=220, elem_id="reference")
@@ -147,6 +150,7 @@ def build_reference_and_settings(
         kinds = ["image", TOKEN_SUFFIX]
         more = gr.File(label="They are averaged", file_count="multiple", file_types=kinds, height=140)
         mix = gr.Textbox(label="Or mix two (0: the first, 1: the second)", placeholder="their mean", min_width=120)
+    several = build_several()
     with gr.Accordion("More settings", open=False, elem_id="more-settings"):
         with gr.Row():
             strength = gr.Slider(0, 1, 1, step=0.05, label="Strength (less: keeps the layout)", min_width=160)
@@ -164,8 +168,9 @@ def build_reference_and_settings(
         with gr.Row():
             sampler = gr.Dropdown(list(SAMPLERS), value="plms", label="Sampler", min_width=120, visible=False)
             steps = gr.Slider(5, 100, 50, step=1, label="Steps", min_width=160, visible=False)
-    settings = (preset, scale, n_samples, sampler, steps, strength, keep_layout, keep, outline, mix)
-    return reference, cut_out, token, more, SettingsArea(*settings, background, context, grow, feather, best, seed)
+    first = (preset, scale, n_samples, sampler, steps, strength, keep_layout, keep, outline, mix)
+    settings = SettingsArea(*first, background, context, grow, feather, best, seed)
+    return reference, cut_out, token, more, several, settings
 
 
 def default_preset(device: str) -> str:

@@ -22,7 +22,7 @@ CHECKED = {True: "ddpm", False: None}  # a checkbox as keep_layout
 @dataclass(frozen=True)
 class EditRequest:
     """image, mask, reference: as opened; mask: 255 = paint; reference: a tuple for several pictures of one object;
-    seed: of the first of n_samples results.
+    seed: of the first of n_samples results; others: further regions' masks and references, painted together with it.
 
     Raises UserError for a number that is out of range."""
 
@@ -35,6 +35,7 @@ class EditRequest:
     seed: int = 321
     n_samples: int = 1
     selection: Selection = Selection()
+    others: tuple[tuple[Image.Image, References], ...] = ()
 
     def __post_init__(self) -> None:
         if self.n_samples < 1:
@@ -88,6 +89,7 @@ def parse_request(
     keep: object = None,
     mask_from_difference: object = False,
     mix: object = None,
+    others: tuple[tuple[Image.Image, References], ...] = (),
 ) -> EditRequest:
     """preset: a preset's name, PUBLISHED, or OWN for this sampler and these steps; context: AUTOMATIC, "photo" or a
     number; feather, mix: None or empty if not given; seed: None or empty for a random one; keep_layout: a method, or a
@@ -116,6 +118,7 @@ def parse_request(
         grow=parse_number(grow, "grow", float, "10"),
         mask_from_difference=parse_truth(mask_from_difference, "mask_from_difference"),
         mix=None if mix in (None, "") else parse_number(mix, "mix", float, "0.5"),
+        together=bool(others),
     )
     return EditRequest(
         image,
@@ -127,4 +130,5 @@ def parse_request(
         seed=random.randrange(2**32) if seed in (None, "") else parse_number(seed, "seed", int, "321"),
         n_samples=parse_number(n_samples, "the number of pictures", int, "1"),
         selection=Selection(parse_number(best, "best", int, "4"), str(best_preset)),
+        others=others,
     )

@@ -155,7 +155,9 @@ class EditWorker:
                 report(Progress(step.index + 1, step.total, preview_picture(self.preview_weights, step.pred_x0)))
 
         raise_if_stopped()
-        marked = MarkedPhoto.mark(request.image, [Region(mask=request.mask)], [request.reference], request.placement)
+        masks, references = zip((request.mask, request.reference), *request.others, strict=True)
+        regions = [Region(mask=mask) for mask in masks]
+        marked = MarkedPhoto.mark(request.image, regions, references, request.placement)
         how = (request.sampling, request.placement, request.blending)
         watch: dict[str, Any] = {"batch_size": request.n_samples, "progress": False}
         choices = [

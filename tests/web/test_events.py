@@ -15,12 +15,14 @@ gradio = pytest.importorskip("gradio", reason="the page's tests need Gradio: pip
 
 from ldm.editing.metadata import read_settings  # noqa: E402
 from ldm.editing.options import Sampling  # noqa: E402
+from ldm.editing.regions import Region  # noqa: E402
 from ldm.methods.tokens import LearnedToken, write_token  # noqa: E402
 from ldm.util import UserError  # noqa: E402
 from ldm.web.events import Events  # noqa: E402
 from ldm.web.examples import Example, paints_small_world  # noqa: E402
 from ldm.web.layout import build_layout, default_preset, preset_choices  # noqa: E402
 from ldm.web.request import parse_request  # noqa: E402
+from ldm.web.several import Marked  # noqa: E402
 
 # preset, scale, n_samples, sampler, steps, strength, keep_layout, keep, mask_from_difference, mix, background, context,
 # grow, feather, best, seed
@@ -42,8 +44,8 @@ async def collect(updates) -> list:
     return [update async for update in updates]
 
 
-def paint(events, photo_path, canvas, reference_path, *numbers, more=None, history=()) -> list[dict]:
-    return asyncio.run(collect(events.paint(photo_path, canvas, reference_path, more, history, *numbers)))
+def paint(events, photo_path, canvas, reference_path, *numbers, more=None, aside=(), history=()) -> list[dict]:
+    return asyncio.run(collect(events.paint(photo_path, canvas, reference_path, more, aside, history, *numbers)))
 
 
 def test_the_page_says_which_model_it_runs_and_what_that_can_paint(page, worker):
@@ -167,6 +169,52 @@ def test_a_learned_token_is_a_reference(events, tmp_path):
     assert "reference no.safetensors is damaged" in status_of(
         events, events.open_reference(str(tmp_path / "no.safetensors"))
     )
+
+
+def brushed(photo, box):
+    layer = Image.new("RGBA", photo.size)
+    layer.paste((228, 0, 132, 128), box)
+    return {"background": photo, "layers": [layer], "composite": photo}
+
+
+def test_regions_put_aside_are_painted_together_with_the_last(events, edit):
+    photo, boxes = Image.open(FILES[0]), [(60, 100, 200, 300), (300, 80, 500, 300)]
+    first, second = FILES[2], ROOT / "examples/reference/example_1.jpg"
+    several = events.several
+    aside, canvas, *emptied, status = several.put_aside(str(FILES[0]), brushed(photo, boxes[0]), str(first), None, [])
+    assert emptied == [None, None, None] and "One region is put aside" in status
+    assert canvas["layers"] == [] and canvas["background"].getpixel((100, 200)) != photo.getpixel((100, 200))
+    *_, last = paint(events, str(FILES[0]), brushed(photo, boxes[1]), str(second), *NUMBERS, aside=aside)
+    saved = last[events.results][0]
+    assert read_settings(saved.picture)["together"] is True
+    wanted = edit(
+        photo, regions=[Region(box=box) for box in boxes], references=[first, second], together=True, steps=2,
+        sampler="ddim", seed=7, progress=False,
+    )  # fmt: skip
+    assert np.abs(np.asarray(wanted).astype(int) - np.asarray(Image.open(saved.picture))).mean() < 0.5
+    *_, alone = paint(events, str(FILES[0]), canvas, None, *NUMBERS, aside=aside)  # with nothing beside it
+    assert "together" not in read_settings(alone[events.results][0].picture)
+    assert several.take_back(str(FILES[0]))[0] == []
+
+
+def test_what_cannot_be_put_aside_or_painted_together_is_told(events):
+    photo = Image.open(FILES[0])
+    canvas = brushed(photo, (60, 100, 200, 300))
+    path, reference = str(FILES[0]), str(FILES[2])
+    for given, words in (
+        ((None, None, None), "there is no photo"),
+        ((path, canvas, None), "there is no reference"),
+        ((path, {**canvas, "layers": []}, reference), "nothing is painted on the photo"),
+    ):
+        assert words in events.several.put_aside(*given, None, [])[-1]
+    aside = [Marked(canvas["layers"], [reference])]
+    for changed, words in (
+        ((True, 0.2, False), "together and keep_layout exclude each other"),
+        ((False, 0.2, True), "together and mask_from_difference exclude each other"),
+    ):
+        numbers = (*NUMBERS[:6], *changed, *NUMBERS[9:])
+        last = paint(events, path, brushed(photo, (300, 80, 500, 300)), reference, *numbers, aside=aside)[-1]
+        assert words in status_of(events, last)
 
 
 def test_results_stay_in_the_history_and_can_be_edited_further(events):
