@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +50,7 @@ class LearnedToken:
         related to this one."""
         cure = "learn it again with this model"
         v = model.learnable_vector.detach().flatten().float().cpu()
-        own, wanted = tuple(self.token.shape), (model.cond_stage_model.tokens, len(v))
+        own, wanted = tuple(self.token.shape), (cast(int, model.cond_stage_model.tokens), len(v))
         if own != wanted:
             raise UserError(f"reference {path} is a token of the shape {own}, but the model's have {wanted}: {cure}")
         if self.v is not None and F.cosine_similarity(self.v, v, dim=0) < RELATED:

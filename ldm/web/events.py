@@ -19,7 +19,7 @@ from ldm.web.examples import Example
 from ldm.web.layout import WELCOME, Layout, preset_choices
 from ldm.web.picking import Picking, cut_out_upload
 from ldm.web.request import OWN, EditRequest, parse_request
-from ldm.web.several import Marked, Several, marked_regions
+from ldm.web.several import Marked, Several, marked_regions, paths_of
 from ldm.web.status import error_line, status_line
 from ldm.web.uploads import fit_within, open_upload, save_result, upload_path
 from ldm.web.worker import EditResult, EditWorker, Progress, Settings
@@ -206,9 +206,8 @@ class Events:
         """numbers: the values of the settings, in their order."""
         result, status = self.layout.result, self.layout.status
         named = dict(zip((each.name for each in fields(self.layout.settings)), numbers, strict=True))
-        paths = [path for path in (reference_path, *(more_references or [])) if path] or [None]
         try:
-            regions = marked_regions(aside, canvas, paths)
+            regions = marked_regions(aside, canvas, paths_of(reference_path, more_references))
             request = await asyncio.to_thread(read_request, photo_path, regions, named)
             before = (result.compare, result.gallery, result.download, result.further)
             yield {status: status_line("Starting ..."), **{part: gr.update(visible=False) for part in before}}
@@ -270,11 +269,11 @@ class Events:
 
 def read_request(
     photo_path: str | None,
-    regions: Sequence[tuple[Sequence[Image.Image], Sequence[str | None]]],
+    regions: Sequence[Marked],
     numbers: dict[str, Any],
 ) -> EditRequest:
-    """The page's values as a request. regions: the brush's layers and the paths of the references of each. Raises
-    UserError: a picture is missing or bad, nothing is painted, a number is not a number."""
+    """The page's values as a request. Raises UserError: a picture is missing or bad, nothing is painted, a number is
+    not a number."""
     photo = open_upload(photo_path, "photo")
     groups = [tuple(open_upload(path, "reference") for path in paths) for _, paths in regions]
     masks = [mask_from_layers(layers, photo) for layers, _ in regions]

@@ -20,10 +20,10 @@ Updates = dict[gr.blocks.Block, Any]
 
 
 class Marked(NamedTuple):
-    """layers: of the brush; references: paths of pictures of one object, or learned tokens."""
+    """layers: of the brush; references: of paths_of."""
 
     layers: list[Image.Image]
-    references: list[str]
+    references: list[str | None]
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,16 @@ def build_several() -> SeveralArea:
     return SeveralArea(aside, back)
 
 
-def marked_regions(
-    aside: Sequence[Marked], canvas: CanvasValue | None, references: Sequence[str | None]
-) -> list[tuple[list[Image.Image], Sequence[str | None]]]:
+def paths_of(reference: str | None, more: Sequence[str] | None) -> list[str | None]:
+    """Of the pictures of one object, or learned tokens; without any, None, of which open_upload says that it is
+    missing."""
+    return [path for path in (reference, *(more or [])) if path] or [None]
+
+
+def marked_regions(aside: Sequence[Marked], canvas: CanvasValue | None, references: list[str | None]) -> list[Marked]:
     """Those that were put aside and the one that is marked now, unless nothing is painted beside the others."""
     layers = canvas["layers"] if canvas else []
-    return [*aside, *([] if aside and not has_strokes(layers) else [(layers, references)])]
+    return [*aside, *([] if aside and not has_strokes(layers) else [Marked(layers, references)])]
 
 
 class Several:
@@ -76,8 +80,8 @@ class Several:
         """The photo then shows the region's strokes as part of the picture."""
         try:
             photo = open_upload(photo_path, "photo")
-            references = [path for path in (reference_path, *(more or [])) if path]
-            for path in references or [None]:
+            references = paths_of(reference_path, more)
+            for path in references:
                 open_upload(path, "reference")
             layers = canvas["layers"] if canvas else []
             mask = mask_from_layers(layers, photo)
