@@ -3,6 +3,7 @@
 python scripts/measure_methods.py layout     keep the layout: IoU of the new object's outline with the old one's
 python scripts/measure_methods.py outline    find the outline: IoU with the true one
 python scripts/measure_methods.py which      ask the model: shape and pattern of the reference that is chosen
+python scripts/measure_methods.py direction  from a to b: whether an attribute moves and the rest stays
 
 Prints a table with half of the 95% interval beside each mean, and writes <outdir>/<method>.jpg."""
 
@@ -18,9 +19,9 @@ SHOWN = 6  # cases in the picture
 @command
 def main() -> None:
     parser = command_parser(__doc__)
-    parser.add_argument("method", choices=("layout", "outline", "which"))
+    parser.add_argument("method", choices=("layout", "outline", "which", "direction"))
     parser.add_argument("--cases", type=int, default=100, help="(%(default)s)")
-    parser.add_argument("--steps", type=int, default=25, help="of DDIM, for layout (%(default)s)")
+    parser.add_argument("--steps", type=int, default=25, help="of DDIM, for layout and direction (%(default)s)")
     parser.add_argument("--draws", type=int, default=32, help="of noise, for which (%(default)s)")
     parser.add_argument("--ways", nargs="+", help="for layout: only the rows with one of these words in their names")
     parser.add_argument("--outdir", type=Path, default=Path("results/methods"), help="(%(default)s)")
@@ -29,30 +30,37 @@ def main() -> None:
 
     from ldm.checkpoint.locate import MINI_CKPT, MINI_CONFIG
     from ldm.cli.show_samples import titled
+    from ldm.editing.options import Sampling
     from ldm.evaluation.benchmark import mean_interval
     from ldm.evaluation.features import load_clip
     from ldm.files import staging
     from ldm.images import grid
-    from ldm.miniworld import neighbours
+    from ldm.miniworld import directions, neighbours
     from ldm.miniworld.scores import load_oracle
     from ldm.pipeline import PaintByExample
 
     edit = PaintByExample.load(MINI_CONFIG, MINI_CKPT)
-    cases = [neighbours.draw_case(number) for number in range(opt.cases)]
+    oracle = load_oracle(shipped("pretrained_models/mini_oracle.safetensors"), edit.device)
+    if opt.method == "direction":
+        directed = [directions.draw_directed(number) for number in range(opt.cases)]
+        rows = directions.measure_directions(edit, oracle, directed, Sampling(sampler="ddim", steps=opt.steps))
+        columns = {"photo": [case.photo for case in directed]}
+        columns |= {name: [case.pictures[name] for case in directed] for name in ("c", "a", "b")}
+    else:
+        cases = [neighbours.draw_case(number) for number in range(opt.cases)]
+        columns = {"photo": [case.photo for case in cases], "reference": [case.reference for case in cases]}
     if opt.method == "layout":
-        oracle = load_oracle(shipped("pretrained_models/mini_oracle.safetensors"), edit.device)
         ways = neighbours.layouts(opt.steps)
         if opt.ways:
             ways = {name: how for name, how in ways.items() if any(word in name for word in opt.ways)}
         rows = neighbours.measure_layout(edit, oracle, cases, ways)
     elif opt.method == "outline":
         rows = neighbours.measure_outline(edit, cases)
-    else:
+    elif opt.method == "which":
         clip = shipped("pretrained_models/mini_clip.safetensors")
         rows = neighbours.measure_which(
             edit, load_clip(clip, edit.device, str(shipped("configs/mini/clip.json"))), cases, opt.draws
         )
-    columns = {"photo": [case.photo for case in cases], "reference": [case.reference for case in cases]}
     for number, (name, scores, pictures) in enumerate(rows):
         if number == 0:
             print(f"| | {' | '.join(scores)} |\n{'|---' * (len(scores) + 1)}|")
@@ -60,13 +68,13 @@ def main() -> None:
         cells = [f"{mean:.3g} ± {(high - low) / 2:.2g}" for mean, low, high in intervals]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
         columns[name.strip("`")] = pictures
-    tiles = []
-    for i in range(min(SHOWN, len(cases))):
+    tiles, shown = [], min(SHOWN, opt.cases)
+    for i in range(shown):
         for name, pictures in columns.items():
             tiles.append(titled(pictures[i].convert("RGB"), name if i == 0 else "").resize((136, 144)))
     with staging(opt.outdir) as folder:
-        grid(tiles, rows=min(SHOWN, len(cases))).save(folder / f"{opt.method}.jpg", quality=88)
-    print(f"{len(cases)} cases; wrote {opt.outdir / f'{opt.method}.jpg'}")
+        grid(tiles, rows=shown).save(folder / f"{opt.method}.jpg", quality=88)
+    print(f"{opt.cases} cases; wrote {opt.outdir / f'{opt.method}.jpg'}")
 
 
 if __name__ == "__main__":

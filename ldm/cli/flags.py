@@ -88,7 +88,10 @@ def add_editing(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         " folder of a SAM 2 (grabcut)",
     )
     group.add_argument(
-        "--mix", type=float, help="of two references of a region: 0 the first, 1 the second (their mean)"
+        "--mix",
+        type=float,
+        help="of two references of a region: 0 the first, 1 the second; of three: how much of what distinguishes the"
+        " third from the second is added to the first, 0 to 1 (their mean)",
     )
     group.add_argument(
         "--blend_latents",

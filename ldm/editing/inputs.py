@@ -18,10 +18,10 @@ from ldm.util import UserError
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """How the references of a region become the token that it shows: their tokens' mean, or one between two of them.
+    """How the references of a region become the token that it shows: their tokens' mean, or ldm.methods.tokens.mixed.
 
     learned: for each reference the learned token (M,D) in the place of the picture's own, or None
-    mix: None, or 0 (the first of two references) to 1 (the second); scale: of guidance, where it is the region's own"""
+    mix: None, or how much, of two references or three; scale: of guidance, where it is the region's own"""
 
     learned: tuple[Tensor | None, ...] = (None,)
     mix: float | None = None
@@ -34,9 +34,9 @@ class Condition:
             tokens = torch.stack([own if each is None else each.to(own) for each, own in pairs])
         if self.mix is None:
             return tokens.mean(dim=0)
-        from ldm.methods.tokens import between
+        from ldm.methods.tokens import mixed
 
-        return between(tokens[0], tokens[1], self.mix)
+        return mixed(tokens, self.mix)
 
 
 @dataclass(frozen=True)

@@ -62,8 +62,8 @@ class MarkedPhoto:
             raise UserError(
                 f"together has {len(placement.together)} scales for {len(regions)} regions: give one for each, or none"
             )
-        if placement.mix is not None and any(len(group) != 2 for group in groups):
-            raise UserError("mix is between two references: give each region two, or leave it out")
+        if placement.mix is not None and any(len(group) not in (2, 3) for group in groups):
+            raise UserError("mix is of two references, or of three: give each region as many, or leave it out")
         masks = tuple(region.mask_in(image, placement) for region in regions)
         photo, has_alpha = upright_photo(image), any(region.alpha for region in regions)
         return cls(photo, masks, tuple(groups), has_alpha, None if control is None else _control(control, photo))

@@ -202,7 +202,8 @@ class Placement:
     reference_cutout: leave out the background of references that are not transparent already
     mask_from_difference: paint only what the reference changes inside a rough region (ldm/methods/outline.py)
     segment: what finds objects: None for GrabCut, "hub" for SAM 2, or its folder; see ldm.segmentation.objects
-    mix: of two references, 0 for the first to 1 for the second; None: the mean of however many there are
+    mix: of two references, 0 for the first to 1 for the second; of three, the first and how much, 0 to 1, of what
+        distinguishes the third from the second; None: the mean of however many there are
     together: paint all regions at once, in one window around them, instead of one after the other; numbers: so, with
         a guidance scale for each region
 
@@ -222,7 +223,7 @@ class Placement:
 
     def __post_init__(self) -> None:
         if self.mix is not None and not 0 <= self.mix <= 1:
-            raise UserError(f"mix {self.mix} is out of range: use 0 (the first reference) to 1 (the second)")
+            raise UserError(f"mix {self.mix} is out of range: use 0 (the first reference) to 1")
         if not isinstance(self.together, bool):
             for scale in self.together:
                 check_scale(scale)

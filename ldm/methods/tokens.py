@@ -1,4 +1,4 @@
-"""Learned tokens: a vector that is given in the place of a reference, as a .safetensors file; points between tokens.
+"""Learned tokens: a vector that is given in the place of a reference, as a .safetensors file; arithmetic on tokens.
 
 | name in the file | value                                                                        |
 |------------------|------------------------------------------------------------------------------|
@@ -107,3 +107,12 @@ def between(a: Tensor, b: Tensor, share: float) -> Tensor:
     direction = (((1 - share) * angle).sin() * a / length_a + (share * angle).sin() * b / length_b) / sine
     mixed = torch.lerp(length_a, length_b, share) * direction
     return torch.where(sine > 1e-4, mixed, torch.lerp(a, b, share))
+
+
+def mixed(tokens: Tensor, amount: float) -> Tensor:
+    """Two or three tokens (2 or 3,...,D) -> (...,D). Of a and b: between(a, b, amount). Of c, a and b: c + amount *
+    (b - a), c with some of what distinguishes b from a."""
+    if len(tokens) == 2:
+        return between(tokens[0], tokens[1], amount)
+    c, a, b = tokens
+    return c + amount * (b - a)

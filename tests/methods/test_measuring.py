@@ -1,9 +1,16 @@
 """The measurements of docs/methods.md, on two cases."""
 
+from dataclasses import asdict
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
+from ldm.miniworld.crops import labels_of
+from ldm.miniworld.directions import ATTRIBUTES, direction_scores, draw_directed
 from ldm.miniworld.neighbours import draw_case
 
 
@@ -19,9 +26,40 @@ def test_cases_know_their_outlines():
         assert not (np.asarray(case.mask) > np.asarray(case.rough)).any()
 
 
-@pytest.mark.parametrize("words", [["layout", "--ways", "plain", "--steps", 2], ["outline"], ["which", "--draws", 2]])
+@pytest.mark.parametrize(
+    "words",
+    [["layout", "--ways", "plain", "--steps", 2], ["outline"], ["which", "--draws", 2], ["direction", "--steps", 1]],
+)
 def test_each_is_a_table_and_a_picture(words, script, tmp_path):
     code, out, err = script("measure_methods", *words, "--cases", 2, "--outdir", tmp_path)
     assert code == 0, err
     assert out.count("±") >= 2 and "2 cases" in out
     assert Image.open(tmp_path / f"{words[0]}.jpg").height > 250
+
+
+def test_a_direction_differs_in_one_attribute_which_the_reference_shares():
+    for number, attribute in enumerate(ATTRIBUTES):
+        case = draw_directed(number)
+        assert case.attribute == attribute and draw_directed(number).identities == case.identities
+        c, a, b, wanted = (case.identities[name] for name in ("c", "a", "b", "wanted"))
+        for name in ("shape", "pattern", "colour", "second"):
+            values = [getattr(each, name) for each in (c, a, b, wanted)]
+            together = [values[0] == values[1], values[0] == values[2], values[0] == values[3]]
+            assert together == ([True, False, False] if name == attribute else [False, False, True])
+
+
+def test_an_answer_that_is_wanted_has_full_marks():
+    cases = [draw_directed(number) for number in range(3)]
+    answers = torch.cat([_answer(case.identities["wanted"]) for case in cases])
+    oracle = Mock(return_value=answers)
+    right = direction_scores(oracle, cases, [case.photo for case in cases])
+    assert right["moves"].tolist() == right["rest stays"].tolist() == [1, 1, 1] and right["colour error"].max() < 1e-3
+    oracle.return_value = torch.cat([_answer(case.identities["c"]) for case in cases])
+    assert direction_scores(oracle, cases, [case.photo for case in cases])["moves"].tolist() == [0, 0, 0]
+
+
+def _answer(identity):
+    """What an oracle says that is right."""
+    labels = labels_of(asdict(identity))
+    parts = F.one_hot(torch.tensor(labels.shape), 12), F.one_hot(torch.tensor(labels.pattern), 6)
+    return torch.cat([*parts, torch.from_numpy(labels.colours).flatten()])[None]

@@ -5,13 +5,13 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy.spatial import geometric_slerp
 from torch import nn
 
 from ldm.conventions import NOISY_LATENT
 from ldm.methods.learn_token import Learning, learn_token, token_loss
-from ldm.methods.tokens import LearnedToken, between, read_token, write_token
+from ldm.methods.tokens import LearnedToken, between, mixed, read_token, write_token
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.util import UserError
 from tests.conftest import ROOT
@@ -119,9 +119,22 @@ def test_a_token_stands_where_a_reference_does(edit, example, tmp_path):
             edit(image, mask, path, **how)
 
 
-def test_mixing_is_between_two_references(edit, example):
-    with pytest.raises(UserError, match="two references"):
+def test_mixing_is_of_two_references_or_three(edit, example):
+    with pytest.raises(UserError, match="two references, or of three"):
         edit(example["image"], example["mask"], example["reference"], mix=0.5, steps=2)
+
+
+def test_of_three_references_the_first_moves_by_the_difference_of_the_others(edit, example):
+    c, a, b = torch.randn(3, 1, WIDTH, dtype=torch.float64)
+    torch.testing.assert_close(mixed(torch.stack([c, a, b]), 0.3) - c, 0.3 * (b - a))
+
+    def painted(*references, **how):
+        return edit(example["image"], example["mask"], references, steps=2, height=64, width=64, progress=False, **how)
+
+    first, other = example["reference"], ImageOps.invert(example["reference"].convert("RGB"))
+    assert np.array_equal(painted(first, other, other, mix=0.7), painted(first))
+    moved = np.asarray(painted(first, first, other, mix=1.0), dtype=int)
+    assert np.abs(moved - painted(other)).max() <= 1 < np.abs(moved - painted(first)).max()
 
 
 def test_the_command_learns_stops_and_goes_on(script, tiny, tmp_path, edit_example):
