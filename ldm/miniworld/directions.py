@@ -109,6 +109,7 @@ def measure_directions(
 
 def direction_scores(oracle: Extractor, cases: Sequence[DirectedCase], pictures: Sequence[Image.Image]) -> Scores:
     """See measure_directions."""
+    assert oracle.prepare is not None
     pairs = zip(cases, pictures, strict=True)
     answers = split_answers(oracle([oracle.prepare(picture.crop(case.box)) for case, picture in pairs]))
     moves, stays, errors = [], [], []
