@@ -98,6 +98,12 @@ def add_editing(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         action="store_true",
         help="keep the photo around the mask in every step, as Blended Latent Diffusion does",
     )
+    group.add_argument(
+        "--control",
+        metavar="FOLDER",
+        help="of a ControlNet or T2I-Adapter for Stable Diffusion 1: its picture says where things are (none)",
+    )
+    group.add_argument("--control_scale", type=float, help="how much it says, 0 nothing to 2 (1)")
     add_selection(group)
     group.add_argument(
         "--watermark",
@@ -110,12 +116,6 @@ def add_editing(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 def add_selection(group: argparse._ArgumentGroup) -> None:
     """best, best_preset, judge; see selection_from."""
-    group.add_argument(
-        "--control",
-        metavar="FOLDER",
-        help="of a ControlNet or T2I-Adapter for Stable Diffusion 1: its picture says where things are (none)",
-    )
-    group.add_argument("--control_scale", type=float, help="how much it says, 0 nothing to 2 (1)")
     group.add_argument(
         "--best",
         type=int,

@@ -149,7 +149,9 @@ def build_reference_and_settings(
     with gr.Accordion("More pictures of the same object", open=False, elem_id="more-references"):
         kinds = ["image", TOKEN_SUFFIX]
         more = gr.File(label="They are averaged", file_count="multiple", file_types=kinds, height=140)
-        mix = gr.Textbox(label="Or mix two (0: the first, 1: the second)", placeholder="their mean", min_width=120)
+        mix = gr.Textbox(
+            label="Or mix them (of two, 0: the first, 1: the second)", placeholder="their mean", min_width=120
+        )
     several = build_several()
     with gr.Accordion("More settings", open=False, elem_id="more-settings"):
         with gr.Row():

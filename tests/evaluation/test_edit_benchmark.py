@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldm.cli import edit_benchmark
 from ldm.data.bench.cocoee import COCOImageDataset
 from ldm.util import UserError
 from tests.evaluation.conftest import COUNT, run
@@ -92,3 +93,9 @@ def test_ids_are_names_of_files(ids, tmp_path):
         np.save(tmp_path / "id_list.npy", ids)
     with pytest.raises(UserError, match=r"id_list\.npy cannot be read"):
         COCOImageDataset(tmp_path)
+
+
+def test_what_changes_a_single_edit_is_no_flag_of_the_benchmark():
+    known = set(vars(edit_benchmark.parser().parse_args([])))
+    assert known >= {"scale", "preset", "ckpt", "best", "judge"}
+    assert not known & {"control", "control_scale", "keep_layout", "mix", "background", "strength"}
