@@ -24,7 +24,8 @@ def whole(path):
     config = OmegaConf.load(path)
     if path.stem == "first_stage_128":
         return OmegaConf.merge(OmegaConf.load(ROOT / "configs/mini/first_stage.yaml"), config)
-    if path.stem in ("first_stage", "clip", "oracle") or OmegaConf.select(config, "model.params.unet_config.target"):
+    parts = ("first_stage", "clip", "oracle", "recogniser")
+    if path.stem in parts or OmegaConf.select(config, "model.params.unet_config.target"):
         return config
     base = "configs/mini/paint_by_example.yaml" if path.parent.name == "mini" else "configs/v1.yaml"
     return OmegaConf.merge(OmegaConf.load(ROOT / base), config)
