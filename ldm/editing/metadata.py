@@ -17,6 +17,7 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ldm.editing.options import LOADED_FILES
 from ldm.files import NAME_MAX, replacing
 from ldm.images import open_picture
 from ldm.storage import Place, Url, is_url, place
@@ -27,10 +28,8 @@ PLACES = "paint-by-example files"  # of that `info`: where the files are
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
 ASCII = b"ASCII\0\0\0"  # EXIF's mark of a comment in ASCII
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-FILES = (  # settings that are paths
-    *("image", "regions", "references", "reference_masks", "config", "ckpt", "lora", "decoder", "safety_checker"),
-    *("segment", "judge", "control", "control_image"),
-)
+# settings that are paths
+FILES = ("image", "regions", "references", "reference_masks", "control_image", "segment", "judge", *LOADED_FILES)
 NEARBY = ".files"  # folder beside a picture, for what must not be inside it
 
 
