@@ -20,8 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.checkpoint import load_model
+from ldm.checkpoint.adapters import merge_into, read_stack
 from ldm.checkpoint.locate import choose_model
-from ldm.checkpoint.lora import merge_into, read_adapter
 from ldm.conventions import tensor_to_image
 from ldm.editing.arguments import is_one_for_all, one_region, photos_and_seeds, takes_flag_names
 from ldm.editing.asymmetric_decoder import AsymmetricDecoder
@@ -68,8 +68,8 @@ class PaintByExample(Painter):
         ckpt: str | os.PathLike | None = None,
         device: str | None = None,
         precision: str | None = None,
-        lora: str | os.PathLike | None = None,
-        lora_scale: float = 1.0,
+        lora: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+        lora_scale: float | Sequence[float] = 1.0,
         fast: bool = True,
         compiled: bool = False,
         offload: bool = False,
@@ -93,14 +93,14 @@ class PaintByExample(Painter):
         device = pick_device(loading.device)
         # Cheap checks come before gigabytes are read.
         check_network_options(device, choose_precision(device, loading.precision), loading.fast, loading.compiled)
-        adapter = None if loading.lora is None else read_adapter(loading.lora)
+        adapters = read_stack(loading.lora, loading.lora_scale)
         home, checker = "cpu" if loading.offload else device, None
         if loading.safety_checker is not None:
             checker = SafetyChecker.load(loading.safety_checker, home)
         config, ckpt = choose_model(loading.config, loading.ckpt, loading.lora)
         model = load_model(config, ckpt, home)
-        if adapter:
-            merge_into(model, adapter, loading.lora_scale)
+        if adapters:
+            merge_into(model, adapters)
         edit = cls(model, loading.precision, loading.fast, loading.compiled, device if loading.offload else None)
         edit.settings = loading.settings | {"checkpoint": Path(ckpt).name}
         edit.safety_checker = checker

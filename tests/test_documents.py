@@ -212,12 +212,12 @@ def with_tiny_model(words: list[str], tiny: Path, lora: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def lora(tiny, tmp_path_factory) -> Path:
     """An adapter for the tiny model."""
+    from ldm.checkpoint.adapters import write_adapter
     from ldm.checkpoint.load import load_model
-    from ldm.checkpoint.lora import write_adapter
-    from ldm.training.lora import current_adapter, inject_adapter
+    from ldm.training.adapters import current_adapter, inject_adapter
 
     model = load_model(ROOT / "configs/tiny.yaml", tiny)
-    inject_adapter(model, yaml.safe_load((ROOT / "configs/finetune_lora.yaml").read_text())["model"]["lora"])
+    inject_adapter(model, "lora", yaml.safe_load((ROOT / "configs/finetune_lora.yaml").read_text())["model"]["lora"])
     path = tmp_path_factory.mktemp("lora") / "lora.safetensors"
     write_adapter(current_adapter(model), path)
     return path

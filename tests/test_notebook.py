@@ -11,7 +11,7 @@ import sys
 import pytest
 from PIL import Image
 
-from ldm.checkpoint.lora import read_adapter
+from ldm.checkpoint.adapters import read_adapter
 from tests.conftest import ROOT
 
 NOTEBOOK = ROOT / "examples/paint_by_example.ipynb"

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from ldm.batch.table import Defaults, read_jobs
 from ldm.checkpoint import read_checkpoint
+from ldm.checkpoint.adapters import Adapter, write_adapter
 from ldm.checkpoint.load import write_checkpoint
-from ldm.checkpoint.lora import Adapter, write_adapter
 from ldm.files import check_name, replacing, save_pickled, save_tensors, short_stem, staging
 from ldm.util import UserError
 from tests.conftest import GOLDEN

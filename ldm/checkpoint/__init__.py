@@ -9,7 +9,7 @@ from_diffusers.py  diffusers' folders -> tensors
 to_diffusers.py    tensors -> diffusers' folders
 surgery.py         4 -> 9 input channels, A + (B - C), half precision
 locate.py          the default model, and where to find it
-lora.py            LoRA adapters: their files, and merging them into a model
+adapters.py        adapters (LoRA and others): their files, and merging them into a model
 """
 
 from ldm.checkpoint.load import load_model, read_checkpoint

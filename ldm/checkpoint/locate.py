@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,12 @@ HUB_REPO, HUB_FILE = "Fantasy-Studio/Paint-by-Example", "model.ckpt"
 
 
 def choose_model(
-    config: Any = None, ckpt: str | os.PathLike | None = None, lora: str | os.PathLike | None = None
+    config: Any = None,
+    ckpt: str | os.PathLike | None = None,
+    lora: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
 ) -> tuple[Any, Path]:
-    """Chooses the config and the checkpoint if one of them or both are not named. lora: an adapter to be merged.
+    """Chooses the config and the checkpoint if one of them or both are not named. lora: an adapter to be merged, or
+    several.
 
     Neither is named: the released model if it is in DEFAULT_CKPT or in the hub's cache; else the miniature model, with
     a UserNote, unless there is an adapter that does not fit it. Only one is named: the other is the released
@@ -32,9 +36,9 @@ def choose_model(
     if is_url(config):
         config = local(config)
     if config is None and ckpt is None and MINI_CKPT.exists() and _released() is None:
-        if lora is not None and not _fits_miniature(lora):
+        for path in _beyond_miniature(lora):
             raise UserError(
-                f"lora {lora} does not fit the miniature model, and {DEFAULT_CKPT} is missing: name the model that it"
+                f"lora {path} does not fit the miniature model, and {DEFAULT_CKPT} is missing: name the model that it"
                 " was trained from with --ckpt; --ckpt hub downloads the released model (5 GB)"
             )
         words = "using the miniature model, which paints small pictures of shapes; --ckpt hub fetches the released one"
@@ -53,18 +57,21 @@ def _released() -> Path | None:
     return Path(cached) if isinstance(cached, str) else None
 
 
-def _fits_miniature(lora: str | os.PathLike) -> bool:
-    """Whether the miniature model has all layers of the adapter, in their shapes. Raises UserError as read_adapter."""
-    from ldm.checkpoint.lora import A, B, read_adapter
+def _beyond_miniature(lora: str | os.PathLike | Sequence[str | os.PathLike] | None) -> list[str | os.PathLike]:
+    """The adapters that the miniature model lacks weights of, or has in other shapes. Raises UserError as read_adapter
+    does."""
+    from ldm.checkpoint.adapters import in_list, read_adapter
 
-    adapter = read_adapter(lora)
+    if not (paths := in_list(lora)):
+        return []
     with safe_open(MINI_CKPT, framework="pt") as file:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    return all(
-        shapes.get(f"{layer}.weight", [])[:2]
-        == [adapter.tensors[layer + B].shape[0], adapter.tensors[layer + A].shape[1]]
-        for layer in adapter.layers
-    )
+
+    def fits(path: str | os.PathLike) -> bool:
+        adapter = read_adapter(path)
+        return all(name in shapes and adapter.fits(name, shapes[name]) for name in adapter.weights)
+
+    return [path for path in paths if not fits(path)]
 
 
 def find_checkpoint(name: str | os.PathLike | None = None) -> Path:

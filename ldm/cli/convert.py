@@ -14,6 +14,7 @@ import os
 from collections.abc import Sequence
 
 from ldm.cli.command import command, command_parser
+from ldm.cli.flags import add_adapters
 from ldm.util import UserError
 
 
@@ -24,8 +25,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--to", choices=["diffusers"], help="write a diffusers folder, whatever the output's name ends in")
     p.add_argument("--half", action="store_true", help="write float16 weights, half the size")
     p.add_argument("--ema", action="store_true", help="use the averaged weights, if the input has them")
-    p.add_argument("--lora", help="an adapter from fine-tuning, lora.safetensors, to merge into the weights")
-    p.add_argument("--lora_scale", type=float, default=1.0, help="strength of the adapter: 0 none, 1 as trained (1)")
+    add_adapters(p)
     p.add_argument("--config", help="the model's config, for an output in diffusers' layout (configs/v1.yaml)")
     return p
 
@@ -35,27 +35,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     opt = parser().parse_args(argv)
 
     from ldm.checkpoint import read_checkpoint
+    from ldm.checkpoint.adapters import DELTA, SINGULAR, A, in_list, merge, read_stack
     from ldm.checkpoint.complete import is_part_of_a_model, require_complete
     from ldm.checkpoint.load import write_checkpoint
     from ldm.checkpoint.locate import DEFAULT_CONFIG
-    from ldm.checkpoint.lora import merge, read_adapter
     from ldm.checkpoint.surgery import halve
     from ldm.files import check_name
 
     check_name(opt.output, "output")
-    for path in filter(None, (opt.input, opt.lora)):
+    for path in (opt.input, *in_list(opt.lora)):
         if os.path.exists(path) and os.path.exists(opt.output) and os.path.samefile(path, opt.output):
             raise UserError(f"{opt.output} is the input itself and would be lost: name another output")
-    adapter = read_adapter(opt.lora) if opt.lora else None
+    adapters = read_stack(opt.lora, opt.lora_scale)
     tensors = read_checkpoint(opt.input, opt.ema)
-    if any(".lora_A." in name for name in tensors):
+    if any(name.endswith((A, DELTA, SINGULAR)) or ".lora_A." in name for name in tensors):
         raise UserError(
             f"{opt.input} is an adapter, not a model: give the model that it was trained from, and the adapter, "
             "lora.safetensors, with --lora"
         )
     if is_part_of_a_model(tensors) or opt.to or opt.lora:  # else another network, such as the small world's oracle
         require_complete(tensors, opt.input)
-    if adapter:
-        tensors |= merge(tensors, adapter, opt.lora_scale)
+    tensors |= merge(tensors, adapters)
     write_checkpoint(halve(tensors) if opt.half else tensors, opt.output, opt.config or DEFAULT_CONFIG, opt.to)
     print(f"wrote {opt.output}: {len(tensors)} tensors, {sum(t.numel() for t in tensors.values()):,} numbers")

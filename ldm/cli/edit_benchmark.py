@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ldm.cli.command import command, command_parser
 from ldm.cli.flags import (
@@ -101,11 +102,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(summary, file=sys.stderr)  # an exit code would make torchrun end the other processes
 
 
-def _parts(opt: argparse.Namespace) -> dict[str, str | float]:
+def _parts(opt: argparse.Namespace) -> dict[str, Any]:
     """Entries of settings.json for what is added to the model."""
-    parts: dict[str, str | float] = {}
+    parts: dict[str, Any] = {}
     if opt.lora:
-        parts |= {"lora": Path(opt.lora).name, "lora_sha256": sha256_of(opt.lora), "lora_scale": opt.lora_scale}
+        from ldm.checkpoint.adapters import alone, in_list
+
+        paths = in_list(opt.lora)
+        parts |= {"lora": alone([Path(path).name for path in paths]), "lora_scale": opt.lora_scale}
+        parts["lora_sha256"] = alone([sha256_of(path) for path in paths])
     if opt.decoder:
         parts |= {"decoder": Path(opt.decoder).name, "decoder_sha256": sha256_of(opt.decoder)}
     if opt.safety_checker != "off":

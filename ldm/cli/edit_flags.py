@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ldm.cli.command import command_parser
-from ldm.cli.flags import add_editing, add_model, add_sampling, sampling_from
+from ldm.cli.flags import Repeated, add_editing, add_model, add_sampling, sampling_from
 from ldm.editing.names import FLAG_NAMES
 from ldm.util import UserError
 
@@ -197,6 +197,8 @@ def _checked(value: Any, flag: str, p: argparse.ArgumentParser) -> Any:
     if flag in ("start", "refresh"):
         return int(value)
     (action,) = (action for action in p._actions if action.dest == flag)
+    if isinstance(action, Repeated) and isinstance(value, list) and value:
+        return [_checked(each, flag, p) for each in value]
     if callable(action.type):
         return action.type(str(value))
     if not isinstance(value, bool if action.nargs == 0 else str):

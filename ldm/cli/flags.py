@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ldm.util import UserError
 
@@ -133,6 +133,22 @@ def add_selection(group: argparse._ArgumentGroup) -> None:
     )
 
 
+class Repeated(argparse.Action):
+    """A flag that may be given several times: its value, or the list of its values."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        before = getattr(namespace, self.dest, self.default)
+        several = [*(before if isinstance(before, list) else [before]), values]
+        setattr(namespace, self.dest, values if before is self.default else several)
+
+
+def add_adapters(group: argparse._ActionsContainer) -> None:
+    group.add_argument("--lora", action=Repeated, metavar="FILE", help="an adapter, lora.safetensors, that fine-tuning"
+                       " or learn-object wrote; given several times, the changes add up")  # fmt: skip
+    group.add_argument("--lora_scale", action=Repeated, type=float, default=1.0, metavar="S", help="how much of it, or"
+                       " of each in their order: 0 none, 1 as it was trained (1)")  # fmt: skip
+
+
 def add_model(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """config, ckpt, lora, lora_scale, device, precision, compile, offload, decoder, safety_checker, plain. -> their
     group; see loading_from."""
@@ -141,8 +157,7 @@ def add_model(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group.add_argument("--ckpt", help="a .ckpt, a .safetensors, a diffusers folder, or hub to download the released"
                        " model (default: checkpoints/model.ckpt, else an earlier download, else the"
                        " miniature model)")  # fmt: skip
-    group.add_argument("--lora", help="an adapter, lora.safetensors, that fine-tuning wrote")
-    group.add_argument("--lora_scale", type=float, default=1.0, help="how much of it: 0 none, 1 as it was trained (1)")
+    add_adapters(group)
     group.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the fastest available)")
     group.add_argument("--precision", help="full: float32; bf16, fp16; autocast: the half precision that suits the"
                        " device (default: autocast on CUDA, else full)")  # fmt: skip

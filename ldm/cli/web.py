@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     require("gradio", "web")
     memory.share_memory()
 
+    from ldm.checkpoint.adapters import alone, in_list
     from ldm.checkpoint.locate import choose_model
     from ldm.images import open_picture
     from ldm.pipeline import PaintByExample
@@ -45,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     load_segmenter(opt.segment)  # what is wrong with it is said now
     config, ckpt = choose_model(opt.config, opt.ckpt, opt.lora)
     edit = PaintByExample.from_loading(replace(loading_from(opt), config=config, ckpt=ckpt))
-    adapter = {"lora": Path(opt.lora).name, "lora_scale": opt.lora_scale} if opt.lora else {}
+    names = alone([Path(path).name for path in in_list(opt.lora)])
+    adapter = {"lora": names, "lora_scale": opt.lora_scale} if opt.lora else {}
     model = ModelInfo(precision=edit.precision, checkpoint=Path(ckpt).name, **adapter)
     examples = examples_for(edit)
     worker = EditWorker(edit, model, [open_picture(example.image, "example") for example in examples])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
+from ldm.data.prior import WithPrior
 from ldm.data.shards import ShardDataset
 from ldm.util import UserError, cores, instantiate_from_config
 
@@ -49,7 +50,9 @@ class EpochSampler(DistributedSampler):  # a DistributedSampler, since Lightning
 class DataModuleFromConfig(lightning.LightningDataModule):
     """train, validation, test: configs of datasets; dataset_dir: overrides that of all three. batch_size: samples per
     process and step. num_workers: loading processes per training process (default: its share of the cores, at most 8).
-    seed: of the order of training samples. wrap: accepted because published configs have it, without effect."""
+    prior, prior_share: the dataset_dir of ordinary pictures, prepared as those of train, and the share of the training
+    samples that they replace, see WithPrior. seed: of the order of training samples. wrap: accepted because published
+    configs have it, without effect."""
 
     def __init__(
         self,
@@ -61,18 +64,18 @@ class DataModuleFromConfig(lightning.LightningDataModule):
         wrap: bool = False,
         num_workers: int | None = None,
         seed: int = 0,
+        prior: str | None = None,
+        prior_share: float = 0.5,
     ):
         super().__init__()
         self.batch_size, self.seed = batch_size, seed
+        self.prior, self.prior_share = prior, prior_share
         self.num_workers = num_workers
         self.configs = {
             name: config for name, config in (("train", train), ("validation", validation), ("test", test)) if config
         }
         if dataset_dir:
-            self.configs = {
-                name: {**config, "params": {**config.get("params", {}), "dataset_dir": dataset_dir}}
-                for name, config in self.configs.items()
-            }
+            self.configs = {name: _in_folder(config, dataset_dir) for name, config in self.configs.items()}
         self.datasets: dict[str, Dataset] = {}
 
     def set_seed(self, seed: int) -> None:
@@ -87,6 +90,9 @@ class DataModuleFromConfig(lightning.LightningDataModule):
             raise UserError(f"config: data has no {name!r}: add it")
         if name not in self.datasets:
             self.datasets[name] = instantiate_from_config(self.configs[name], Dataset)
+            if name == "train" and self.prior:
+                ordinary = instantiate_from_config(_in_folder(self.configs[name], self.prior), Dataset)
+                self.datasets[name] = WithPrior(self.datasets[name], ordinary, self.prior_share)
         return self.datasets[name]
 
     def train_dataloader(self) -> DataLoader:
@@ -115,7 +121,9 @@ class DataModuleFromConfig(lightning.LightningDataModule):
             return []
         epoch, batch = divmod(self._batches_seen() - 1, self._epoch_length(self.trainer.train_dataloader))
         keys = sampler.keys(epoch)[batch * self.batch_size : (batch + 1) * self.batch_size]
-        return [self.dataset("train").path(i) for _, i in keys]
+        dataset = self.dataset("train")
+        chosen = map(dataset.choose, keys) if isinstance(dataset, WithPrior) else ((dataset, key) for key in keys)
+        return [each.path(i) for each, (_, i) in chosen]
 
     def first_samples(self, count: int) -> dict[str, Tensor]:
         """A batch of the first validation samples, or of training samples if there is no validation."""
@@ -155,6 +163,11 @@ class DataModuleFromConfig(lightning.LightningDataModule):
                 "processes: lower data.params.batch_size"
             )
         return loader
+
+
+def _in_folder(config: Mapping[str, Any], dataset_dir: str) -> dict[str, Any]:
+    """The config of a dataset, for another folder."""
+    return {**config, "params": {**config.get("params", {}), "dataset_dir": dataset_dir}}
 
 
 def use_one_thread(_: int) -> None:

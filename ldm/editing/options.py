@@ -259,7 +259,8 @@ class Loading:
         ldm.checkpoint.locate.choose_model
     device: see ldm.editing.checks.pick_device; precision: "full", "bf16", "fp16", "autocast" or None, see
         ldm.fast.networks
-    lora, lora_scale: an adapter that fine-tuning wrote, and how much of it is added (0 nothing, 1 as trained)
+    lora, lora_scale: an adapter that fine-tuning wrote, and how much of it is added (0 nothing, 1 as trained); or
+        several, whose changes add up, with a number for each or for all
     fast, compiled, offload: see ldm.fast.networks.Networks; offload: keep the networks on the CPU, and on the device
         only the one at work
     decoder: folder of an asymmetric autoencoder; safety_checker: folder of Stable Diffusion's, or "hub"
@@ -271,8 +272,8 @@ class Loading:
     ckpt: str | os.PathLike | None = None
     device: str | None = None
     precision: str | None = None
-    lora: str | os.PathLike | None = None
-    lora_scale: float = 1.0
+    lora: str | os.PathLike | Sequence[str | os.PathLike] | None = None
+    lora_scale: float | Sequence[float] = 1.0
     fast: bool = True
     compiled: bool = False
     offload: bool = False
@@ -290,7 +291,11 @@ class Loading:
     def settings(self) -> dict[str, Any]:
         """What of it is written into pictures: files by their paths; a config that is not a file is left out."""
         files = {name: getattr(self, name) for name in LOADED_FILES}
-        paths = {name: os.fspath(file) for name, file in files.items() if isinstance(file, str | os.PathLike)}
+        paths: dict[str, Any] = {
+            name: os.fspath(file) for name, file in files.items() if isinstance(file, str | os.PathLike)
+        }
+        if isinstance(self.lora, Sequence) and not isinstance(self.lora, str):
+            paths["lora"] = [os.fspath(file) for file in self.lora]
         return paths | ({} if self.lora is None else {"lora_scale": self.lora_scale})
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.parametrize import is_parametrized
 
 from ldm.fast.convert import convert, replace_upsampling
 from ldm.fast.offload import on_device
@@ -105,7 +106,8 @@ class Networks:
 
     def _build_fast_networks(self) -> None:
         unet = self.model.model.diffusion_model
-        assert not hasattr(unet, "peft_config"), "the UNet has layers of peft: merge the adapter, or use fast=False"
+        is_plain = not hasattr(unet, "peft_config") and not any(map(is_parametrized, unet.modules()))
+        assert is_plain, "the UNet has layers of an adapter: merge the adapter, or use fast=False"
         self.unet = FastUNet(unet, self.dtype, self.layout)
         self.shifts = timestep_shifts(unet, self.model.num_timesteps, self.dtype)
         exact = convert(self.model.first_stage_model)

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ldm.files import save_tensors, staging
+from ldm.models.diffusion.conditioning import is_related
 from ldm.storage import Place, local
 from ldm.util import UserError
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from ldm.models.diffusion.ddpm import LatentDiffusion
 
 TENSORS = ("token", "picture", "first", "second", "v")
-RELATED = 0.5  # cosine of the v of two models above which one was fine-tuned from the other; of others it is about 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,11 +48,11 @@ class LearnedToken:
         """path: of the file. Raises UserError: a token of another shape than this model's, or of a model that is not
         related to this one."""
         cure = "learn it again with this model"
-        v = model.learnable_vector.detach().flatten().float().cpu()
-        own, wanted = tuple(self.token.shape), (cast(int, model.cond_stage_model.tokens), len(v))
+        own = tuple(self.token.shape)
+        wanted = (cast(int, model.cond_stage_model.tokens), model.learnable_vector.numel())
         if own != wanted:
             raise UserError(f"reference {path} is a token of the shape {own}, but the model's have {wanted}: {cure}")
-        if self.v is not None and F.cosine_similarity(self.v, v, dim=0) < RELATED:
+        if self.v is not None and not is_related(self.v, model.learnable_vector):
             raise UserError(f"reference {path} is a token of another model: {cure}")
 
 

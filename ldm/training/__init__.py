@@ -5,5 +5,5 @@ start          the weights that training starts from
 devices        the config's lightning.trainer -> keyword arguments of the Trainer
 callbacks      throughput, grids of samples, a loss that is not finite
 checkpoints    writing and loading a run's checkpoints
-lora           training an adapter
+adapters       training an adapter: LoRA, v, biases and scales, singular values
 """

@@ -13,7 +13,7 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 
-from ldm.checkpoint.lora import Adapter, write_adapter
+from ldm.checkpoint.adapters import Adapter, write_adapter
 from ldm.files import replacing, save_pickled
 from ldm.util import UserError
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from ldm.data.datamodule import use_one_thread
 from ldm.data.latents import FOLDER, Description, LatentDataset, half
 from ldm.data.open_images import OpenImageDataset
+from ldm.data.prior import WithPrior
 from ldm.files import staging
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.storage import is_url
@@ -162,9 +163,10 @@ class SameNetworks(Callback):
     """Stops a run whose latents were made by another autoencoder or CLIP than its own."""
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        dataset = trainer.datamodule.dataset("train")
-        if isinstance(dataset, LatentDataset) and dataset.description.networks != fingerprint(pl_module):
-            raise UserError(
-                f"the latents in {dataset.folder} were made by another autoencoder or CLIP than this run's: make them "
-                "again with scripts/prepare_latents.py and the weights that training starts from"
-            )
+        train = trainer.datamodule.dataset("train")
+        for dataset in (train.objects, train.prior) if isinstance(train, WithPrior) else (train,):
+            if isinstance(dataset, LatentDataset) and dataset.description.networks != fingerprint(pl_module):
+                raise UserError(
+                    f"the latents in {dataset.folder} were made by another autoencoder or CLIP than this run's: make "
+                    "them again with scripts/prepare_latents.py and the weights that training starts from"
+                )

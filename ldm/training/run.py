@@ -2,7 +2,7 @@
 
 logs/<date>_<name>/config.yaml        the resolved config
                    checkpoints/       last.ckpt, from which -r resumes; step*.ckpt, the best by validation; with
-                                      model.lora also lora.safetensors and step*-lora.safetensors, for inference
+                                      model.adapter also lora.safetensors and step*-lora.safetensors, for inference
                    images/step*.png   grids of samples
                    clip.safetensors   a trained CLIP, under open_clip's names
                    csv/, tensorboard/ losses, learning rate, samples per second
@@ -28,11 +28,11 @@ from ldm.data.datamodule import DataModuleFromConfig
 from ldm.data.index import MissingSplit
 from ldm.files import staging
 from ldm.models.base import TrainableModel
+from ldm.training.adapters import AdapterCheckpoints, adapter_kind, inject_adapter
 from ldm.training.callbacks import FiniteLoss, SampleGrid, Throughput
 from ldm.training.checkpoints import AtomicCheckpointIO, LastCheckpoint, adapter_beside, best_checkpoints
 from ldm.training.devices import trainer_options
 from ldm.training.latents import SameNetworks
-from ldm.training.lora import AdapterCheckpoints, inject_adapter
 from ldm.training.start import initial_model
 from ldm.util import UserError, instantiate_from_config, require
 
@@ -103,7 +103,7 @@ def train(
         with staging(folder) as temporary:
             model.export(temporary)
         print(f"trained to step {trainer.global_step}: {last.path}", flush=True)
-        if config["model"].get("lora"):
+        if adapter_kind(config["model"]):
             print(f"the adapter, to edit with: --lora {adapter_beside(last.path)}", flush=True)
     if test:
         compute_test_loss(trainer, model, data)
@@ -122,13 +122,13 @@ def leave_out_no_news() -> None:
 
 
 def build_model(config: DictConfig, pretrained: str | None, resumes: bool) -> TrainableModel:
-    """The config's model with its initial weights and, with model.lora, the adapter's layers. Raises UserError."""
-    lora = config["model"].get("lora")
-    if lora and pretrained:
+    """The config's model with its initial weights and, with model.adapter, what trains of it. Raises UserError."""
+    kind = adapter_kind(config["model"])
+    if kind and pretrained:
         config["model"]["pretrained_model"] = str(pretrained)  # resuming needs the frozen weights again
-    model = initial_model(config, "none" if resumes and not lora else pretrained)
-    if lora:
-        inject_adapter(model, lora)
+    model = initial_model(config, "none" if resumes and not kind else pretrained)
+    if kind:
+        inject_adapter(model, kind, config["model"].get("lora"))
     if model.monitor not in (None, *MONITORED):
         raise UserError(f"config: model.params.monitor is {model.monitor}: use one of {', '.join(MONITORED)}")
     model.seed = config["lightning"]["seed"]
@@ -140,10 +140,10 @@ def build_model(config: DictConfig, pretrained: str | None, resumes: bool) -> Tr
 def check_strategy(config: DictConfig, model: TrainableModel, options: dict[str, Any]) -> None:
     """Raises UserError for a strategy that splits the weights where the run needs them whole."""
     if str(options.get("strategy")).startswith(("fsdp", "deepspeed")) and (
-        model.use_ema or config["model"].get("lora")
+        model.use_ema or adapter_kind(config["model"])
     ):
         raise UserError(
-            "--strategy splits the weights, which use_ema and LoRA need whole: use ddp, or switch those off"
+            "--strategy splits the weights, which use_ema and adapters need whole: use ddp, or switch those off"
         )
 
 
@@ -163,7 +163,7 @@ def build_callbacks(
         samples,
         last,
     ]
-    if config["model"].get("lora"):
+    if adapter_kind(config["model"]):
         callbacks.append(AdapterCheckpoints(model))
     if validate:
         callbacks.append(best_checkpoints(last.path.parent, model.monitor, settings["checkpoint"]["top_k"]))

@@ -35,12 +35,12 @@ class Stopped(Exception):
 @dataclass(frozen=True)
 class ModelInfo:
     """What every result says about the model that made it. checkpoint, lora: names of files; lora_scale: how much of
-    the adapter was added."""
+    the adapter, or of each, was added."""
 
     precision: str
     checkpoint: str
-    lora: str | None = None
-    lora_scale: float | None = None
+    lora: str | list[str] | None = None
+    lora_scale: float | list[float] | None = None
 
 
 @dataclass(frozen=True)

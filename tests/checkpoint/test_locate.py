@@ -131,7 +131,7 @@ def test_the_model_where_none_is_named(tmp_path, monkeypatch):
 
 
 def test_an_adapter_is_used_with_the_model_it_fits_and_downloads_nothing(tmp_path, monkeypatch):
-    from ldm.checkpoint.lora import Adapter, write_adapter
+    from ldm.checkpoint.adapters import Adapter, write_adapter
 
     monkeypatch.setattr(locate, "DEFAULT_CKPT", tmp_path / "model.ckpt")
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)

@@ -20,12 +20,12 @@ import yaml
 from PIL import Image
 
 import ldm
+from ldm.checkpoint.adapters import write_adapter
 from ldm.checkpoint.load import load_model
 from ldm.checkpoint.locate import MINI_CKPT, MINI_CONFIG
-from ldm.checkpoint.lora import write_adapter
 from ldm.editing.regions import Region
 from ldm.pipeline import PaintByExample
-from ldm.training.lora import current_adapter, inject_adapter
+from ldm.training.adapters import current_adapter, inject_adapter
 from ldm.util import UserError
 from tests.conftest import ROOT
 
@@ -373,7 +373,9 @@ def test_a_model_stays_loaded_until_another_is_or_its_file_changes(host, pack, r
 @pytest.mark.integration
 def test_lora_precision_and_offload_reach_the_model(host, run, model):
     base = load_model(MINI_CONFIG, MINI_CKPT)
-    inject_adapter(base, yaml.safe_load((ROOT / "configs/mini/finetune_lora.yaml").read_text())["model"]["lora"])
+    inject_adapter(
+        base, "lora", yaml.safe_load((ROOT / "configs/mini/finetune_lora.yaml").read_text())["model"]["lora"]
+    )
     adapter = current_adapter(base)
     for name, tensor in adapter.tensors.items():
         if name.endswith("lora_B.weight"):

@@ -150,6 +150,8 @@ def test_the_command_learns_stops_and_goes_on(script, tiny, tmp_path, edit_examp
     assert code == 2 and "give more --learning_steps" in err
     code, _, err = script("learn_object", picture, *flags, "--seed", 5)
     assert code == 2 and "learned from other pictures" in err
+    code, _, err = script("learn_object", picture, *flags, "--prior", picture)
+    assert code == 2 and "a token does not change" in err
     code, _, err = edit_example(tmp_path, tiny, "--reference_path", out)
     assert code == 2 and "regions" in err  # two references for one region
     code, _, err = script("learn_object", picture, picture, *flags)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.checkpoint.lora import read_adapter
+from ldm.checkpoint.adapters import read_adapter
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.integration

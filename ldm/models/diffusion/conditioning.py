@@ -7,10 +7,13 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.conventions import resize_tensor
 from ldm.modules.distributions import DiagonalGaussianDistribution
+
+RELATED = 0.5  # cosine of the v of two models above which one was fine-tuned from the other; of others it is about 0
 
 
 class ConditioningModel(Protocol):
@@ -44,6 +47,12 @@ def reference_token(model: ConditioningModel, reference: Tensor) -> Tensor:
 def unconditional_token(model: ConditioningModel, batch: int) -> Tensor:
     """The learned vector v in place of c (Yang et al. 2022, section 3.4), repeated: (batch,M,context_dim)."""
     return model.learnable_vector.expand(batch, model.cond_stage_model.tokens, -1)
+
+
+def is_related(v: Tensor, other: Tensor) -> bool:
+    """Whether one of two models was fine-tuned from the other, by their learned vectors, of one width and any shape."""
+    v, other = (each.detach().flatten().float().cpu() for each in (v, other))
+    return len(v) == len(other) and bool(F.cosine_similarity(v, other, dim=0) >= RELATED)
 
 
 def encode_to_latent(model: ConditioningModel, image: Tensor, noise: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""LoRA adapters (Hu et al. 2021): their files, merging them, and the commands that take them."""
+"""Adapters: their files, what each kind of change is, merging and stacking them, and the commands that take them."""
 
 import json
 
@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ldm.checkpoint import load_model
-from ldm.checkpoint.lora import A, Adapter, B, merge, read_adapter, write_adapter
+from ldm.checkpoint.adapters import A, Adapter, B, merge, read_adapter, write_adapter
 from ldm.checkpoint.names import UNET
 from ldm.editing.metadata import read_settings
 from ldm.pipeline import PaintByExample
@@ -48,18 +48,20 @@ def adapter_file(adapter, tmp_path):
 def test_scale_and_dtype(plain, adapter):
     tensors = plain.state_dict()
     weight = tensors[LAYER + ".weight"]
-    assert torch.equal(merge(tensors, adapter, 0.0)[LAYER + ".weight"], weight)
-    assert not torch.equal(merge(tensors, adapter)[LAYER + ".weight"], weight)
-    one, half = (merge(tensors, adapter, scale)[LAYER + ".weight"] - weight for scale in (1.0, 0.5))
+    assert torch.equal(merge(tensors, [(adapter, 0.0)])[LAYER + ".weight"], weight)
+    assert not torch.equal(merge(tensors, [(adapter, 1)])[LAYER + ".weight"], weight)
+    one, half = (merge(tensors, [(adapter, scale)])[LAYER + ".weight"] - weight for scale in (1.0, 0.5))
     torch.testing.assert_close(half, one / 2)
-    assert merge({name: t.half() for name, t in tensors.items()}, adapter)[LAYER + ".weight"].dtype == torch.float16
+    assert (
+        merge({name: t.half() for name, t in tensors.items()}, [(adapter, 1)])[LAYER + ".weight"].dtype == torch.float16
+    )
     for scale in (float("nan"), float("inf")):
         with pytest.raises(UserError, match="lora_scale"):
-            merge(tensors, adapter, scale)
+            merge(tensors, [(adapter, scale)])
 
 
 def test_an_adapter_is_read_as_it_was_written(adapter, tmp_path):
-    assert len(adapter.layers) == 7 * 6
+    assert len(adapter.weights) == 7 * 6
     path = tmp_path / "new folder" / "lora.safetensors"
     write_adapter(adapter, path)
     read = read_adapter(path)
@@ -74,10 +76,10 @@ def test_an_adapter_of_another_model_is_refused(plain, adapter):
     names = plain.state_dict()
     lacking = {name: tensor for name, tensor in names.items() if name != LAYER + ".weight"}
     with pytest.raises(UserError, match=r"the model lacks 1 tensor \(.*attn1.to_q.weight\)"):
-        merge(lacking, adapter)
+        merge(lacking, [(adapter, 1)])
     other = {**names, LAYER + ".weight": torch.zeros(33, 32)}
-    with pytest.raises(UserError, match=r"attn1.to_q: A \(8, 32\) and B \(32, 8\) do not fit the model's \(33, 32\)"):
-        merge(other, adapter)
+    with pytest.raises(UserError, match=r"lora: it does not fit the model's .*attn1.to_q.weight \(33, 32\): use"):
+        merge(other, [(adapter, 1)])
 
 
 @pytest.mark.parametrize(
@@ -91,6 +93,8 @@ def test_an_adapter_of_another_model_is_refused(plain, adapter):
         ({}, {"rank": "8", "alpha": "NaN"}, "its alpha is nan"),
         ({}, {"rank": "8", "alpha": "[1]"}, r"its alpha is \[1\]"),
         ({}, {"rank": "4", "alpha": "8"}, "not a float matrix of rank 4"),
+        ({LAYER + ".weight.delta": torch.zeros(2, dtype=torch.int32)}, None, "torch.int32"),
+        ({LAYER + ".weight.singular": torch.zeros(2, 2)}, None, r"weight.singular is torch.float32 \(2, 2\)"),
         ({LAYER + ".lora_A.weight": None}, None, "attn1.to_q.lora_B.weight does not belong to a pair"),
         ({"other": torch.zeros(2)}, None, "other does not belong to a pair"),
         ({LAYER + ".lora_A.weight": torch.zeros(8)}, None, "not a float matrix of rank 8"),

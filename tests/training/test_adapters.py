@@ -1,5 +1,7 @@
-"""Training a LoRA adapter (Hu et al. 2021): against its formula, through the loss, and from main.py to an edit."""
+"""Training an adapter, LoRA (Hu et al. 2021) or another kind: against its formula, through the loss, and from main.py
+to an edit."""
 
+import math
 import shutil
 
 import numpy as np
@@ -9,13 +11,14 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from ldm.checkpoint import load_model, read_checkpoint
+from ldm.checkpoint.adapters import merge_into, read_adapter
 from ldm.checkpoint.load import empty_model
-from ldm.checkpoint.lora import merge_into, read_adapter
 from ldm.checkpoint.names import UNET
+from ldm.models.diffusion.training import UNUSED_WITH_ONE_TOKEN
 from ldm.modules.ema import LitEma
 from ldm.pipeline import PaintByExample
+from ldm.training.adapters import KINDS, AdapterCheckpoints, current_adapter, inject_adapter
 from ldm.training.checkpoints import AtomicCheckpointIO, adapter_beside
-from ldm.training.lora import AdapterCheckpoints, current_adapter, inject_adapter
 from ldm.util import UserError
 from tests.conftest import GOLDEN, ROOT, edited_pixels, training_batch
 
@@ -23,6 +26,15 @@ TINY = ROOT / "configs/tiny.yaml"
 LORA = OmegaConf.load(ROOT / "configs/finetune_lora.yaml")["model"]["lora"]
 TARGETS = list(LORA["target_modules"])
 LAYER = UNET + "input_blocks.1.1.transformer_blocks.0.attn1.to_q"
+
+
+BIASES = 0  # numbers of the kind `biases` at full width
+
+
+def trained_shapes(model, kind):
+    """Of the weights that the kind trains, with one context token."""
+    named = model.model.diffusion_model.named_parameters()
+    return [p.shape for n, p in named if KINDS[kind].has(n, p) and not UNUSED_WITH_ONE_TOKEN.search(n)]
 
 
 @pytest.fixture
@@ -33,7 +45,7 @@ def plain(tiny):
 @pytest.fixture
 def injected(tiny):
     model = load_model(TINY, tiny)
-    inject_adapter(model, LORA)
+    inject_adapter(model, "lora", LORA)
     return model
 
 
@@ -70,7 +82,7 @@ def test_only_the_factors_train_and_their_number_is_right(injected):
 
 def test_the_fast_networks_refuse_a_model_with_peft_layers(injected):
     """peft's layers show W_0 as their weight, so a pipeline that reads weights would leave the adapter out."""
-    with pytest.raises(AssertionError, match="layers of peft: merge the adapter"):
+    with pytest.raises(AssertionError, match="layers of an adapter: merge the adapter"):
         PaintByExample(injected)
     PaintByExample(injected, fast=False)
 
@@ -79,10 +91,14 @@ def test_the_fast_networks_refuse_a_model_with_peft_layers(injected):
 def test_a_full_width_adapter_has_published_names_and_a_few_megabytes():
     """5 transformers of width 320, 5 of 640, 6 of 1280; a context of 768."""
     model = empty_model(ROOT / "configs/v1.yaml")
-    inject_adapter(model, LORA)
+    chosen = {kind: trained_shapes(model, kind) for kind in KINDS}
+    assert sum(map(math.prod, chosen["v"])) == 768 * (5 * 320 + 5 * 640 + 6 * 1280) == 9_584_640
+    assert sum(map(math.prod, chosen["biases"])) == BIASES and all(len(shape) == 1 for shape in chosen["biases"])
+    assert sum(map(min, chosen["singular"])) == 5 * 6 * 320 + 5 * 6 * 640 + 6 * (5 * 1280 + 768) == 71_808
+    inject_adapter(model, "lora", LORA)
     adapter = current_adapter(model)
     published = {line.split("\t")[0] for line in (GOLDEN / "fullsize_keys.tsv").read_text().splitlines()}
-    assert {f"{layer}.weight" for layer in adapter.layers} <= published
+    assert set(adapter.weights) <= published
     numbers = sum(tensor.numel() for tensor in adapter.tensors.values())
     assert numbers == 8 * (11 * (5 * 320 + 5 * 640 + 6 * 1280) + 16 * 768)
     assert 4 * numbers < 5e6
@@ -118,18 +134,16 @@ def test_steps_of_adamw_change_the_factors_and_nothing_else(injected, ema):
 @pytest.mark.parametrize("targets", [TARGETS, [*TARGETS, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]])
 def test_a_merged_adapter_computes_what_the_injected_one_does(tiny, targets):
     injected, plain = load_model(TINY, tiny), load_model(TINY, tiny)
-    inject_adapter(injected, {"rank": 4, "alpha": 10, "target_modules": targets})
+    inject_adapter(injected, "lora", {"rank": 4, "alpha": 10, "target_modules": targets})
     disturb(injected)
     adapter, inputs = current_adapter(injected), unet_inputs()
     before, base = predict(plain, inputs), dict(plain.state_dict())
-    merge_into(plain, adapter)
+    merge_into(plain, [(adapter, 1.0)])
     expected = predict(injected, inputs)
     assert (expected - before).abs().max() > 0.01
     torch.testing.assert_close(predict(plain, inputs), expected, atol=1e-5, rtol=1e-5)
     after = plain.state_dict()
-    assert {name for name in base if not torch.equal(base[name], after[name])} == {
-        f"{x}.weight" for x in adapter.layers
-    }
+    assert {name for name in base if not torch.equal(base[name], after[name])} == set(adapter.weights)
     a, b = adapter.tensors[LAYER + ".lora_A.weight"], adapter.tensors[LAYER + ".lora_B.weight"]
     by_hand = base[LAYER + ".weight"].numpy() + 10 / 4 * np.einsum("or,ri->oi", b.numpy(), a.numpy())
     np.testing.assert_allclose(after[LAYER + ".weight"].numpy(), by_hand, atol=1e-6)
@@ -153,7 +167,7 @@ def test_a_merged_adapter_computes_what_the_injected_one_does(tiny, targets):
 )
 def test_a_wrong_lora_section_is_refused_by_name(plain, config, words):
     with pytest.raises(UserError, match=words):
-        inject_adapter(plain, config)
+        inject_adapter(plain, "lora", config)
 
 
 @pytest.fixture
@@ -183,7 +197,7 @@ def test_from_pictures_to_an_edit(script, edit_example, train, tiny, training_fo
     )
     last = run / "checkpoints/last.ckpt"
     adapter = read_adapter(run / "checkpoints/lora.safetensors")
-    assert (adapter.rank, adapter.alpha) == (8, 8) and len(adapter.layers) == 7 * 6
+    assert (adapter.rank, adapter.alpha) == (8, 8) and len(adapter.weights) == 7 * 6
     kept = torch.load(last, weights_only=True)
     assert all("lora_" in name for name in kept["state_dict"]) and len(kept["state_dict"]) == 7 * 6 * 2
     assert last.stat().st_size < 1.5e6 < tiny.stat().st_size  # factors and two moments, not the frozen model
