@@ -194,7 +194,11 @@ def with_tiny_model(words: list[str], tiny: Path, lora: Path) -> list[str]:
         "scripts/benchmark.py": ["--size", "64", "--rounds", "1", "--precision", "full"],
         "scripts/edit_batch.py": ["--ckpt", str(tiny), "--ddim_steps", "2", "--device", "cpu"],
         "scripts/which_reference.py": ["--ckpt", str(tiny), "--device", "cpu"],
-        "scripts/learn_object.py": ["--ckpt", str(tiny), "--learning_steps", "1", "--every", "0", "--device", "cpu"],
+        "scripts/learn_object.py": [
+            "--ckpt",
+            str(tiny),
+            *["--learning_steps", "1", "--every", "0", "--steps", "2", "--device", "cpu"],
+        ],
     }
     more = list(small.get(words[1], []))
     if "--preset" in words:

@@ -28,7 +28,7 @@ TARGETS = list(LORA["target_modules"])
 LAYER = UNET + "input_blocks.1.1.transformer_blocks.0.attn1.to_q"
 
 
-BIASES = 0  # numbers of the kind `biases` at full width
+BIASES = 418_884  # numbers of the kind `biases` at full width: of the 1-D entries in golden/fullsize_keys.tsv
 
 
 def trained_shapes(model, kind):
