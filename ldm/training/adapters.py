@@ -67,7 +67,8 @@ class Spectral(nn.Module):
         self.singular = nn.Parameter(torch.zeros_like(self.s))
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight + spectral_change(self.u, self.s, self.vh, self.singular).view(weight.shape)
+        with torch.autocast(weight.device.type, enabled=False):  # as precise as when the adapter is merged
+            return weight + spectral_change(self.u, self.s, self.vh, self.singular).view(weight.shape)
 
 
 @dataclass(frozen=True)
