@@ -3,7 +3,6 @@
 from itertools import islice
 
 import numpy as np
-import pytest
 import torch
 from torch import nn
 
@@ -66,8 +65,7 @@ def loss_of(toy, examples):
 
 
 def test_the_prior_keeps_its_loss_low_and_learning_goes_on_to_the_bit():
-    """The object's token is nearly the prior's and its picture the opposite: one can only be learned at the cost of the
-    other."""
+    """The object's token is nearly the prior's and its picture the opposite: alone it is learned at the prior's cost."""
     torch.manual_seed(3)
     prior, how = some(), Learning(60, 4, 0.02)
     mine, state = Examples(-prior.views + 2, prior.tokens + 0.1), Toy().state_dict()
@@ -77,8 +75,8 @@ def test_the_prior_keeps_its_loss_low_and_learning_goes_on_to_the_bit():
         toy.load_state_dict(state)
         *_, (end, _) = learn_weights(toy, {"b": toy.b}, mine, given, 1.0, SCHEDULE, how)
         ends.append(end.trained["b"].clone())
-        losses.append((loss_of(toy, mine), loss_of(toy, prior)))
-    assert losses[1][1] < losses[0][1] and losses[0][0] < losses[1][0]
+        losses.append(loss_of(toy, prior))
+    assert losses[1] < losses[0]
 
     toy = Toy()
     toy.load_state_dict(state)
@@ -89,10 +87,9 @@ def test_the_prior_keeps_its_loss_low_and_learning_goes_on_to_the_bit():
     assert end.steps == 60 and torch.equal(end.trained["b"], ends[0])
 
 
-@pytest.mark.parametrize("kind", ["v", "lora"])
-def test_the_command_learns_an_adapter_stops_and_goes_on(kind, script, tiny, tmp_path, edit_example):
+def test_the_command_learns_an_adapter_stops_and_goes_on(script, tiny, tmp_path, edit_example):
     picture, out = ROOT / "examples/reference/example_2.jpg", tmp_path / "mine.safetensors"
-    flags = ["--config", ROOT / "configs/tiny.yaml", "--ckpt", tiny, "--device", "cpu", "--steps", 2, "--train", kind]
+    flags = ["--config", ROOT / "configs/tiny.yaml", "--ckpt", tiny, "--device", "cpu", "--steps", 2, "--train", "lora"]
     flags += ["--box", "20,20,200,200", "--batch_size", 2, "--learning_rate", 0.01, "--every", 2]
     flags += ["--prior", ROOT / "examples/reference/example_1.jpg"]
     for steps in (1, 2):

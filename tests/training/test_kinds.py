@@ -75,7 +75,7 @@ def test_steps_change_what_the_kind_names_and_a_file_adds_the_same(kind, tiny, t
 
 def test_singular_values_are_shifted_and_never_negative():
     """Against the definition W = U diag(max(S + d, 0)) V^T in float64; a convolution counts as a matrix."""
-    weight, shift = torch.randn(6, 4, 3, 3), torch.linspace(-3, 1, 6)
+    weight, shift = torch.randn(6, 4, 3, 3), torch.linspace(1, -9, 6)
     u, s, vh = torch.linalg.svd(weight.double().view(6, 36), full_matrices=False)
     expected = u @ torch.diag((s + shift.double()).clamp(min=0)) @ vh
     for numbers, wanted in ((shift, expected), (torch.zeros(6), weight.double().view(6, 36))):
