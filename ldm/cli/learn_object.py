@@ -98,7 +98,9 @@ def learned_from(opt: argparse.Namespace) -> str:
     source = [[sha256_of(path) for path in opt.pictures], opt.regions, opt.batch_size, opt.learning_rate, opt.seed]
     source += [opt.config, opt.ckpt, opt.lora, opt.lora_scale]
     if opt.train != "token":
-        source += [opt.train, [sha256_of(path) for path in opt.prior or ()], opt.prior_weight]
+        source += [opt.train, opt.prior_weight]
+    if opt.prior:
+        source += [[sha256_of(path) for path in opt.prior], repr(sampling_from(opt))]
     return hashlib.sha256(json.dumps(source).encode()).hexdigest()
 
 

@@ -65,7 +65,7 @@ def loss_of(toy, examples):
 
 
 def test_the_prior_keeps_its_loss_low_and_learning_goes_on_to_the_bit():
-    """The object's token is nearly the prior's and its picture the opposite: alone it is learned at the prior's cost."""
+    """The object's token is nearly the prior's, and its picture the opposite."""
     torch.manual_seed(3)
     prior, how = some(), Learning(60, 4, 0.02)
     mine, state = Examples(-prior.views + 2, prior.tokens + 0.1), Toy().state_dict()
