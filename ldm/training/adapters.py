@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,6 +167,10 @@ class AdapterCheckpoints(Callback):
         self.base = _fingerprint(model)
         self.trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
+    def _kept(self, names: Iterable[str]) -> set[str]:
+        """What of a state dict belongs into a checkpoint: what trains, and averages."""
+        return {name for name in names if name in self.trained or name.startswith("model_ema.")}
+
     @property
     def state_key(self) -> str:
         return "FactorsOnly"  # the key in checkpoints that earlier versions wrote
@@ -184,8 +188,8 @@ class AdapterCheckpoints(Callback):
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        weights = checkpoint["state_dict"].items()
-        checkpoint["state_dict"] = {n: t for n, t in weights if n in self.trained or n.startswith("model_ema.")}
+        weights = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: weights[name] for name in self._kept(weights)}
         with pl_module.ema_scope():
             adapter = current_adapter(pl_module)
             tensors = {name: t.clone() if pl_module.use_ema else t for name, t in adapter.tensors.items()}
@@ -194,7 +198,7 @@ class AdapterCheckpoints(Callback):
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if missing := self.trained - checkpoint["state_dict"].keys():
+        if missing := self._kept(pl_module.state_dict()) - checkpoint["state_dict"].keys():
             raise UserError(f"--resume: the checkpoint lacks {listing(missing)}: resume a run that trained an adapter")
 
 

@@ -82,7 +82,7 @@ class ObjectPictures:
 
     def paint(self, edit: Painter, seed: int, sampling: Sampling, learned: LearnedToken | None = None) -> Tensor:
         """The first picture, its object painted anew from a token or from its own -> (1,3,H,W), about [-1,1]."""
-        inputs = replace(self.inputs[0], conditions=(Condition((learned and learned.token,)),))
+        inputs = replace(self.inputs[0], conditions=(Condition((None if learned is None else learned.token,)),))
         return edit.sample(inputs, [seed], sampling, progress=False)
 
 

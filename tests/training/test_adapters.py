@@ -274,7 +274,7 @@ def test_a_checkpoint_holds_the_factors_and_its_adapter_the_average(injected, tm
     AtomicCheckpointIO().remove_checkpoint(path)
     assert not list(tmp_path.iterdir())
 
-    with pytest.raises(UserError, match=r"the checkpoint lacks 168 tensors"):
+    with pytest.raises(UserError, match=r"the checkpoint lacks 170 tensors"):
         callback.on_load_checkpoint(None, injected, {"state_dict": {}})
     assert callback.state_key == "FactorsOnly"  # its key in the checkpoints of earlier versions
     callback.load_state_dict(callback.state_dict())
