@@ -23,7 +23,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -40,8 +40,6 @@ DELTA, SINGULAR = ".delta", ".singular"
 V = "learnable_vector"
 WRITTEN = "use a lora.safetensors that training wrote"
 TRAINED_FROM = "use the adapter with the model it was trained from"
-
-Each = TypeVar("Each")
 
 
 @dataclass(frozen=True)
@@ -159,12 +157,12 @@ def merge_into(model: nn.Module, stack: Sequence[tuple[Adapter, float]]) -> None
     model.load_state_dict(merge(model.state_dict(), stack), strict=False, assign=True)
 
 
-def in_list(given: Each | Sequence[Each] | None) -> list[Each]:
+def in_list(given: Any) -> list[Any]:
     """None, a value, or several in a list or tuple -> all of them in a list."""
-    return [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]  # type: ignore[list-item]
+    return [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
 
 
-def alone(values: list[Each]) -> Each | list[Each]:
+def alone(values: list[Any]) -> Any:
     """The value of a list of one, as settings have it; other lists as they are."""
     return values[0] if len(values) == 1 else values
 
