@@ -37,7 +37,7 @@ from ldm.editing.options import (
     Placement,
     Sampling,
     Selection,
-    check_together,
+    check_choices,
     settings_of,
 )
 from ldm.editing.painter import Painter
@@ -131,7 +131,7 @@ class PaintByExample(Painter):
 
         seeds, starts: one for each photo, see `sample`; on_plan: called with every plan before it is sampled;
         on_painted: with every window that was painted."""
-        check_together(placement, sampling)
+        check_choices(placement, sampling)
         pictures = [marked.photo for marked in photos]
         for marked in {
             id(marked): marked for marked in photos
@@ -244,6 +244,7 @@ class PaintByExample(Painter):
         mask_from_difference: bool = False,
         mix: float | None = None,
         together: bool | Sequence[float] = False,
+        windows: bool = False,
         best: int = 1,
         best_preset: str = "draft",
         judge: str = "clip",
@@ -269,7 +270,7 @@ class PaintByExample(Painter):
             depends on its seed, not on the others that are made with it
         n_samples: pictures per edit
         height, width, context, grow, invert, reference_fit, reference_cutout, segment, mask_from_difference, mix,
-            together: see ldm.editing.options.Placement
+            together, windows: see ldm.editing.options.Placement
         background, feather: see ldm.editing.options.Blending
         best, best_preset, judge: of how many seeds the best is painted, and how it is chosen: see
             ldm.editing.options.Selection; further samples begin with the seeds after those
@@ -287,7 +288,7 @@ class PaintByExample(Painter):
         blending, selection = Blending(background, feather), Selection(best, best_preset, judge)
         layout = (strength, blend_latents, keep_layout, keep, control_scale)
         sampling = Sampling.choose(preset, sampler, steps, scale, eta, *layout)
-        fit = (reference_fit, reference_cutout, segment, mask_from_difference, mix, together)
+        fit = (reference_fit, reference_cutout, segment, mask_from_difference, mix, together, windows)
         placement = Placement(context, height, width, grow, invert, *fit)
         mask = one_region(mask, box, polygon, alpha, snap, click, click_not)
         what = (mask, reference, regions, references, control_image)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from ldm.batch.cells import WRONG, box, context, flag, number, points, together, whole
 from ldm.editing.metadata import check_format
 from ldm.editing.names import FLAG_NAMES
-from ldm.editing.options import Blending, Placement, Sampling, Selection, check_together
+from ldm.editing.options import Blending, Placement, Sampling, Selection, check_choices
 from ldm.editing.regions import KINDS, OBJECT, Region
 from ldm.files import check_name
 from ldm.models.diffusion.presets import resolve_preset
@@ -73,7 +73,7 @@ SAMPLING: Kinds = {
 PLACEMENT: Kinds = {
     **{"context": context, "height": whole, "width": whole, "grow": number, "invert": flag},
     **{"reference_fit": str.lower, "reference_cutout": flag, "segment": str, "mask_from_difference": flag},
-    **{"mix": number, "together": together},
+    **{"mix": number, "together": together, "windows": flag},
 }
 BLENDING: Kinds = {"background": str.lower, "feather": number}
 SELECTION: Kinds = {"best": whole, "best_preset": str.lower, "judge": str}
@@ -171,7 +171,7 @@ def _job(line: int, row: Row, folder: Place, defaults: Defaults) -> Job:
     sampling, placement = _sampling(row, defaults), replace(defaults.placement, **_values(row, PLACEMENT))
     if len(regions) > 1 and not placement.together:
         raise UserError(f"there are {len(regions)} regions: give yes as together, or a row for each")
-    check_together(placement, sampling)
+    check_choices(placement, sampling)
     control = _path(folder, row["control_image"]) if "control_image" in row else None
     own = (image, *itertools.chain(*references, *masks), *([control] if control else []))
     if os.path.normpath(out) in map(os.path.normpath, own):

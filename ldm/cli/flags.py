@@ -38,9 +38,9 @@ def context(word: str) -> float | str:
 
 
 def add_editing(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """invert, grow, context, background, feather, strength, keep_layout, keep, mask_from_difference, reference_fit,
-    reference_cutout, segment, mix, blend_latents, control, control_scale, best, best_preset, judge, watermark. -> their
-    group; see placement_from, blending_from, sampling_from, selection_from, loading_from."""
+    """invert, grow, context, windows, background, feather, strength, keep_layout, keep, mask_from_difference,
+    reference_fit, reference_cutout, segment, mix, blend_latents, control, control_scale, best, best_preset, judge,
+    watermark. -> their group; see placement_from, blending_from, sampling_from, selection_from, loading_from."""
     group = parser.add_argument_group("editing")
     group.add_argument("--invert", action="store_true", help="paint everything except the regions")
     group.add_argument("--grow", type=float, default=0.0, help="pixels to grow regions by; below 0: to shrink them by")
@@ -49,6 +49,11 @@ def add_editing(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         type=context,
         help="length of the window that the model sees, in lengths of the mask's box, or photo for the whole photo"
         " (default: chosen so that the mask covers a fifth of the window)",
+    )
+    group.add_argument(
+        "--windows",
+        action="store_true",
+        help="paint at the photo's own pixels where they are more than the model takes, by overlapping windows (no)",
     )
     group.add_argument(
         "--background",
@@ -200,6 +205,7 @@ def placement_from(opt: argparse.Namespace) -> Placement:
         *(opt.context, height, width, opt.grow, opt.invert, opt.reference_fit),
         *(opt.reference_cutout, opt.segment, opt.mask_from_difference, opt.mix),
         together=False if together is None else tuple(together),
+        windows=getattr(opt, "windows", False),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
@@ -13,6 +13,7 @@ from torch import Tensor
 from ldm.conventions import image_to_tensor, mask_to_tensor, reference_to_tensor, resize_tensor
 from ldm.editing.options import Sampling
 from ldm.editing.window import PlacedWindow
+from ldm.fast.region import Rectangle
 from ldm.util import UserError
 
 
@@ -50,11 +51,17 @@ class Inputs:
     # of K regions at once, with B*K conditions: how much each position sees of each one's token, summing to 1
     shares: Tensor | None = None  # (B,K,h,w)
     control: Tensor | None = None  # (B,3,H,W) in [0,1]: of ldm.methods.control
+    windows: bool = False  # whether the model sees them in parts, see ldm.methods.windows
 
     @property
     def inpaint_image(self) -> Tensor:
         """(B,3,H,W): the image, grey (0) where it is to be painted."""
         return self.image * self.mask
+
+    def in_window(self, window: Rectangle) -> Inputs:
+        """The part that a window of the latent sees."""
+        maps = {name: getattr(self, name) for name in ("image", "mask", "shares", "control")}
+        return replace(self, **{name: window.crop(each) for name, each in maps.items() if each is not None})
 
 
 @dataclass(frozen=True)
@@ -78,12 +85,18 @@ class SamplingTask:
 
 
 def size_for(
-    image: Image.Image, native: int, multiple: int, height: int | None = None, width: int | None = None
+    image: Image.Image,
+    native: int,
+    multiple: int,
+    height: int | None = None,
+    width: int | None = None,
+    area: int | None = None,
 ) -> tuple[int, int]:
     """(H,W) at which to edit an upright image.
 
     A given height or width is kept. Otherwise, among multiples of `multiple` pixels, the size that comes nearest to the
-    image's proportions and to the native area. Raises UserError for a height or width that the model cannot take."""
+    image's proportions and to the area, in pixels, of native x native unless it is given. Raises UserError for a height
+    or width that the model cannot take."""
     for name, value in (("H", height), ("W", width)):
         if value is not None and (value < multiple or value % multiple):
             near = max(multiple, round(value / multiple) * multiple)
@@ -95,7 +108,7 @@ def size_for(
 
     def misfit(size: tuple[int, int]) -> float:
         h, w = size
-        return abs(math.log(w / h / aspect)) + 0.1 * abs(math.log(h * w / native**2))
+        return abs(math.log(w / h / aspect)) + 0.1 * abs(math.log(h * w / (area or native**2)))
 
     return min(sizes, key=misfit)
 
@@ -134,4 +147,4 @@ def stack(edits: Sequence[Inputs]) -> Inputs:
     image, mask, reference = (torch.cat([getattr(e, field) for e in edits]) for field in ("image", "mask", "reference"))
     conditions = tuple(each for e in edits for each in (e.conditions or (Condition(),) * len(e.image)))
     some = ([x for e in edits if (x := getattr(e, field)) is not None] for field in ("shares", "control"))
-    return Inputs(image, mask, reference, conditions, *(torch.cat(x) if x else None for x in some))
+    return Inputs(image, mask, reference, conditions, *(torch.cat(x) if x else None for x in some), edits[0].windows)

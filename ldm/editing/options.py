@@ -206,6 +206,8 @@ class Placement:
         distinguishes the third from the second; None: the mean of however many there are
     together: paint all regions at once, in one window around them, instead of one after the other; numbers: so, with
         a guidance scale for each region
+    windows: paint a window that has more pixels than the model's own size at these pixels, or at height and width, by
+        overlapping windows of that size (ldm/methods/windows.py)
 
     Raises UserError for a value that is out of range, an unknown reference_fit, choices that exclude each other."""
 
@@ -220,6 +222,7 @@ class Placement:
     mask_from_difference: bool = False
     mix: float | None = None
     together: bool | Sequence[float] = False
+    windows: bool = False
 
     def __post_init__(self) -> None:
         if self.mix is not None and not 0 <= self.mix <= 1:
@@ -245,10 +248,12 @@ class Placement:
             raise UserError(f"reference_fit {self.reference_fit!r} is unknown: use one of {', '.join(REFERENCE_FITS)}")
 
 
-def check_together(placement: Placement, sampling: Sampling) -> None:
+def check_choices(placement: Placement, sampling: Sampling) -> None:
     """Raises UserError: choices of the two that exclude each other."""
     if placement.together and sampling.keep_layout:
         raise UserError("together and keep_layout exclude each other: leave one of them out")
+    if placement.windows and sampling.keep_layout == "pnp":
+        raise UserError("windows and keep_layout pnp exclude each other: leave one of them out, or use ddpm")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -109,10 +110,10 @@ class Painter:
         if placement.mask_from_difference and self.control is not None:
             raise UserError("mask_from_difference and control exclude each other: leave one of them out")
         place = self._place(photo, mask, placement)
-        inputs = self._inputs(place.picture, place.region, [references], placement)
         if placement.mask_from_difference:
-            place = place.within(mask_to_image(self._outline(inputs)))
-            inputs = self._inputs(place.picture, place.region, [references], placement)
+            rough = self._inputs(place.picture, place.region, [references], replace(placement, windows=False))
+            place = place.within(mask_to_image(self._outline(rough)))
+        inputs = self._inputs(place.picture, place.region, [references], placement)
         return self._with_control(PlannedEdit(place, inputs), control)
 
     def _with_control(self, plan: PlannedEdit, control: Image.Image | None) -> PlannedEdit:
@@ -187,12 +188,17 @@ class Painter:
         placement: Placement,
     ) -> Inputs:
         """references: of each region the pictures of its object."""
-        size = self.size_for(picture, placement.height, placement.width)
+        size = whole = self.size_for(picture, placement.height, placement.width)
+        if placement.windows:
+            whole, own = self.size_for(picture), max(self.native_size**2, picture.width * picture.height)
+            given = (placement.height, placement.width)
+            size = size_for(picture, self.native_size, self.model.size_multiple, *given, own)
         crops = [fit_reference(each, placement.reference_fit) for group in references for each in group]
         factor = self.model.first_stage_model.factor
         inputs = make_inputs(picture, mask, crops, size, factor, self.model.cond_stage_model.image_size)
         learned = [tuple(learned_token(each, self.model) for each in group) for group in references]
-        return replace(inputs, conditions=tuple(Condition(each, placement.mix) for each in learned))
+        conditions = tuple(Condition(each, placement.mix) for each in learned)
+        return replace(inputs, conditions=conditions, windows=math.prod(size) > math.prod(whole))
 
     def start(self, seed: int, height: int, width: int) -> tuple[Tensor, Tensor, torch.Generator]:
         """Everything that is random in one picture, from its seed alone: the noise of the masked image's posterior
@@ -239,7 +245,7 @@ class Painter:
         context = torch.stack([each.combine(own) for each, own in zip(conditions, tokens, strict=True)])
         uncond = unconditional_token(self.networks, batch)
         source = None
-        if sampling.strength < 1 or sampling.blend_latents or sampling.keep_layout:
+        if sampling.strength < 1 or sampling.blend_latents or sampling.keep_layout or inputs.windows:
             source = encode_to_latent(self.networks, image, torch.zeros_like(x))  # the posterior's mean
 
         shares, scale = inputs.shares, cast(float | Tensor, sampling.scale)
@@ -254,7 +260,7 @@ class Painter:
             tqdm(desc=sampling.sampler, total=sampling.steps, unit="step", disable=not progress) as bar,
             self.networks.unet_on_device(*beside),
         ):
-            eps_of = self._eps_of(sampling, inpaint, source, shares, self._steering(inputs, sampling))
+            eps_of = self._eps_of(sampling, inputs, inpaint, source)
 
             def on_step(step: Step) -> None:
                 bar.total = step.total
@@ -281,38 +287,53 @@ class Painter:
                 )
         return self._decode(z, image, mask)
 
-    def _steering(self, inputs: Inputs, sampling: Sampling) -> Callable[[Denoiser], Denoiser]:
-        """What makes a denoiser follow the edits' control pictures, if there are any. Raises UserError."""
-        if inputs.control is None or self.control is None:
-            if sampling.control_scale is not None:
-                raise UserError(f"control_scale {sampling.control_scale} does nothing by itself: give control, too")
-            return lambda denoiser: denoiser
-        scale = 1.0 if sampling.control_scale is None else sampling.control_scale
-        return self.control.steering(inputs.control.to(self.device), scale)
-
-    def _eps_of(
-        self,
-        sampling: Sampling,
-        inpaint: Tensor,
-        source: Tensor | None,
-        shares: Tensor | None,
-        steer: Callable[[Denoiser], Denoiser],
-    ) -> Callable[..., Eps]:
+    def _eps_of(self, sampling: Sampling, inputs: Inputs, inpaint: Tensor, source: Tensor | None) -> Callable[..., Eps]:
         """(c (B,M,D), v (B,M,D), scale) -> eps(x, t), guided; with plain=True by the model's own UNet, which lets
         gradients through and has the published parts."""
+        if inputs.windows:
+            from ldm.methods.windows import weights_of, windowed, windows_over
+
+            windows = windows_over(inpaint[:, -1:] != 1, self.model.image_size)
+            weights = weights_of(windows, inpaint.shape[-2:])
+            unseen = (weights.sum(dim=0) == 0).to(inpaint)
+            parts = [self._denoiser(inputs.in_window(each), replace(sampling, refresh=1)) for each in windows]
+        else:
+            parts = [self._denoiser(inputs, sampling)]
 
         def eps_of(context: Tensor, uncond: Tensor, scale: float | Tensor, plain: bool = False) -> Eps:
-            denoiser = functools.partial(self.networks.denoiser, refresh=sampling.refresh, shares=shares)
-            if plain and self.device != self.model.device:
-                raise UserError("--offload does not go with keep_layout ddim or pnp: leave it out, or use ddpm")
-            if plain:
-                denoiser = make_denoiser(self.model.apply_model)
-            eps = guided_eps(steer(denoiser), inpaint, context, uncond, scale, sampling.interval)
+            denoisers = [part(plain) for part in parts]
+            denoiser = windowed(denoisers, windows, weights) if inputs.windows else denoisers[0]
+            eps = guided_eps(denoiser, inpaint, context, uncond, scale, sampling.interval)
+            if inputs.windows:  # where no window is, the photo stays
+                assert source is not None
+                eps = blended_eps(eps, source, unseen, self.model.schedule)
             if source is not None and sampling.blend_latents:
                 eps = blended_eps(eps, source, inpaint[:, -1:], self.model.schedule)
             return eps
 
         return eps_of
+
+    def _denoiser(self, inputs: Inputs, sampling: Sampling) -> Callable[[bool], Denoiser]:
+        """Of edits or of one of their windows: by the model's own UNet or not -> a denoiser that sees each region's
+        token in its place, and follows the control pictures. Raises UserError."""
+        if sampling.control_scale is not None and (inputs.control is None or self.control is None):
+            raise UserError(f"control_scale {sampling.control_scale} does nothing by itself: give control, too")
+        shares, steer = inputs.shares, None
+        if shares is not None:
+            shares = shares.to(self.device)
+        if inputs.control is not None and self.control is not None:
+            scale = 1.0 if sampling.control_scale is None else sampling.control_scale
+            steer = self.control.steering(inputs.control.to(self.device), scale)
+
+        def denoiser(plain: bool) -> Denoiser:
+            if plain and self.device != self.model.device:
+                raise UserError("--offload does not go with keep_layout ddim or pnp: leave it out, or use ddpm")
+            found = functools.partial(self.networks.denoiser, refresh=sampling.refresh, shares=shares)
+            if plain:
+                found = make_denoiser(self.model.apply_model)
+            return steer(found) if steer else found
+
+        return denoiser
 
     def _decode(self, z: Tensor, image: Tensor, mask: Tensor) -> Tensor:
         """Scaled latents (B,4,h,w) -> pictures (B,3,H,W), which the safety checker has seen."""
@@ -330,7 +351,8 @@ class Painter:
         factor, (height, width) = self.model.first_stage_model.factor, inputs.image.shape[-2:]
         keep = resize_tensor(inputs.mask, (height // factor, width // factor))
         regions = 1 if inputs.shares is None else inputs.shares.shape[1]
-        return height, width, sampling, regions, self.networks.rectangle(keep, sampling.refresh)
+        computed = keep.numpy().tobytes() if inputs.windows else self.networks.rectangle(keep, sampling.refresh)
+        return height, width, sampling, regions, computed
 
     def sample_in_batches(
         self,

@@ -150,7 +150,10 @@ def test_every_setting_is_a_column(tmp_path):
     """A row's settings take precedence over the flags', and a row without any has the flags'."""
     changed = {
         **settings_of(Sampling(2.5, "ddim", 9, 0.5, None, 1, 0.8, True, control_scale=0.5)),
-        **settings_of(Placement("photo", 128, 64, -2.0, True, "pad", True, "sam", True, 0.3), Blending("feather", 3.0)),
+        **settings_of(
+            Placement("photo", 128, 64, -2.0, True, "pad", True, "sam", True, 0.3, windows=True),
+            Blending("feather", 3.0),
+        ),
         **Selection(3, "fast", "dino").settings,
     }
     del changed["interval"], changed["refresh"]  # those of a preset
