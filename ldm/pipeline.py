@@ -33,6 +33,7 @@ from ldm.editing.metadata import attach_settings
 from ldm.editing.options import (
     Blending,
     Context,
+    Layer,
     Loading,
     Placement,
     Sampling,
@@ -243,7 +244,7 @@ class PaintByExample(Painter):
         segment: str | None = None,
         mask_from_difference: bool = False,
         mix: float | None = None,
-        together: bool | Sequence[float] = False,
+        together: bool | Sequence[Layer] = False,
         windows: bool = False,
         best: int = 1,
         best_preset: str = "draft",

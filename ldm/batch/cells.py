@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 
-from ldm.editing.options import WHOLE_PHOTO, Context
+from ldm.editing.options import WHOLE_PHOTO, Context, Layer
 from ldm.editing.regions import Point, Region, parse_box, parse_point
 from ldm.util import UserError
 
@@ -37,10 +37,10 @@ def context(cell: str) -> Context:
     return WHOLE_PHOTO if cell.lower() == WHOLE_PHOTO else number(cell)
 
 
-def together(cell: str) -> bool | tuple[float, ...]:
-    """yes or no, or a guidance scale for each region: 5 7.5."""
+def together(cell: str) -> bool | tuple[Layer, ...]:
+    """yes or no, or for each region a guidance scale, or scale@strength: 5 7.5@0.6."""
     words = cell.replace("|", " ").split()
-    return flag(cell) if len(words) == 1 else tuple(map(number, words))
+    return flag(cell) if len(words) == 1 else tuple(tuple(map(number, word.split("@"))) for word in words)
 
 
 WRONG = {flag: "neither yes nor no", together: "neither yes nor no nor scales", whole: "not a whole number"}

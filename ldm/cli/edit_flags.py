@@ -72,8 +72,9 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
     where.add_argument("--click", "--click_not", **an_object, metavar="x,y", help="a point on an object, or beside it,"
                        " as often as needed; after another region or --reference_path, of the next object")  # fmt: skip
 
-    where.add_argument("--together", nargs="*", type=float, metavar="SCALE", help="paint several regions at once, in"
-                       " one window around them, not one after the other; numbers: guidance of each")  # fmt: skip
+    where.add_argument("--together", nargs="*", type=_layer, metavar="SCALE", help="paint several regions at once, in"
+                       " one window around them, not one after the other; numbers: guidance of each, 5@0.6: and its"
+                       " strength")  # fmt: skip
 
     add_editing(p)
     how = add_sampling(p)
@@ -124,6 +125,11 @@ def _corner(words: str) -> list[int]:
     from ldm.editing.regions import parse_point
 
     return list(parse_point(words))
+
+
+def _layer(words: str) -> float | list[float]:
+    numbers = [float(word) for word in words.split("@")]
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
 def parse(argv: Sequence[str] | None, description: str | None = None) -> argparse.Namespace:
@@ -190,7 +196,7 @@ def _checked(value: Any, flag: str, p: argparse.ArgumentParser) -> Any:
             raise ValueError(f"{flag} {value!r:.60}")
         return [list(group) for group in value]
     if flag == "together":
-        return [] if value is True else [float(scale) for scale in value]
+        return [] if value is True else [own if isinstance(own, list) else float(own) for own in value]
     if flag == "interval":
         first, last = (int(t) for t in value)
         return first, last

@@ -22,11 +22,12 @@ class Condition:
     """How the references of a region become the token that it shows: their tokens' mean, or ldm.methods.tokens.mixed.
 
     learned: for each reference the learned token (M,D) in the place of the picture's own, or None
-    mix: None, or how much, of two references or three; scale: of guidance, where it is the region's own"""
+    mix: None, or how much, of two references or three; scale, strength: None, or the region's own"""
 
     learned: tuple[Tensor | None, ...] = (None,)
     mix: float | None = None
     scale: float | None = None
+    strength: float | None = None
 
     def combine(self, tokens: Tensor) -> Tensor:
         """tokens (R,M,D) of the references' pictures -> c (M,D)."""

@@ -27,12 +27,19 @@ WHOLE_PHOTO = "photo"  # as context: the window is the whole photo, as published
 LOADED_FILES = ("config", "ckpt", "lora", "decoder", "safety_checker", "control")  # fields of Loading
 
 Context = float | str | None
+Layer = float | Sequence[float]  # what a region has of its own: a scale, or a scale and a strength
 
 
 def check_scale(scale: float) -> None:
     """Raises UserError for a guidance scale that is out of range."""
     if not (math.isfinite(scale) and 0 <= scale <= MAX_SCALE):
         raise UserError(f"scale {scale} is out of range: use 0 to {MAX_SCALE:.0f}, for instance 5")
+
+
+def check_strength(strength: float) -> None:
+    """Raises UserError for a strength that is out of range."""
+    if not 0 <= strength <= 1:
+        raise UserError(f"strength {strength} is out of range: use 0 (nothing changes) to 1 (everything is new)")
 
 
 @dataclass(frozen=True)
@@ -67,10 +74,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         check_scale(self.scale)
-        if not 0 <= self.strength <= 1:
-            raise UserError(
-                f"strength {self.strength} is out of range: use 0 (nothing changes) to 1 (everything is new)"
-            )
+        check_strength(self.strength)
         if self.control_scale is not None and not 0 <= self.control_scale <= 2:
             raise UserError(f"control_scale {self.control_scale} is out of range: use 0 (no control) to 2, usually 1")
         check_sampler(self.sampler, self.steps, self.eta, NUM_TIMESTEPS)
@@ -205,7 +209,7 @@ class Placement:
     mix: of two references, 0 for the first to 1 for the second; of three, the first and how much, 0 to 1, of what
         distinguishes the third from the second; None: the mean of however many there are
     together: paint all regions at once, in one window around them, instead of one after the other; numbers: so, with
-        a guidance scale for each region
+        a guidance scale for each region, or a scale and a strength
     windows: paint a window that has more pixels than the model's own size at these pixels, or at height and width, by
         overlapping windows of that size (ldm/methods/windows.py)
 
@@ -221,16 +225,14 @@ class Placement:
     segment: str | None = None
     mask_from_difference: bool = False
     mix: float | None = None
-    together: bool | Sequence[float] = False
+    together: bool | Sequence[Layer] = False
     windows: bool = False
 
     def __post_init__(self) -> None:
         if self.mix is not None and not 0 <= self.mix <= 1:
             raise UserError(f"mix {self.mix} is out of range: use 0 (the first reference) to 1")
         if not isinstance(self.together, bool):
-            for scale in self.together:
-                check_scale(scale)
-            object.__setattr__(self, "together", tuple(self.together) or True)
+            object.__setattr__(self, "together", tuple(map(_layer, self.together)) or True)
         for name in ("invert", "mask_from_difference"):
             if self.together and getattr(self, name):
                 raise UserError(f"together and {name} exclude each other: leave one of them out")
@@ -246,6 +248,16 @@ class Placement:
             )
         if self.reference_fit not in REFERENCE_FITS:
             raise UserError(f"reference_fit {self.reference_fit!r} is unknown: use one of {', '.join(REFERENCE_FITS)}")
+
+
+def _layer(own: Layer) -> Layer:
+    """What a region has of its own, checked. Raises UserError."""
+    values = tuple(own) if isinstance(own, Sequence) else (own,)
+    if not 1 <= len(values) <= 2:
+        raise UserError(f"together has {len(values)} numbers for a region: give its scale, or its scale and strength")
+    for check, value in zip((check_scale, check_strength), values, strict=False):
+        check(value)
+    return values[0] if len(values) == 1 else values
 
 
 def check_choices(placement: Placement, sampling: Sampling) -> None:

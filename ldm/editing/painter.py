@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 from PIL import Image, ImageChops
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ldm.conventions import mask_to_image, mask_to_tensor, pixels_to_tensor, resize_tensor
 from ldm.editing.checks import report_out_of_memory
+from ldm.editing.eps import EpsOf, field_of
 from ldm.editing.inputs import Condition, Inputs, PlannedEdit, SamplingTask, make_inputs, size_for, stack
 from ldm.editing.options import Placement, Sampling
 from ldm.editing.references import References, as_reference, fit_reference, learned_token
@@ -23,8 +24,7 @@ from ldm.editing.window import PlacedWindow
 from ldm.fast.networks import Networks, choose_precision
 from ldm.images import upright_mask, upright_rgb
 from ldm.models.diffusion.conditioning import encode_to_latent, inpaint_channels, reference_token, unconditional_token
-from ldm.models.diffusion.denoiser import Denoiser, blended_eps, guided_eps, make_denoiser
-from ldm.models.diffusion.sampling import Callback, Eps, Step, sample
+from ldm.models.diffusion.sampling import Callback, Step, sample
 from ldm.util import UserError, group_into_batches
 
 if TYPE_CHECKING:
@@ -152,8 +152,9 @@ class Painter:
         shares = shares_of_regions(paint, (height // factor, width // factor))
         conditions = inputs.conditions
         if isinstance(placement.together, tuple):
-            pairs = zip(conditions, placement.together, strict=True)
-            conditions = tuple(replace(each, scale=scale) for each, scale in pairs)
+            layers = (own if isinstance(own, tuple) else (own, None) for own in placement.together)
+            pairs = zip(conditions, layers, strict=True)
+            conditions = tuple(replace(each, scale=scale, strength=strength) for each, (scale, strength) in pairs)
         plan = PlannedEdit(place, replace(inputs, conditions=conditions, shares=shares[None]))
         return self._with_control(plan, control)
 
@@ -244,23 +245,23 @@ class Painter:
         tokens = reference_token(self.networks, reference).split([len(each.learned) for each in conditions])
         context = torch.stack([each.combine(own) for each, own in zip(conditions, tokens, strict=True)])
         uncond = unconditional_token(self.networks, batch)
-        source = None
-        if sampling.strength < 1 or sampling.blend_latents or sampling.keep_layout or inputs.windows:
-            source = encode_to_latent(self.networks, image, torch.zeros_like(x))  # the posterior's mean
-
-        shares, scale = inputs.shares, cast(float | Tensor, sampling.scale)
-        if shares is not None:  # as many tokens of each edit as it has regions
-            shares = shares.to(self.device)
+        scale: float | Tensor = sampling.scale
+        strength: float | Tensor = 1.0
+        if inputs.shares is not None:  # as many tokens of each edit as it has regions
+            shares = inputs.shares.to(self.device)
             context, uncond = context.view(batch, -1, context.shape[-1]), uncond.expand(-1, shares.shape[1], -1)
-            if any(each.scale is not None for each in conditions):
-                own = [sampling.scale if each.scale is None else each.scale for each in conditions]
-                scale = (shares * torch.tensor(own).view(batch, -1, 1, 1).to(shares)).sum(dim=1, keepdim=True)
+            scale = field_of(shares, [each.scale for each in conditions], sampling.scale)
+            strength = field_of(shares, [each.strength for each in conditions], 1.0)
+        source = None
+        from_photo = sampling.strength < 1 or sampling.blend_latents or sampling.keep_layout
+        if from_photo or inputs.windows or isinstance(strength, Tensor):
+            source = encode_to_latent(self.networks, image, torch.zeros_like(x))  # the posterior's mean
         beside = () if self.control is None else (self.control.network,)
         with (
             tqdm(desc=sampling.sampler, total=sampling.steps, unit="step", disable=not progress) as bar,
             self.networks.unet_on_device(*beside),
         ):
-            eps_of = self._eps_of(sampling, inputs, inpaint, source)
+            eps_of = EpsOf(self.networks, self.control, sampling, inputs, inpaint, source, strength)
 
             def on_step(step: Step) -> None:
                 bar.total = step.total
@@ -269,7 +270,7 @@ class Painter:
                     callback(step)
 
             if sampling.keep_layout:
-                from ldm.methods.inversion import sample_keeping_layout
+                from ldm.methods.keep_layout import sample_keeping_layout
                 from ldm.methods.source import own_reference
 
                 own = own_reference(image, mask, self.model.cond_stage_model.image_size)
@@ -286,54 +287,6 @@ class Painter:
                     strength=sampling.strength,
                 )
         return self._decode(z, image, mask)
-
-    def _eps_of(self, sampling: Sampling, inputs: Inputs, inpaint: Tensor, source: Tensor | None) -> Callable[..., Eps]:
-        """(c (B,M,D), v (B,M,D), scale) -> eps(x, t), guided; with plain=True by the model's own UNet, which lets
-        gradients through and has the published parts."""
-        if inputs.windows:
-            from ldm.methods.windows import weights_of, windowed, windows_over
-
-            windows = windows_over(inpaint[:, -1:] != 1, self.model.image_size)
-            weights = weights_of(windows, inpaint.shape[-2:])
-            unseen = (weights.sum(dim=0) == 0).to(inpaint)
-            parts = [self._denoiser(inputs.in_window(each), replace(sampling, refresh=1)) for each in windows]
-        else:
-            parts = [self._denoiser(inputs, sampling)]
-
-        def eps_of(context: Tensor, uncond: Tensor, scale: float | Tensor, plain: bool = False) -> Eps:
-            denoisers = [part(plain) for part in parts]
-            denoiser = windowed(denoisers, windows, weights) if inputs.windows else denoisers[0]
-            eps = guided_eps(denoiser, inpaint, context, uncond, scale, sampling.interval)
-            if inputs.windows:  # where no window is, the photo stays
-                assert source is not None
-                eps = blended_eps(eps, source, unseen, self.model.schedule)
-            if source is not None and sampling.blend_latents:
-                eps = blended_eps(eps, source, inpaint[:, -1:], self.model.schedule)
-            return eps
-
-        return eps_of
-
-    def _denoiser(self, inputs: Inputs, sampling: Sampling) -> Callable[[bool], Denoiser]:
-        """Of edits or of one of their windows: by the model's own UNet or not -> a denoiser that sees each region's
-        token in its place, and follows the control pictures. Raises UserError."""
-        if sampling.control_scale is not None and (inputs.control is None or self.control is None):
-            raise UserError(f"control_scale {sampling.control_scale} does nothing by itself: give control, too")
-        shares, steer = inputs.shares, None
-        if shares is not None:
-            shares = shares.to(self.device)
-        if inputs.control is not None and self.control is not None:
-            scale = 1.0 if sampling.control_scale is None else sampling.control_scale
-            steer = self.control.steering(inputs.control.to(self.device), scale)
-
-        def denoiser(plain: bool) -> Denoiser:
-            if plain and self.device != self.model.device:
-                raise UserError("--offload does not go with keep_layout ddim or pnp: leave it out, or use ddpm")
-            found = functools.partial(self.networks.denoiser, refresh=sampling.refresh, shares=shares)
-            if plain:
-                found = make_denoiser(self.model.apply_model)
-            return steer(found) if steer else found
-
-        return denoiser
 
     def _decode(self, z: Tensor, image: Tensor, mask: Tensor) -> Tensor:
         """Scaled latents (B,4,h,w) -> pictures (B,3,H,W), which the safety checker has seen."""

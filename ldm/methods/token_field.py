@@ -3,7 +3,8 @@
 With one key, the softmax of cross-attention is 1 and what it adds at a position p is W_o W_v c, whatever is at p. So c
 may be another at every position, at no cost: c(p) = sum_k share_k(p) c_k, where share_k is 1 inside region k and falls
 to 0 around it. SpaText, GLIGEN's boxes and MultiDiffusion's regions do this by other means. ldm.fast.unet.FastUNet
-adds the field; here its shares are made."""
+adds the field; here its shares are made, and what else regions may have of their own (layers, as in Collage Diffusion,
+Sarukkai et al. 2023, arXiv 2303.00262): a scale, which apply_guidance takes for each position, and a strength."""
 
 from __future__ import annotations
 
@@ -12,6 +13,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ldm.models.diffusion.denoiser import blended_eps
+from ldm.models.diffusion.sampling import Eps
+from ldm.models.diffusion.schedule import NoiseSchedule
 
 SOFTNESS = 1  # positions of the latent to either side of a border over which one token gives way to the next
 
@@ -31,3 +36,15 @@ def shares_of_regions(masks: Tensor, size: tuple[int, int], softness: int = SOFT
         shares = F.pad(shares[None], (softness,) * 4, mode="replicate")
         shares = F.avg_pool2d(shares, 2 * softness + 1, stride=1)[0]
     return shares
+
+
+def held_eps(eps: Eps, source: Tensor, strength: Tensor, schedule: NoiseSchedule) -> Eps:
+    """Each position follows the photo until the timesteps below its own strength * T, at which SDEdit would begin.
+
+    source (B,4,h,w): x_0 of the photo; strength (B,1,h,w): from 0, the photo stays, to 1, everything is new."""
+
+    def held(x: Tensor, t: int) -> Tensor:
+        keep = (t >= strength * schedule.num_timesteps).float()
+        return blended_eps(eps, source, keep, schedule)(x, t)
+
+    return held

@@ -176,7 +176,12 @@ def test_every_setting_is_a_column(tmp_path):
 
 def test_regions_to_be_painted_together(tmp_path):
     """Of several kinds, each with its references and its scale."""
-    cells = {"mask": "m.png ||", "box": " || 1,2,30,40", "reference": "a.png || b.png | c.png", "together": "5 || 7,5"}
+    cells = {
+        "mask": "m.png ||",
+        "box": " || 1,2,30,40",
+        "reference": "a.png || b.png | c.png",
+        "together": "5 || 7,5@0,6",
+    }
     row = {"image": "p.png", "out": "out.png"} | cells
     bad = {"polygon": "1,2 30,4 5,60", "keep_layout": "ddpm"}
     rows = [row, *(row | {"out": f"{name}.png", name: value} for name, value in bad.items())]
@@ -184,7 +189,7 @@ def test_regions_to_be_painted_together(tmp_path):
     (job,), (one, other) = read_jobs(tmp_path / "jobs.csv", Defaults())
     assert job.regions == (Region(mask=str(tmp_path / "m.png")), Region(box=(1, 2, 30, 40)))
     assert [[path.name for path in group] for group in job.references] == [["a.png"], ["b.png", "c.png"]]
-    assert job.placement.together == (5.0, 7.5)
+    assert job.placement.together == (5.0, (7.5, 0.6))
     assert "polygon has 1 of 2 regions: add ||" in one.reason
     assert "together and keep_layout exclude each other" in other.reason
 
@@ -219,7 +224,7 @@ def test_columns_give_what_flags_give(pictures, script):
         "b": ["--alpha", "--context", "photo", "--reference_fit", "crop"],
         "c": ["--box", "20,10,60,50", "--background", "none", "--strength", 0.6, "--reference_mask_path", "half.png"],
         "d": ["--box", "20,10,60,50", "--invert", "--blend_latents", "--feather", 4, "--background", "feather"],
-        "e": ["--box", "4,4,30,60", "--box", "40,4,76,60", "--reference_path", "s.png", "--together", 5, 2],
+        "e": ["--box", "4,4,30,60", "--box", "40,4,76,60", "--reference_path", "s.png", "--together", 5, "2@0.6"],
     }
     box = {"box": "20,10,60,50"}
     columns = {
@@ -227,7 +232,7 @@ def test_columns_give_what_flags_give(pictures, script):
         "b": {"image": "erased.png", "alpha": "yes", "context": "photo", "reference_fit": "crop"},
         "c": box | {"background": "none", "strength": 0.6, "reference_mask": "half.png"},
         "d": box | {"invert": "TRUE", "blend_latents": 1, "feather": 4, "background": "feather"},
-        "e": {"box": "4,4,30,60 || 40,4,76,60", "reference": "r.png || s.png", "together": "5 2"},
+        "e": {"box": "4,4,30,60 || 40,4,76,60", "reference": "r.png || s.png", "together": "5 2@0.6"},
     }
     rows = [
         {"image": "p.png", "reference": "r.png", "out": f"out/{name}.png", "seed": 7} | row

@@ -10,7 +10,8 @@ from ldm.checkpoint.locate import MINI_CKPT, MINI_CONFIG
 from ldm.editing.inputs import Inputs
 from ldm.editing.metadata import read_settings
 from ldm.editing.options import KEEP_LAYOUT, Sampling
-from ldm.methods.inversion import ddim_inversion, ddpm_inversion, kept_timesteps, null_vectors, sample_keeping_layout
+from ldm.methods.inversion import ddim_inversion, ddpm_inversion, null_vectors
+from ldm.methods.keep_layout import kept_timesteps, sample_keeping_layout
 from ldm.methods.source import own_reference
 from ldm.models.diffusion.sampling import ddim_timesteps, sample_ddim
 from ldm.models.diffusion.schedule import NoiseSchedule

@@ -8,7 +8,9 @@ from PIL import Image
 
 from ldm.editing.regions import Region
 from ldm.fast.unet import FastUNet, layers_of, prepare_edit, timestep_shifts
-from ldm.methods.token_field import shares_of_regions
+from ldm.methods.token_field import held_eps, shares_of_regions
+from ldm.models.diffusion.sampling import ddim_timesteps, eps_from_x0, sample
+from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.modules.attention import BasicTransformerBlock
 from ldm.util import UserError
 
@@ -77,6 +79,30 @@ def test_a_constant_field_equals_the_one_token(random_unet64):
     torch.testing.assert_close(run(random_unet64, x, fixed, token.expand(-1, 2, -1), shares), one)
 
 
+SCHEDULE = NoiseSchedule.linear()
+
+
+def pixelwise(x, t):
+    return torch.sin(3 * x) + t / 1000
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.35, 0.7, 1.0])
+def test_each_region_changes_as_by_its_own_strength_alone(strength):
+    """SDEdit's own start, from the noise that the first step finds between x_T and the photo."""
+    source, x = torch.randn(2, 1, 4, 6, 6, dtype=torch.float64)
+    field = torch.full((1, 1, 6, 6), strength, dtype=torch.float64)
+    field[..., 3:] = 1.0
+    found = sample("ddim", held_eps(pixelwise, source, field, SCHEDULE), x, SCHEDULE, 10)
+    noise = x if strength == 1 else eps_from_x0(x, source, float(SCHEDULE.alphas_cumprod[ddim_timesteps(10)[-1]]))
+    alone = sample("ddim", pixelwise, noise, SCHEDULE, 10, source=source, strength=strength)
+    everything = sample("ddim", pixelwise, x, SCHEDULE, 10)
+    if strength == 0:  # to the noise that alphas_cumprod[0] leaves
+        a = float(SCHEDULE.alphas_cumprod[0])
+        alone = a**0.5 * source + (1 - a) ** 0.5 * noise
+    torch.testing.assert_close(found[..., :3], alone[..., :3], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found[..., 3:], everything[..., 3:], rtol=1e-9, atol=1e-9)
+
+
 @pytest.fixture
 def two(example):
     other = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
@@ -112,8 +138,19 @@ def test_a_scale_for_each_region(edit, two):
     assert not np.array_equal(all_equal, edit(image, references=references, together=(2, 9), **how))
 
 
+def test_a_strength_for_each_region(edit, two):
+    image, references, how = two
+    plain = edit(image, references=references, together=(5, 2), **how)
+    assert np.array_equal(plain, edit(image, references=references, together=((5, 1), 2), **how))
+    less = np.asarray(edit(image, references=references, together=((5, 0.5), 2), **how), int)
+    assert np.abs(less - plain)[100:300, 60:180].mean() > 1
+
+
 def test_what_cannot_be_painted_together_is_told(edit, two):
     image, references, how = two
+    for own, words in ((5, 1.5), "strength 1.5 is out of range"), ((5, 1, 1), "3 numbers for a region"):
+        with pytest.raises(UserError, match=words):
+            edit(image, references=references, together=(own, 2), **how)
     with pytest.raises(UserError, match="1 scales for 2 regions"):
         edit(image, references=references, together=(2,), **how)
     with pytest.raises(UserError, match="two regions or more"):
