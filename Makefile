@@ -68,8 +68,10 @@ mini: $(READY)  ## train the miniature model from nothing
 	[ -d dataset/miniworld ] || $(BIN)/python scripts/make_miniworld.py
 	[ -f dataset/miniworld/bbox/train.parquet ] || $(BIN)/python scripts/read_bbox.py --dataset_dir dataset/miniworld
 	$(call train,first_stage,configs/mini/first_stage.yaml)
+	$(call train,first_stage_128,configs/mini/first_stage.yaml configs/mini/first_stage_128.yaml)
 	$(call train,clip,configs/mini/clip.yaml)
 	$(call train,oracle,configs/mini/oracle.yaml)
+	$(BIN)/python scripts/prepare_latents.py --base configs/mini/paint_by_example.yaml configs/mini/prior.yaml --epochs 3
 	$(call train,prior,configs/mini/paint_by_example.yaml configs/mini/prior.yaml)
 	$(BIN)/python scripts/modify_checkpoints.py --ema --input logs/mini/prior/checkpoints/last.ckpt \
 	  --output logs/mini/prior-9channel.safetensors

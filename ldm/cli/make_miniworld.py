@@ -29,14 +29,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--individuals", action="store_true", help="draw individuals in place of the twelve shapes")
     p.add_argument("--dataset_dir", type=Path, help="(dataset/miniworld or dataset/individuals)")
     p.add_argument("--bench", type=Path, help="(test_bench_mini or test_bench_individuals)")
-    p.add_argument("--train", type=int, default=12000, help="scenes to train on (%(default)s)")
+    p.add_argument("--train", type=int, default=36000, help="scenes to train on (%(default)s)")
     p.add_argument("--validation", type=int, default=500, help="scenes to validate on (%(default)s)")
     p.add_argument("--test", type=int, default=500, help="scenes to test on (%(default)s)")
     p.add_argument("--pretraining", type=int, default=6000, help="scenes to train CLIP and the oracle on (%(default)s)")
     p.add_argument("--cases", type=int, default=600, help="cases of the benchmark (%(default)s)")
     p.add_argument("--real", type=int, default=2000, help="real pictures of the benchmark, for FID (%(default)s)")
     p.add_argument("--height", type=int, default=144, help="of a scene, in pixels; it is 4:3 (%(default)s)")
-    p.add_argument("--side", type=int, default=64, help="of a picture of the benchmark, in pixels (%(default)s)")
+    p.add_argument("--side", type=int, default=128, help="of a picture of the benchmark, in pixels (%(default)s)")
     p.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     return p
 

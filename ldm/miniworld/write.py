@@ -57,7 +57,7 @@ CSV_COLUMNS = (
 )
 JPEG_QUALITY = 95
 SCENE_SIZE = (192, 144)  # width and height, px
-CASES, REAL_PICTURES, SIDE = 600, 2000, 64  # the benchmark's numbers of pictures, and their side, px
+CASES, REAL_PICTURES, SIDE = 600, 2000, 128  # the benchmark's numbers of pictures, and their side, px
 
 
 def label(category: str) -> str:
