@@ -32,7 +32,7 @@ class LambdaLinearScheduler:
         self.cycles = list(zip(*cycles, strict=True))
         self.ends = list(accumulate(cycle_lengths))
 
-    def __call__(self, step: int) -> float:
+    def __call__(self, step: float) -> float:
         cycle = next((i for i, end in enumerate(self.ends) if step <= end), len(self.ends) - 1)
         n = min(step, self.ends[cycle]) - (self.ends[cycle - 1] if cycle else 0)
         warm_up, length, f_start, f_max, f_min = self.cycles[cycle]

@@ -8,7 +8,7 @@ of Stable Diffusion's sd-v1-4.ckpt. Formats are recognised by a file's content, 
 | .ckpt .pt .pth   | pickled by torch.save, complete Lightning files too  | {"state_dict": tensors}         |
 | .safetensors     | published names                                      | published names (the default)   |
 | diffusers folder | Paint by Example and Stable Diffusion v1             | the same                        |
-| shards           | of each of these (shards.py)                         | never                           |
+| shards           | of each of these (shards.py)                         | published names (write_shards)  |
 
 Tensors may be nested ({"model": ...}, {"module": ...}) and their names wrapped (module., _orig_mod.).
 

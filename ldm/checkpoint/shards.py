@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.checkpoint.files import StateDict, read_file, unwrapped
+from ldm.files import save_tensors
 from ldm.util import UserError, listing
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 VARIANTS = ("", "fp32", "fp16", "bf16")  # are preferred, in this order; non_ema and others come after them
+HEADER_BYTES = 256  # of a tensor in a file, more than its name and shape need
 FILE = re.compile(
     r"(?P<stem>[^.]+?)(\.(?P<early>[\w-]+?))?(-(?P<number>\d+)-of-(?P<count>\d+))?(\.(?P<late>\w+))?"
     r"\.(?P<suffix>safetensors|bin)(?P<index>\.index(\.(?P<last>\w+))?\.json)?"
@@ -70,6 +72,25 @@ def weights_in(folder: Path) -> Weights | None:
     except OSError as error:
         raise UserError(f"checkpoint {folder} cannot be read ({error.strerror}): check the path") from error
     return min((file for file in files if file and file.stem in STEMS), key=lambda file: file.rank, default=None)
+
+
+def write_shards(tensors: StateDict, path: Path, limit: int) -> list[Path]:
+    """Writes tensors as path's <stem>-00001-of-00003.safetensors, ..., files of at most `limit` bytes -> the files.
+
+    A tensor larger than the limit has a file of its own."""
+    parts: list[StateDict] = []
+    room = 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size() + HEADER_BYTES
+        if size > room:
+            parts.append({})
+            room = limit - HEADER_BYTES
+        parts[-1][name] = tensor
+        room -= size
+    files = [path.with_name(f"{path.stem}-{i:05}-of-{len(parts):05}.safetensors") for i in range(1, len(parts) + 1)]
+    for file, part in zip(files, parts, strict=True):
+        save_tensors(part, file)
+    return files
 
 
 def _read_index(path: Path) -> StateDict:

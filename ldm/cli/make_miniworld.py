@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--train", type=int, default=36000, help="scenes to train on (%(default)s)")
     p.add_argument("--validation", type=int, default=500, help="scenes to validate on (%(default)s)")
     p.add_argument("--test", type=int, default=500, help="scenes to test on (%(default)s)")
-    p.add_argument("--pretraining", type=int, default=6000, help="scenes to train CLIP and the oracle on (%(default)s)")
+    p.add_argument("--pretraining", type=int, default=30000, help="scenes for CLIP and the oracle (%(default)s)")
     p.add_argument("--cases", type=int, default=600, help="cases of the benchmark (%(default)s)")
     p.add_argument("--real", type=int, default=2000, help="real pictures of the benchmark, for FID (%(default)s)")
     p.add_argument("--height", type=int, default=144, help="of a scene, in pixels; it is 4:3 (%(default)s)")

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.precision import MixedPrecision, Precision
+from pytorch_lightning.utilities import GradClipAlgorithmType
 from torch import Tensor
 
 from ldm.lr_scheduler import LambdaLinearScheduler
@@ -28,8 +30,8 @@ class TrainableModel(pl.LightningModule):
     use_ema: bool = False
 
     def configure_optimizers(self) -> dict[str, Any] | torch.optim.Optimizer:
-        # Lightning does not clip gradients for a fused optimizer, which may unscale them itself
-        fused = self.device.type == "cuda" and not (self._trainer and self.trainer.gradient_clip_val)
+        scaled = self._trainer and getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        fused = self.device.type == "cuda" and not (scaled and self.trainer.gradient_clip_val)
         trainable = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trainable, lr=self.learning_rate, fused=fused or None)
         if self.scheduler_config is None:
@@ -38,6 +40,18 @@ class TrainableModel(pl.LightningModule):
         # a lambda, whose state LambdaLR does not store in checkpoints, so that a resumed run follows its config
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """As Lightning does, but also for a fused optimizer in bfloat16. Lightning refuses that in any mixed precision,
+        since such an optimizer may unscale gradients itself; in bfloat16 they are not scaled."""
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0.0, algorithm)
+        else:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_train_start(self) -> None:
         """Sets the learning rate of a resumed run, which may differ from the one in its checkpoint."""

@@ -29,6 +29,7 @@ from ldm.data.index import MissingSplit
 from ldm.files import staging
 from ldm.models.base import TrainableModel
 from ldm.training.adapters import AdapterCheckpoints, adapter_kind, inject_adapter
+from ldm.training.budget import TimeBudget
 from ldm.training.callbacks import FiniteLoss, SampleGrid, Throughput
 from ldm.training.checkpoints import AtomicCheckpointIO, LastCheckpoint, adapter_beside, best_checkpoints
 from ldm.training.devices import trainer_options
@@ -150,7 +151,8 @@ def check_strategy(config: DictConfig, model: TrainableModel, options: dict[str,
 def build_callbacks(
     config: DictConfig, folder: Path, model: TrainableModel, last: LastCheckpoint, validate: bool
 ) -> list[Callback]:
-    """validate: also keep the best checkpoints. Raises UserError: unknown keys of lightning.images."""
+    """validate: also keep the best checkpoints. Raises UserError: unknown keys of lightning.images, an unusable
+    lightning.minutes."""
     settings = config["lightning"]
     try:
         samples = SampleGrid(folder / "images", **settings["images"])
@@ -165,6 +167,8 @@ def build_callbacks(
     ]
     if adapter_kind(config["model"]):
         callbacks.append(AdapterCheckpoints(model))
+    if settings.get("minutes") is not None:
+        callbacks.append(TimeBudget(settings["minutes"]))
     if validate:
         callbacks.append(best_checkpoints(last.path.parent, model.monitor, settings["checkpoint"]["top_k"]))
     return callbacks

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from ldm.checkpoint import read_checkpoint
 from ldm.checkpoint.files import read_file
 from ldm.checkpoint.names import UNET
+from ldm.checkpoint.shards import write_shards
 from ldm.util import UserError
 from tests.checkpoint.conftest import assert_same_tensors
 
@@ -60,6 +61,22 @@ def sharded(tensors, folder, places=None):
     places = {name: file for file, half in halves.items() for name in half} | (places or {})
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
     return folder
+
+
+def test_shards_that_are_written(tensors, tmp_path):
+    """Files within the limit, except for that of a larger tensor; each is read as all of them."""
+    sizes = sorted(tensor.nbytes for tensor in tensors.values())
+    for limit in (10**9, sum(sizes) // 3, sizes[-2]):
+        folder = tmp_path / str(limit)
+        folder.mkdir()
+        files = write_shards(tensors, folder / "all.safetensors", limit)
+        assert sorted(folder.iterdir()) == files
+        assert sum(path.stat().st_size > limit for path in files) <= 2 * (limit == sizes[-2])
+        assert len(files) >= sum(sizes) / limit
+        assert_same_tensors(read_checkpoint(files[-1]), tensors)
+    assert [path.name for path in write_shards(tensors, tmp_path / "all.safetensors", 10**9)] == [
+        "all-00001-of-00001.safetensors"
+    ]
 
 
 def test_published_names_in_shards(tensors, tmp_path):

@@ -37,28 +37,30 @@ def few_references(monkeypatch):
 
 
 def test_the_whole_chain(world, script, tmp_path, monkeypatch):
-    """The commands of `make mini` in their order, with two steps of each training: autoencoder, CLIP, oracle, prior,
-    widened UNet, Paint by Example, conversion, table."""
+    """The commands of `make mini` in their order, with two steps of each training: both autoencoders, CLIP, oracle,
+    prior, widened UNet, Paint by Example, conversion, table."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     assert script("read_bbox", "--dataset_dir", world / "world")[0] == 0
     *commands, table = [words for words in make_commands("mini") if words[0] not in DATA_SCRIPTS]
     projects = [words[words.index("--project") + 1] for words in commands if words[0] == "main.py"]
-    names = ["first_stage", "clip", "oracle", "prior", "paint_by_example"]
+    names = ["first_stage", "first_stage_128", "clip", "oracle", "prior", "paint_by_example"]
     assert projects == [f"logs/mini/{name}" for name in names]
     short = ["--max_steps", 2, "--limit_val_batches", 1, "--accelerator", "cpu", "--enable_progress_bar", False]
     short += ["--precision", 32, "--val_check_interval", 2, f"data.params.dataset_dir={world / 'world'}"]
     short += ["data.params.batch_size=4", "data.params.num_workers=0", "lightning.images.steps=2", "--no-test"]
     short += ["lightning.images.count=2"]
+    latents = ["--device", "cpu", f"data.params.dataset_dir={world / 'world'}", "data.params.batch_size=4"]
+    more = {"main.py": short, "scripts/prepare_latents.py": latents}
     for words in commands:
-        out = run_script(script, [*words, *map(str, short)] if words[0] == "main.py" else words)
+        out = run_script(script, [*words, *map(str, more.get(words[0], []))])
         assert words[0] != "main.py" or "trained to step 2" in out
-    for name, columns in (("first_stage", 2), ("prior", 4), ("paint_by_example", 5)):
+    for name, columns in (("first_stage", 2), ("first_stage_128", 2), ("prior", 4), ("paint_by_example", 5)):
         assert Image.open(tmp_path / f"logs/mini/{name}/images/step00000001.png").width == columns * 258 - 2
 
     clip = read_safetensors(tmp_path / "logs/mini/clip/clip.safetensors")
     prior, last = (read_checkpoint(f"logs/mini/{name}/checkpoints/last.ckpt") for name in ("prior", "paint_by_example"))
-    first_stage = read_checkpoint("logs/mini/first_stage/checkpoints/last.ckpt")
+    first_stage = read_checkpoint("logs/mini/first_stage_128/checkpoints/last.ckpt")
     wide = read_checkpoint("logs/mini/prior-9channel.safetensors")
     assert all(
         torch.equal(prior[name], tensor) and torch.equal(last[name], tensor) for name, tensor in first_stage.items()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.conventions import resize_tensor
-from ldm.util import UserError
+from ldm.util import UserError, own_or_shipped
 
 
 def build_clip(config: str | Path) -> nn.Module:
@@ -20,7 +20,7 @@ def build_clip(config: str | Path) -> nn.Module:
     import open_clip
 
     try:
-        return open_clip.CLIP(**json.loads(Path(config).read_text()))
+        return open_clip.CLIP(**json.loads(own_or_shipped(config).read_text()))
     except Exception as error:  # JSON, open_clip and torch each raise their own for a wrong config
         raise UserError(
             f"CLIP config {config} cannot be built ({error!r:.200}): give one in open_clip's format"

@@ -1,0 +1,228 @@
+"""Train a miniature model from nothing in a given time, and score it.
+
+    paint-by-example train-mini --minutes 9     # on a machine with a GPU and about 16 cores
+    paint-by-example train-mini --rehearse      # whether everything fits together: a tiny world, on the CPU
+
+Does in --outdir what `make mini` does, with larger batches: draws the world, trains autoencoder, CLIP and oracle at the
+same time, encodes the latents, trains prior and model, and prints the table. The time that is left is divided among
+the steps that are left; each training spreads its learning rate's schedule over its share (lightning.minutes).
+
+<outdir>/result has the weights, in files of at most 16 MiB that are read by the name of the first, the table, and the
+curves of all losses. scripts/train_mini.py is the same command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ldm.cli.command import command, command_parser
+from ldm.cli.flags import check_range
+from ldm.util import PACKAGE, UserError, cores
+
+WEIGHTS = {"world": 13, "parts": 28, "latents": 9, "prior": 9, "model": 28, "table": 13}  # shares of the time
+START_UP = 0.2  # minutes from a command's start to its first training step, and from its last to its end
+FILE_BYTES = 2**24  # of a file of weights, at most
+MODEL, PRIOR = "configs/mini/paint_by_example.yaml", "configs/mini/prior.yaml"
+FIRST_STAGE, LARGER = "configs/mini/first_stage.yaml", "configs/mini/first_stage_128.yaml"
+SIMPLE = ("train/loss_simple", "val/loss_simple_ema")
+LOSSES = {  # of each training: the names of its losses in training and in validation
+    "first_stage": ("train/rec_loss", "val/rec_loss"),
+    "first_stage_128": ("train/rec_loss", "val/rec_loss"),
+    "clip": ("train/loss", "val/loss"),
+    "oracle": ("train/loss", "val/loss"),
+    "prior": SIMPLE,
+    "paint_by_example": SIMPLE,
+}
+REHEARSAL = (  # of a training
+    *("--accelerator", "cpu", "--precision", "32-true", "--limit_val_batches", "1"),
+    *("lightning.images.steps=2", "lightning.images.count=2", "data.params.num_workers=0"),
+)
+
+Command = list[str]  # of `paint-by-example`
+Chain = list[Command]  # one after the other
+
+
+def parser() -> argparse.ArgumentParser:
+    p = command_parser(__doc__)
+    p.add_argument("--minutes", type=float, help="for everything (9; with --rehearse 3)")
+    p.add_argument("--outdir", type=Path, default=Path("logs/train-mini"), help="a new folder (%(default)s)")
+    p.add_argument("--compile", action="store_true", help="compile prior and model: a slow start, then faster steps")
+    p.add_argument("--rehearse", action="store_true", help="tiny data and batches, on the CPU")
+    return p
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Divides the time until `end`, by time.monotonic, among the phases."""
+
+    end: float
+
+    def minutes(self, phase: str) -> float:
+        """What a phase that begins now gets of the time that is left."""
+        names = list(WEIGHTS)
+        weights = [WEIGHTS[name] for name in names[names.index(phase) :]]
+        left = max(0.0, self.end - time.monotonic())
+        return left / 60 * weights[0] / sum(weights)
+
+
+def phases(opt: argparse.Namespace, clock: Clock) -> Iterator[list[Chain]]:
+    """The chains of commands of each phase, which run at the same time. A phase is planned when the one before it has
+    ended."""
+    tiny = ["--train", "24", "--validation", "6", "--test", "4", "--pretraining", "12", "--cases", "6", "--real", "30"]
+    world = ["make-miniworld", *(tiny if opt.rehearse else [])]
+    yield [[world, ["prepare", "--dataset_dir", "dataset/miniworld"]]]
+
+    minutes = clock.minutes("parts")
+    autoencoder = [
+        training(opt, "first_stage", [FIRST_STAGE], minutes / 2, batch=64),
+        training(opt, "first_stage_128", [FIRST_STAGE, LARGER], minutes / 2, batch=32),
+    ]
+    clip = training(opt, "clip", ["configs/mini/clip.yaml"], minutes, batch=128)
+    oracle = training(opt, "oracle", ["configs/mini/oracle.yaml"], minutes, batch=128)
+    yield [autoencoder, [clip], [oracle]]
+
+    encode = ["prepare-latents", "--base", MODEL, PRIOR, "--epochs", "1" if opt.rehearse else "3"]
+    yield [[[*encode, *(["--device", "cpu"] if opt.rehearse else ["data.params.batch_size=256"])]]]
+
+    networks = ["--compile"] if opt.compile else []
+    prior = training(opt, "prior", [MODEL, PRIOR], clock.minutes("prior"), 512, "model.base_learning_rate=1e-3")
+    last = "logs/mini/{}/checkpoints/last.ckpt"
+    wide = ["--input", last.format("prior"), "--output", "logs/mini/prior-9channel.safetensors"]
+    yield [[[*prior, *networks], ["modify", "--ema", *wide]]]
+
+    model = training(opt, "paint_by_example", [MODEL], clock.minutes("model"), 512, "model.base_learning_rate=1e-3")
+    yield [[[*model, *networks]]]
+
+    own = ["logs/mini/mini.safetensors", "logs/mini/mini_oracle.safetensors"]
+    yield [
+        [["convert", "--ema", "--half", last.format("paint_by_example"), own[0]]],
+        [["convert", "--half", last.format("oracle"), own[1]]],
+    ]
+    table = ["--ckpt", own[0], "--oracle", own[1], "--clip", "logs/mini/clip/clip.safetensors"]
+    few = ["--steps", "2", "--batch_size", "6", "--device", "cpu"] if opt.rehearse else []
+    yield [[["mini-table", *table, "--outdir", "logs/mini/table", *few]]]
+
+
+def training(
+    opt: argparse.Namespace, name: str, configs: Sequence[str], minutes: float, batch: int, *overrides: str
+) -> Command:
+    """The command of a training that ends after about `minutes`, start-up included. batch: samples per step."""
+    schedule = "model.params.scheduler_config.params"
+    return [
+        *("train", "--project", f"logs/mini/{name}", "--base", *configs, "--no-test", "--enable_progress_bar", "false"),
+        f"lightning.minutes={max(minutes / 3, minutes - START_UP):.4f}",
+        *("lightning.trainer.max_steps=-1", "lightning.trainer.val_check_interval=500"),
+        *(f"{schedule}.cycle_lengths=[1000]", f"{schedule}.warm_up_steps=[30]"),  # thousandths of its time
+        *("lightning.checkpoint.every_n_steps=1000", f"data.params.batch_size={4 if opt.rehearse else batch}"),
+        *overrides,
+        *(REHEARSAL if opt.rehearse else ()),
+    ]
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    opt = parser().parse_args(argv)
+    if opt.minutes is None:
+        opt.minutes = 3.0 if opt.rehearse else 9.0
+    check_range(opt, "minutes", 0.1, 10**5)
+    if opt.outdir.exists():
+        raise UserError(f"{opt.outdir} exists: remove it, or name another --outdir")
+    start = time.monotonic()
+    opt.outdir.mkdir(parents=True)
+    for chains in phases(opt, Clock(start + 60 * opt.minutes)):
+        run_chains(chains, opt.outdir)
+    print(collect(opt.outdir))
+    print(f"wrote {opt.outdir / 'result'} in {(time.monotonic() - start) / 60:.1f} minutes")
+
+
+def run_chains(chains: Sequence[Chain], folder: Path) -> None:
+    """Runs the chains at the same time, as processes in `folder`, with logs in its log/. Raises UserError: a command
+    fails; the others are then ended."""
+    waiting = [list(chain) for chain in chains]
+    running: dict[int, Process] = {}
+    try:
+        while running or any(waiting):
+            for i, chain in enumerate(waiting):
+                if i not in running and chain:
+                    running[i] = Process.start(chain.pop(0), folder)
+                if i in running and running[i].has_ended():
+                    del running[i]
+            time.sleep(0.05)
+    finally:
+        for process in running.values():
+            process.popen.terminate()
+        for process in running.values():
+            with suppress(subprocess.TimeoutExpired):
+                process.popen.wait(30)
+
+
+@dataclass(frozen=True)
+class Process:
+    """A command that runs."""
+
+    name: str
+    popen: subprocess.Popen
+    log: Path
+    began: float
+
+    @classmethod
+    def start(cls, words: Command, folder: Path) -> Process:
+        name = Path(words[words.index("--project") + 1]).name if "--project" in words else words[0]
+        log = folder / "log" / f"{name}.txt"
+        log.parent.mkdir(exist_ok=True)
+        path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+        environment = {"OMP_NUM_THREADS": str(max(1, cores() // 4)), **os.environ, "PYTHONPATH": path}
+        with open(log, "a") as output:
+            print(*words, file=output, flush=True)
+            popen = subprocess.Popen(
+                [sys.executable, "-m", "ldm", *words], cwd=folder, env=environment, stdout=output, stderr=output
+            )
+        return cls(name, popen, log, time.monotonic())
+
+    def has_ended(self) -> bool:
+        """Raises UserError: with an error."""
+        if self.popen.poll() is None:
+            return False
+        if self.popen.returncode:
+            last = (self.log.read_text(errors="replace").strip().splitlines() or [""])[-1]
+            raise UserError(f"{self.name} failed ({last}): see {self.log}")
+        print(f"{self.name}: {time.monotonic() - self.began:.0f} s", flush=True)
+        return True
+
+
+def collect(folder: Path) -> str:
+    """Writes <folder>/result -> the table, and what each training did."""
+    import shutil
+
+    from ldm.checkpoint.files import read_file
+    from ldm.checkpoint.shards import write_shards
+    from ldm.checkpoint.surgery import halve
+    from ldm.files import save_tensors, staging
+    from ldm.miniworld.table import read_rows, table
+    from ldm.training.curves import draw_curves, read_curves, write_csv
+
+    runs = folder / "logs/mini"
+    rows = [row for name in LOSSES for row in read_curves(name, runs / name)]
+    with staging(folder) as temporary:
+        result = temporary / "result"
+        result.mkdir()
+        write_shards(read_file(runs / "mini.safetensors"), result / "mini.safetensors", FILE_BYTES)
+        save_tensors(halve(read_file(runs / "clip/clip.safetensors")), result / "mini_clip.safetensors")
+        for path in (runs / "mini_oracle.safetensors", runs / "table/mini.json", runs / "table/mini.png"):
+            shutil.copy(path, result)
+        write_csv(rows, result / "curves.csv")
+        draw_curves(rows, LOSSES).save(result / "curves.png")
+    lines = [table(read_rows(runs / "table/mini.json"))]
+    for name, (_, loss) in LOSSES.items():
+        of_run = [row for row in rows if row[0] == name]
+        values = [value for _, _, _, key, value in of_run if key == loss]
+        steps, minutes = max(row[1] for row in of_run), max(row[2] for row in of_run)
+        lines.append(f"{name}: {steps + 1:,} steps in {minutes:.2f} minutes, {loss} {values[-1]:.4f}")
+    return "\n".join(lines)

@@ -1,0 +1,106 @@
+"""scripts/train_mini.py: the commands of `make mini` in a given time."""
+
+import importlib
+import re
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldm.checkpoint import load_model, read_checkpoint
+from ldm.checkpoint.files import read_file
+from ldm.checkpoint.locate import MINI_CONFIG
+from ldm.cli import train_mini
+from ldm.cli.main import module_of
+from ldm.util import UserError
+from tests.miniworld.conftest import make_commands
+
+OPTIONS = {"rehearse": False, "compile": False}
+NAMES = {
+    "main.py": "train",
+    "scripts/make_miniworld.py": "make-miniworld",
+    "scripts/read_bbox.py": "prepare",
+    "scripts/prepare_latents.py": "prepare-latents",
+    "scripts/modify_checkpoints.py": "modify",
+    "scripts/convert_checkpoint.py": "convert",
+    "scripts/mini_table.py": "mini-table",
+}
+
+
+def planned(minutes=9.0, **options):
+    """The phases, as if each ended at once."""
+    clock = train_mini.Clock(time.monotonic() + 60 * minutes)
+    return list(train_mini.phases(Namespace(**OPTIONS | options), clock))
+
+
+def test_its_commands_are_those_of_make_mini():
+    """In an order that the Makefile's allows, with the same configs and files, and more overrides."""
+    commands = [words for chains in planned() for chain in chains for words in chain]
+    wanted = make_commands("mini")
+    assert len(commands) == len(wanted)
+    for script, *words in wanted:
+        same = [each for each in commands if each[0] == NAMES[script] and set(words) <= set(each)]
+        assert len(same) == 1, (script, words)
+
+
+def test_what_depends_on_nothing_runs_at_the_same_time():
+    phases = planned()
+    trainings = [
+        [[Path(words[2]).name for words in chain if words[0] == "train"] for chain in chains] for chains in phases
+    ]
+    assert [each for each in trainings if any(each)] == [
+        [["first_stage", "first_stage_128"], ["clip"], ["oracle"]], [["prior"]], [["paint_by_example"]],
+    ]  # fmt: skip
+
+
+def test_the_time_is_divided():
+    """What remains after a phase is divided among those after it; all shares together are the whole."""
+    minutes = {}
+    for chains in planned(9.0):
+        for words in (words for chain in chains for words in chain if words[0] == "train"):
+            (text,) = [word for word in words if word.startswith("lightning.minutes=")]
+            minutes[Path(words[2]).name] = float(text.partition("=")[2])
+    total, parts = 9.0, 28 / 87  # planned as if the phases took no time
+    assert minutes["clip"] == pytest.approx(total * parts - train_mini.START_UP, abs=0.01)
+    assert minutes["first_stage"] == minutes["first_stage_128"]
+    assert minutes["first_stage"] == pytest.approx(total * parts / 2 - train_mini.START_UP, abs=0.01)
+    assert minutes["prior"] == pytest.approx(total * 9 / 50 - train_mini.START_UP, abs=0.01)
+    assert minutes["paint_by_example"] == pytest.approx(total * 28 / 41 - train_mini.START_UP, abs=0.01)
+    late = train_mini.Clock(time.monotonic() - 1)
+    assert late.minutes("model") == 0
+
+
+def test_a_failure_ends_the_others(tmp_path):
+    waits = ["train", "--base", "configs/mini/clip.yaml"]
+    with pytest.raises(UserError, match=r"squares failed \(.*\): see .*squares.txt"):
+        train_mini.run_chains([[waits, waits], [["squares", "--unknown"]]], tmp_path)
+    assert (tmp_path / "log/train.txt").read_text().count("train --base") == 1
+
+
+@pytest.mark.slow
+def test_the_rehearsal(tmp_path, monkeypatch):
+    """In this process. The result's files are small enough and are the model's, whose parts are those of the runs."""
+    monkeypatch.chdir(tmp_path)
+    options = Namespace(rehearse=True, compile=False)
+    start = time.monotonic()
+    for chains in train_mini.phases(options, train_mini.Clock(start + 60)):
+        for name, *words in (words for chain in chains for words in chain):
+            importlib.import_module(module_of(name)).main(words)
+    text = train_mini.collect(tmp_path)
+    assert "| mini, scale 5 |" in text
+    for name in train_mini.LOSSES:
+        assert re.search(rf"^{name}: [\d,]+ steps in [\d.]+ minutes, val/\w+ [\d.]+$", text, flags=re.M), text
+    files = {path.name: path.stat().st_size for path in (tmp_path / "result").iterdir()}
+    assert max(files.values()) <= 2**24 and files.keys() >= {"mini_clip.safetensors", "curves.csv", "mini.png"}
+    first = tmp_path / "result/mini-00001-of-00003.safetensors"
+    model = read_checkpoint(tmp_path / "logs/mini/mini.safetensors")
+    assert all(torch.equal(tensor, model[name]) for name, tensor in read_checkpoint(first).items())
+    assert read_checkpoint(first).keys() == model.keys()
+    load_model(MINI_CONFIG, first)
+    clip = read_file(tmp_path / "result/mini_clip.safetensors")
+    assert torch.equal(clip["visual.conv1.weight"], model["cond_stage_model.transformer.visual.conv1.weight"])
+    assert np.asarray(Image.open(tmp_path / "result/curves.png")).min() < 255

@@ -1,0 +1,117 @@
+"""lightning.minutes: a run that ends in time, with its schedule complete; and what it logs, as curves."""
+
+import csv
+import time
+
+import numpy as np
+import pytest
+import pytorch_lightning as lightning
+import torch
+from torch.utils.data import DataLoader
+
+from ldm.models.base import LossModel
+from ldm.training.budget import TimeBudget
+from ldm.training.curves import COLUMNS, draw_curves, read_curves, write_csv
+from ldm.util import UserError
+
+SCHEDULE = {
+    "target": "ldm.lr_scheduler.LambdaLinearScheduler",
+    "params": {"warm_up_steps": [100], "cycle_lengths": [1000], "f_start": [0.0], "f_max": [1.0], "f_min": [0.25]},
+}
+
+
+class Line(LossModel):
+    """Fits a line. Its gradients are clipped, and its optimizer is fused as on a GPU."""
+
+    def __init__(self, scheduler_config):
+        super().__init__()
+        self.learning_rate, self.scheduler_config = 0.1, scheduler_config
+        self.line = torch.nn.Linear(2, 1)
+        self.norms, self.rates = [], []
+
+    def losses(self, batch):
+        time.sleep(0.002)
+        return {"loss": 100 * (self.line(batch["x"]).float() - 3).square().mean()}
+
+    def configure_optimizers(self):
+        configured = super().configure_optimizers()
+        configured["optimizer"].param_groups[0]["fused"] = True
+        configured["optimizer"]._step_supports_amp_scaling = True
+        return configured
+
+    def on_before_zero_grad(self, optimizer):
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        if gradients:
+            self.norms.append(torch.cat([each.flatten() for each in gradients]).norm().item())
+
+    def on_train_batch_start(self, *_):
+        self.rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def fit(budget, schedule, **options):
+    model = Line(schedule)
+    trainer = lightning.Trainer(
+        callbacks=[budget], accelerator="cpu", precision="bf16-mixed", gradient_clip_val=0.5, max_epochs=-1,
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **options,
+    )  # fmt: skip
+    trainer.fit(model, DataLoader([{"x": torch.ones(2)}] * 64, batch_size=8))
+    return model, trainer
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_ends_in_time_with_its_schedule_complete():
+    """The rate after a share of the time is the schedule's after that share of its steps. All gradients are clipped."""
+    start = time.monotonic()
+    model, _ = fit(TimeBudget(1.2 / 60), SCHEDULE)
+    assert 1.2 <= time.monotonic() - start < 10
+    rates = np.array(model.rates) / 0.1
+    assert len(rates) > 20 and rates[-1] == pytest.approx(0.25, abs=0.1)
+    peak = int(rates.argmax())
+    assert 0.85 < rates[peak] <= 0.93 and (np.diff(rates[peak:]) <= 0).all()  # 0.925 after the warm-up
+    assert max(model.norms) == pytest.approx(0.5, abs=1e-3)
+
+
+def test_time_continues_in_a_resumed_run(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    budget = TimeBudget(1)
+    now[0] += 15
+    state = budget.state_dict()
+    now[0] += 1000
+    resumed = TimeBudget(1)
+    resumed.load_state_dict(state)
+    assert resumed.share() == 0.25
+    now[0] += 30
+    assert resumed.share() == 0.75
+    now[0] += 100
+    assert resumed.share() == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mistakes():
+    for minutes in (0, -1, "long"):
+        with pytest.raises(UserError, match="give the minutes"):
+            TimeBudget(minutes)
+    model = Line(SCHEDULE)
+    model.scheduler_config = None
+    with pytest.raises(UserError, match="add model.params.scheduler_config"):
+        TimeBudget(1).follow(None, model)
+
+
+def test_curves(tmp_path):
+    """Values of training have the minutes of their line, those of validation the last minutes before them."""
+    folder = tmp_path / "run/csv/version_0"
+    folder.mkdir(parents=True)
+    lines = ["step,lr,minutes,train/loss,val/loss", "0,1,0.1,8.0,", "1,1,,,4.0", "2,1,0.3,2.0,", "2,1,,,nan"]
+    (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
+    rows = read_curves("run", tmp_path / "run")
+    assert rows[:3] == [("run", 0, 0.1, "train/loss", 8.0), ("run", 1, 0.1, "val/loss", 4.0),
+                        ("run", 2, 0.3, "train/loss", 2.0)]  # fmt: skip
+    write_csv(rows, tmp_path / "curves.csv")
+    read = list(csv.reader(open(tmp_path / "curves.csv")))
+    assert read[0] == list(COLUMNS) and read[1] == ["run", "0", "0.1", "train/loss", "8.0"]
+    picture = draw_curves(rows, {"run": ("train/loss", "val/loss"), "missing": ("train/loss", "val/loss")})
+    red = (np.asarray(picture)[40:216, 24:456].astype(int) @ (1, -1, 0) > 150).any()
+    assert not red and picture.height > 480  # a single point of validation is no line
+    more = draw_curves([*rows[:-1], ("run", 2, 0.3, "val/loss", 3.0)], {"run": ("train/loss", "val/loss")})
+    assert (np.asarray(more)[40:216, 24:456].astype(int) @ (1, -1, 0) > 150).any()
