@@ -51,6 +51,7 @@ NOT_RUN = {  # command or its beginning: why
     "python scripts/edit_batch.py s3://": "needs a bucket; tests/batch/test_processes.py starts one",
     "torchrun --nproc_per_node 8 scripts/edit_batch.py": "the same",
     "srun": "needs SLURM",
+    "python scripts/train_mini.py": "needs a GPU; tests/miniworld/test_train_mini.py rehearses it",
     "python scripts/editing_figures.py": "minutes; draws into docs/",
     "python main.py --base configs/mini/paint_by_example.yaml configs/mini/distill.yaml": "half an hour",
 }
