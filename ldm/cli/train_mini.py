@@ -88,7 +88,7 @@ def phases(opt: argparse.Namespace, clock: Clock) -> Iterator[list[Chain]]:
     oracle = training(opt, "oracle", ["configs/mini/oracle.yaml"], minutes, batch=128)
     yield [autoencoder, [clip], [oracle]]
 
-    encode = ["prepare-latents", "--base", MODEL, PRIOR, "--epochs", "1" if opt.rehearse else "3"]
+    encode = ["prepare-latents", "--base", MODEL, PRIOR, "--epochs", "1" if opt.rehearse else "6"]
     yield [[[*encode, *(["--device", "cpu"] if opt.rehearse else ["data.params.batch_size=256"])]]]
 
     networks = ["--compile"] if opt.compile else []

@@ -38,9 +38,9 @@ def planned(minutes=9.0, **options):
 
 
 def test_its_commands_are_those_of_make_mini():
-    """In an order that the Makefile's allows, with the same configs and files, and more overrides."""
+    """With the same flags, configs and files, and more overrides; the number of latents differs."""
     commands = [words for chains in planned() for chain in chains for words in chain]
-    wanted = make_commands("mini")
+    wanted = [[word for word in words if not word.isdigit()] for words in make_commands("mini")]
     assert len(commands) == len(wanted)
     for script, *words in wanted:
         same = [each for each in commands if each[0] == NAMES[script] and set(words) <= set(each)]
