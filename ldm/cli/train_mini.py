@@ -7,7 +7,7 @@ Does in --outdir what `make mini` does, with larger batches: draws the world, tr
 same time, encodes the latents, trains prior and model, and prints the table. The time that is left is divided among
 the steps that are left; each training spreads its learning rate's schedule over its share (lightning.minutes).
 
-<outdir>/result has the weights, in files of at most 16 MiB that are read by the name of the first, the table, and the
+<outdir>/result has the weights, in files of at most 15 MiB that are read by the name of the first, the table, and the
 curves of all losses. scripts/train_mini.py is the same command."""
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ldm.util import PACKAGE, UserError, cores
 
 WEIGHTS = {"world": 13, "parts": 28, "latents": 9, "prior": 9, "model": 28, "table": 13}  # shares of the time
 START_UP = 0.2  # minutes from a command's start to its first training step, and from its last to its end
-FILE_BYTES = 2**24  # of a file of weights, at most
+FILE_BYTES = 15 * 2**20  # of a file of weights, at most
 MODEL, PRIOR = "configs/mini/paint_by_example.yaml", "configs/mini/prior.yaml"
 FIRST_STAGE, LARGER = "configs/mini/first_stage.yaml", "configs/mini/first_stage_128.yaml"
 SIMPLE = ("train/loss_simple", "val/loss_simple_ema")
@@ -89,7 +89,7 @@ def phases(opt: argparse.Namespace, clock: Clock) -> Iterator[list[Chain]]:
     yield [autoencoder, [clip], [oracle]]
 
     encode = ["prepare-latents", "--base", MODEL, PRIOR, "--epochs", "1" if opt.rehearse else "6"]
-    yield [[[*encode, *(["--device", "cpu"] if opt.rehearse else ["data.params.batch_size=256"])]]]
+    yield [[[*encode, *(["--device", "cpu"] if opt.rehearse else ["data.params.batch_size=64"])]]]
 
     networks = ["--compile"] if opt.compile else []
     prior = training(opt, "prior", [MODEL, PRIOR], clock.minutes("prior"), 512, "model.base_learning_rate=1e-3")

@@ -95,7 +95,7 @@ def test_the_rehearsal(tmp_path, monkeypatch):
     for name in train_mini.LOSSES:
         assert re.search(rf"^{name}: [\d,]+ steps in [\d.]+ minutes, val/\w+ [\d.]+$", text, flags=re.M), text
     files = {path.name: path.stat().st_size for path in (tmp_path / "result").iterdir()}
-    assert max(files.values()) <= 2**24 and files.keys() >= {"mini_clip.safetensors", "curves.csv", "mini.png"}
+    assert max(files.values()) <= 15 * 2**20 and files.keys() >= {"mini_clip.safetensors", "curves.csv", "mini.png"}
     first = tmp_path / "result/mini-00001-of-00003.safetensors"
     model = read_checkpoint(tmp_path / "logs/mini/mini.safetensors")
     assert all(torch.equal(tensor, model[name]) for name, tensor in read_checkpoint(first).items())
