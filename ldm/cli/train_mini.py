@@ -113,11 +113,13 @@ def phases(opt: argparse.Namespace, clock: Clock) -> Iterator[list[Chain]]:
 def training(
     opt: argparse.Namespace, name: str, configs: Sequence[str], minutes: float, batch: int, *overrides: str
 ) -> Command:
-    """The command of a training that ends after about `minutes`, start-up included. batch: samples per step."""
+    """The command of a training that ends after about `minutes`, start-up included, but not before its first step.
+
+    batch: samples per step."""
     schedule = "model.params.scheduler_config.params"
     return [
         *("train", "--project", f"logs/mini/{name}", "--base", *configs, "--no-test", "--enable_progress_bar", "false"),
-        f"lightning.minutes={max(minutes / 3, minutes - START_UP):.4f}",
+        f"lightning.minutes={max(0.001, minutes / 3, minutes - START_UP):.4f}",
         *("lightning.trainer.max_steps=-1", "lightning.trainer.val_check_interval=500"),
         *(f"{schedule}.cycle_lengths=[1000]", f"{schedule}.warm_up_steps=[30]"),  # thousandths of its time
         *("lightning.checkpoint.every_n_steps=1000", f"data.params.batch_size={4 if opt.rehearse else batch}"),
