@@ -66,7 +66,10 @@ def draw_panel(title: str, curves: Mapping[str, Sequence[tuple[int, float]]]) ->
         return MARGIN + width * step / last, MARGIN + height * (high - math.log(value)) / ((high - low) or 1)
 
     for i, (name, curve) in enumerate(curves.items()):
-        draw.line([place(*point) for point in curve], fill=COLOURS[i], width=1 + i)
+        places = [place(*point) for point in curve]
+        draw.line(places, fill=COLOURS[i], width=1 + i)
+        for x, y in places:
+            draw.ellipse((x - i, y - i, x + i, y + i), fill=COLOURS[i])
         draw.text((PANEL[0] // 3 * (i + 1), 4), name, fill=COLOURS[i])
     draw.text((2, MARGIN - 12), f"{math.exp(high):.3g}", fill="black")
     draw.text((2, PANEL[1] - MARGIN), f"{math.exp(low):.3g}", fill="black")
