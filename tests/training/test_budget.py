@@ -39,7 +39,7 @@ class Line(LossModel):
         self.norms, self.rates = [], []
 
     def losses(self, batch):
-        self.clock.now += 0.5 if self.global_step % 2 else 0.1  # a step's costs vary
+        self.clock.now += 0.5 if self.global_step % 2 else 0.25  # a step's costs vary
         return {"loss": 100 * (self.line(batch["x"]).float() - 3).square().mean()}
 
     def configure_optimizers(self):
@@ -71,8 +71,8 @@ def fit(budget, schedule, clock, **options):
 def test_a_run_ends_in_time_with_its_schedule_complete(clock):
     """The rate after a share of the time is the schedule's after that share of its steps. All gradients are clipped."""
     model, trainer = fit(TimeBudget(1), SCHEDULE, clock)
-    assert trainer.global_step == 200 and clock.now == pytest.approx(160)
-    passed = np.arange(100)[:, None] * 0.6 / 60 + np.array([0, 0.1 / 60])
+    assert trainer.global_step == 160 and clock.now == 160
+    passed = np.arange(80)[:, None] * 0.75 / 60 + np.array([0, 0.25 / 60])
     expected = np.where(passed < 0.1, passed / 0.1, 0.25 + 0.75 * (1 - passed))
     np.testing.assert_allclose(np.array(model.rates) / 0.1, expected.flatten(), atol=1e-6)
     assert max(model.norms) == pytest.approx(0.5, abs=1e-3)
