@@ -16,6 +16,7 @@ from ldm.checkpoint.files import read_file
 from ldm.checkpoint.locate import MINI_CONFIG
 from ldm.cli import train_mini
 from ldm.cli.main import module_of
+from ldm.cli.train import RUN_VARIABLE
 from ldm.util import UserError
 from tests.miniworld.conftest import make_commands
 
@@ -89,6 +90,7 @@ def test_the_rehearsal(tmp_path, monkeypatch):
     start = time.monotonic()
     for chains in train_mini.phases(options, train_mini.Clock(start + 60)):
         for name, *words in (words for chain in chains for words in chain):
+            monkeypatch.delenv(RUN_VARIABLE, raising=False)  # of the training before
             importlib.import_module(module_of(name)).main(words)
     text = train_mini.collect(tmp_path)
     assert "| mini, scale 5 |" in text
