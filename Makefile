@@ -72,10 +72,10 @@ mini: $(READY)  ## train the miniature model from nothing
 	$(call train,clip,configs/mini/clip.yaml)
 	$(call train,oracle,configs/mini/oracle.yaml)
 	$(BIN)/python scripts/prepare_latents.py --base configs/mini/paint_by_example.yaml configs/mini/prior.yaml --epochs 3
-	$(call train,prior,configs/mini/paint_by_example.yaml configs/mini/prior.yaml)
+	$(call train,prior,configs/mini/paint_by_example.yaml configs/mini/prior.yaml configs/latents.yaml)
 	$(BIN)/python scripts/modify_checkpoints.py --ema --input logs/mini/prior/checkpoints/last.ckpt \
 	  --output logs/mini/prior-9channel.safetensors
-	$(call train,paint_by_example,configs/mini/paint_by_example.yaml)
+	$(call train,paint_by_example,configs/mini/paint_by_example.yaml configs/latents.yaml)
 	$(BIN)/python scripts/convert_checkpoint.py --ema --half logs/mini/paint_by_example/checkpoints/last.ckpt \
 	  logs/mini/mini.safetensors
 	$(BIN)/python scripts/convert_checkpoint.py --half logs/mini/oracle/checkpoints/last.ckpt logs/mini/mini_oracle.safetensors

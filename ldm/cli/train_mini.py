@@ -30,6 +30,8 @@ WEIGHTS = {"world": 13, "parts": 28, "latents": 9, "prior": 9, "model": 28, "tab
 START_UP = 0.2  # minutes from a command's start to its first training step, and from its last to its end
 FILE_BYTES = 15 * 2**20  # of a file of weights, at most
 MODEL, PRIOR = "configs/mini/paint_by_example.yaml", "configs/mini/prior.yaml"
+LATENTS = "configs/latents.yaml"
+RATE = "model.base_learning_rate=1e-3"  # of batches of 512
 FIRST_STAGE, LARGER = "configs/mini/first_stage.yaml", "configs/mini/first_stage_128.yaml"
 SIMPLE = ("train/loss_simple", "val/loss_simple_ema")
 LOSSES = {  # of each training: the names of its losses in training and in validation
@@ -92,12 +94,12 @@ def phases(opt: argparse.Namespace, clock: Clock) -> Iterator[list[Chain]]:
     yield [[[*encode, *(["--device", "cpu"] if opt.rehearse else ["data.params.batch_size=64"])]]]
 
     networks = ["--compile"] if opt.compile else []
-    prior = training(opt, "prior", [MODEL, PRIOR], clock.minutes("prior"), 512, "model.base_learning_rate=1e-3")
+    prior = training(opt, "prior", [MODEL, PRIOR, LATENTS], clock.minutes("prior"), 512, RATE)
     last = "logs/mini/{}/checkpoints/last.ckpt"
     wide = ["--input", last.format("prior"), "--output", "logs/mini/prior-9channel.safetensors"]
     yield [[[*prior, *networks], ["modify", "--ema", *wide]]]
 
-    model = training(opt, "paint_by_example", [MODEL], clock.minutes("model"), 512, "model.base_learning_rate=1e-3")
+    model = training(opt, "paint_by_example", [MODEL, LATENTS], clock.minutes("model"), 512, RATE)
     yield [[[*model, *networks]]]
 
     own = ["logs/mini/mini.safetensors", "logs/mini/mini_oracle.safetensors"]

@@ -20,9 +20,10 @@ from ldm.miniworld.clip import Contrastive
 from ldm.miniworld.crops import ReferenceCrops, bench_labels
 from ldm.miniworld.parts import read_clip, zero_shot_accuracy
 from ldm.miniworld.shapes import SHAPES
+from ldm.models.first_stage import FirstStage
 from ldm.modules.encoders.clip import ResNetTower, build_clip
 from ldm.training.start import initial_model
-from ldm.util import UserError, instantiate_from_config, load_config
+from ldm.util import UserError, load_config
 from tests.miniworld.conftest import MINI
 
 CLIP_CONFIG = str(MINI / "clip.json")
@@ -108,7 +109,7 @@ def test_one_clip_for_captions_references_and_scores(world, tmp_path):
     trained, read = json.loads((MINI / "clip.json").read_text()), config.model.params.cond_stage_config.params.resnet
     del trained["vision_cfg"]["patch_size"]  # null, since a residual network has none
     assert {name: trained[name] for name in read} == OmegaConf.to_container(read)
-    first_stage = instantiate_from_config(OmegaConf.load(MINI / "first_stage.yaml").model, torch.nn.Module)
+    first_stage = FirstStage(config.model.params.first_stage_config)
     save_file(first_stage.state_dict(), tmp_path / "first_stage.safetensors")
     config.model.params.cond_stage_config.params.version = str(file)
     tower = initial_model(config, str(tmp_path / "first_stage.safetensors")).cond_stage_model.transformer
