@@ -31,7 +31,7 @@ class TrainableModel(pl.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any] | torch.optim.Optimizer:
         scaled = self._trainer and getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        fused = self.device.type == "cuda" and not (scaled and self.trainer.gradient_clip_val)
+        fused = self.device.type in ("cuda", "cpu") and not (scaled and self.trainer.gradient_clip_val)
         trainable = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trainable, lr=self.learning_rate, fused=fused or None)
         if self.scheduler_config is None:
