@@ -61,7 +61,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--outdir", type=Path, default=Path("results/mini"), help="(%(default)s)")
     p.add_argument("--name", default="mini", help="of the model's rows (%(default)s)")
     p.add_argument("--scales", type=float, nargs="+", default=[0.0, 5.0], help="guidance scales, a row each (0 5)")
-    p.add_argument("--steps", type=int, default=25, help="of PLMS (%(default)s)")
+    p.add_argument("--sampler", default="dpm++", help="plms, ddim, dpm++ or unipc (%(default)s)")
+    p.add_argument("--steps", type=int, default=12, help="of the sampler (%(default)s)")
     p.add_argument("--best", type=int, default=1, metavar="N", help="paint the best of N seeds (%(default)s)")
     p.add_argument("--seed", type=int, default=321, help="(%(default)s)")
     p.add_argument("--batch_size", type=int, default=50, help="edits per batch (%(default)s)")
@@ -117,7 +118,7 @@ def load(opt: argparse.Namespace) -> Setup:
     from ldm.util import load_config
 
     check_seed(opt.seed)
-    samplings = [Sampling(scale, steps=opt.steps) for scale in opt.scales]
+    samplings = [Sampling(scale, opt.sampler, opt.steps) for scale in opt.scales]
     config = load_config(opt.config)
     edit = PaintByExample.load(config, opt.ckpt, opt.device, opt.precision)
     clip = load_clip(opt.clip, edit.device, str(opt.clip_config))

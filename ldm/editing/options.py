@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from ldm.models.diffusion.presets import PRESETS, resolve_preset
 from ldm.models.diffusion.sampling import check_sampler
-from ldm.util import UserError
+from ldm.models.diffusion.stability import stability_note
+from ldm.util import UserError, UserNote
 
 MAX_SCALE = 100.0
 MAX_FEATHER = 10_000.0  # pixels
@@ -125,14 +127,17 @@ class Sampling:
         control_scale: float | None = None,
     ) -> Sampling:
         """By the name of a preset, or else by sampler and steps; where they are not given, 50 steps of PLMS, or of DDIM
-        with keep_layout.
+        with keep_layout. A scale that such steps cannot follow is a UserNote.
 
         Raises UserError: an unknown preset, a preset together with a sampler or steps, a value out of range."""
         if keep_layout is not None and sampler not in (None, "ddim"):
             raise UserError(f"keep_layout samples by ddim, not by {sampler}: leave out one of them")
         how = resolve_preset(preset, sampler, steps)
         kept = (strength, blend_latents, keep_layout, keep, control_scale)
-        return cls(scale, how.sampler, how.steps, eta, how.interval, how.refresh, *kept)
+        chosen = cls(scale, how.sampler, how.steps, eta, how.interval, how.refresh, *kept)
+        if note := stability_note(chosen.sampler, chosen.steps, scale):
+            warnings.warn(note, UserNote, stacklevel=2)
+        return chosen
 
 
 def check_seed(seed: int) -> None:

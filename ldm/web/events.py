@@ -13,12 +13,14 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from ldm.models.diffusion.presets import resolve_preset
+from ldm.models.diffusion.stability import LARGEST_SCALE, stable_scale
 from ldm.web.canvas import CanvasValue, canvas_value, mask_from_layers
 from ldm.web.errors import sentence_of
 from ldm.web.examples import Example
 from ldm.web.layout import WELCOME, Layout, preset_choices
 from ldm.web.picking import Picking, cut_out_upload
-from ldm.web.request import OWN, EditRequest, parse_request
+from ldm.web.request import OWN, PUBLISHED, EditRequest, parse_request
 from ldm.web.several import Marked, Several, marked_regions, paths_of
 from ldm.web.status import error_line, status_line
 from ldm.web.uploads import fit_within, open_upload, save_result, upload_path
@@ -95,6 +97,9 @@ class Events:
         layout.reference.clear(lambda: None, None, self.reference_path, **QUICK)
         settings.preset.change(self.choose_preset, settings.preset, [settings.sampler, settings.steps], **QUICK)
         settings.keep_layout.change(lambda on: gr.Slider(visible=on), settings.keep_layout, settings.keep, **QUICK)
+        how = [settings.preset, settings.sampler, settings.steps]
+        for each in how:
+            each.change(self.say_stable_scale, how, settings.scale, **QUICK)
         result.gallery.select(self.choose_result, self.results, shown, **QUICK)
         result.history.select(self.choose_result, self.history, shown, **QUICK)
         result.further.click(self.edit_further, self.shown, photo_outputs, **QUICK)
@@ -189,6 +194,12 @@ class Events:
     def choose_preset(self, preset: str) -> tuple[Any, Any]:
         """Sampler and steps are there for those who choose their own."""
         return gr.Dropdown(visible=preset == OWN), gr.Slider(visible=preset == OWN)
+
+    def say_stable_scale(self, preset: str, sampler: str, steps: int) -> gr.Slider:
+        """Up to where colours stay right is said under the slider, where that is less than the slider's end."""
+        how = (sampler, int(steps)) if preset == OWN else resolve_preset(None if preset == PUBLISHED else preset)[:2]
+        limit = stable_scale(*how)
+        return gr.Slider(info=f"Above {limit:g}, colours may become far too strong" if limit < LARGEST_SCALE else "")
 
     def show_times(self) -> gr.Dropdown:
         return gr.Dropdown(choices=preset_choices(self.worker.step_seconds))

@@ -13,6 +13,7 @@ from ldm.editing.options import BACKGROUNDS, KEEP_LAYOUT, WHOLE_PHOTO
 from ldm.editing.references import TOKEN_SUFFIX
 from ldm.models.diffusion.presets import DEFAULT, PRESETS
 from ldm.models.diffusion.sampling import SAMPLERS
+from ldm.models.diffusion.stability import LARGEST_SCALE
 from ldm.web.canvas import BRUSH, thumbnail
 from ldm.web.examples import Example
 from ldm.web.picking import PickArea, build_picking
@@ -144,7 +145,7 @@ def build_reference_and_settings(
                 )
         with gr.Column(min_width=220):
             preset = gr.Dropdown(preset_choices(), value=default_preset(device), label="Speed", elem_id="speed")
-            scale = gr.Slider(0, 15, 5, step=0.5, label="Scale (larger: more like the reference)")
+            scale = gr.Slider(0, LARGEST_SCALE, 5, step=0.5, label="Scale (larger: more like the reference)")
             n_samples = gr.Slider(1, 4, 1, step=1, label="Pictures")
     with gr.Accordion("More pictures of the same object", open=False, elem_id="more-references"):
         kinds = ["image", TOKEN_SUFFIX]

@@ -17,11 +17,15 @@ from ldm.editing.metadata import read_settings  # noqa: E402
 from ldm.editing.options import Sampling  # noqa: E402
 from ldm.editing.regions import Region  # noqa: E402
 from ldm.methods.tokens import LearnedToken, write_token  # noqa: E402
+from ldm.models.diffusion.stability import stable_scale  # noqa: E402
 from ldm.util import UserError  # noqa: E402
 from ldm.web.events import Events  # noqa: E402
 from ldm.web.examples import Example, paints_small_world  # noqa: E402
 from ldm.web.layout import build_layout, default_preset, preset_choices  # noqa: E402
-from ldm.web.request import parse_request  # noqa: E402
+from ldm.web.request import (
+    PUBLISHED,
+    parse_request,
+)
 from ldm.web.several import Marked  # noqa: E402
 
 # preset, scale, n_samples, sampler, steps, strength, keep_layout, keep, mask_from_difference, mix, background, context,
@@ -235,6 +239,12 @@ def test_results_stay_in_the_history_and_can_be_edited_further(events):
 def test_own_steps_are_there_for_the_own_preset_alone(events):
     assert [part.visible for part in events.choose_preset("own")] == [True, True]
     assert [part.visible for part in events.choose_preset("fast")] == [False, False]
+
+
+def test_the_slider_says_up_to_which_scale_colours_stay_right(events):
+    few = events.say_stable_scale("own", "plms", 25).info
+    assert few == f"Above {stable_scale('plms', 25):g}, colours may become far too strong"
+    assert not any(events.say_stable_scale(preset, "plms", 25).info for preset in (PUBLISHED, "fast", "draft"))
 
 
 def test_a_missing_picture_or_stroke_is_told_in_the_status(events):

@@ -1,0 +1,36 @@
+"""Up to which guidance scale a sampler is stable (measured in the small world: docs/fewer-steps.md).
+
+Multistep samplers extrapolate from earlier predictions. A guidance scale s multiplies the differences of these by s, so
+with too few steps for a scale the latents run away, which shows as colours that are far too strong. Guidance itself is
+not at fault: another sampler, or more steps of the same, follow the same scale."""
+
+from __future__ import annotations
+
+import math
+
+STABLE_SCALES: dict[str, dict[int, float]] = {  # sampler -> steps -> the largest stable scale that was measured
+    "plms": {10: 1.0, 15: 3.0, 25: 5.0, 35: 7.5, 50: 15.0},
+    "ddim": {10: 15.0},
+    "dpm++": {6: 15.0},
+    "unipc": {8: 15.0},
+}
+LARGEST_SCALE = 15.0  # that was measured: what is stable there has no known limit
+
+
+def stable_scale(sampler: str, steps: int) -> float:
+    """The largest guidance scale that this sampler follows with this many steps, as far as is known; inf: no limit was
+    found. Fewer steps than were measured count as the fewest measured."""
+    measured = STABLE_SCALES[sampler]
+    limit = measured[max((n for n in measured if n <= steps), default=min(measured))]
+    return math.inf if limit >= LARGEST_SCALE else limit
+
+
+def stability_note(sampler: str, steps: int, scale: float) -> str | None:
+    """A sentence for the user if a scale lies beyond the stable ones."""
+    limit = stable_scale(sampler, steps)
+    if scale <= limit:
+        return None
+    return (
+        f"scale {scale:g} is more than {steps} steps of {sampler} can follow, colours may become far too strong: use"
+        f" {limit:g} at most, more steps or another sampler"
+    )
