@@ -180,8 +180,10 @@ def baseline_rows(opt: argparse.Namespace, setup: Setup) -> dict[str, Row]:
         clip = parts.read_clip(opt.clip_config, opt.clip)
         shape, pattern = parts.zero_shot_accuracy(clip, bench)
         print(f"CLIP, its references, zero-shot: shape {shape:.1%}, pattern {pattern:.1%}")
-        shown, held_out = probe_accuracy(clip)
-        print(f"a probe of the shape, fitted on shown pairs: {shown:.1%} of shown, {held_out:.1%} of held-out pairs")
+        tower = setup.edit.model.cond_stage_model
+        shown, held_out = probe_accuracy(lambda crops: tower.features(crops).flatten(1), tower.image_size)
+        shares = f"{shown:.1%} of shown, {held_out:.1%} of held-out pairs"
+        print(f"a probe of the shape in the model's CLIP, fitted on shown pairs: {shares}")
         ceiling = parts.oracle_ceiling(identity.extractor, bench)
         answers = "shape {shape:.1%}, pattern {pattern:.1%}, colour error {colour_error:.1f}".format(**ceiling)
         print(f"oracle, the references' own objects: {answers}")
