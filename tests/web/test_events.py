@@ -22,10 +22,7 @@ from ldm.util import UserError  # noqa: E402
 from ldm.web.events import Events  # noqa: E402
 from ldm.web.examples import Example, paints_small_world  # noqa: E402
 from ldm.web.layout import build_layout, default_preset, preset_choices  # noqa: E402
-from ldm.web.request import (
-    PUBLISHED,
-    parse_request,
-)
+from ldm.web.request import PUBLISHED, parse_request  # noqa: E402
 from ldm.web.several import Marked  # noqa: E402
 
 # preset, scale, n_samples, sampler, steps, strength, keep_layout, keep, mask_from_difference, mix, background, context,
