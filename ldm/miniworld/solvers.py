@@ -15,8 +15,8 @@ from ldm.editing.options import Sampling
 from ldm.files import staging
 
 SOLVERS = {
-    "plms": (10, 15, 25, 35, 50, 100),
-    "ddim": (10, 25, 50, 100),
+    "plms": (10, 15, 25, 35, 50),
+    "ddim": (10, 25, 50),
     "dpm++": (6, 8, 12, 25),
     "unipc": (8, 12, 25),
 }
