@@ -163,12 +163,14 @@ def tabulate(opt: argparse.Namespace, setup: Setup) -> None:
 
 
 def baseline_rows(opt: argparse.Namespace, setup: Setup) -> dict[str, Row]:
-    """Prints what the model's parts can do. -> rows of unedited photos and of pasted references."""
+    """Prints what the model's parts can do. -> rows of unedited photos, of pasted references and, if the benchmark has
+    them, of perfect edits as drawn and as the autoencoder shows them."""
     from ldm.evaluation.benchmark import mean_interval
     from ldm.miniworld import parts
     from ldm.miniworld.probe import probe_accuracy
     from ldm.miniworld.scores import LookalikeScorer
-    from ldm.miniworld.table import write_pasted, write_unedited
+    from ldm.miniworld.table import write_pasted, write_reconstructed, write_unedited
+    from ldm.miniworld.write import PERFECT
 
     bench, identity = setup.judge.bench, setup.judge.identity
     print(f"autoencoder, the benchmark's photos: {parts.reconstruction_psnr(setup.edit.model, bench):.1f} dB")
@@ -192,6 +194,12 @@ def baseline_rows(opt: argparse.Namespace, setup: Setup) -> dict[str, Row]:
         folder = opt.outdir / name.replace(", ", "-")
         write(bench, folder)
         rows[name] = setup.judge.score(folder).row
+    perfect = bench.root / PERFECT
+    if perfect.is_dir():
+        rows["perfect edit, drawn"] = setup.judge.score(perfect).row
+        reconstructed = opt.outdir / "perfect-reconstructed"
+        write_reconstructed(setup.edit.model, bench, perfect, reconstructed)
+        rows["perfect edit, autoencoder"] = setup.judge.score(reconstructed).row
     return rows
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from ldm.batch.benchmark import edit_cases, require_same_settings
+from ldm.conventions import image_to_tensor, tensor_to_image
 from ldm.data.bench.cocoee import COCOImageDataset, case_path, result_path
 from ldm.editing.options import Sampling, Selection
 from ldm.evaluation.benchmark import CONFIDENCE, evaluate
@@ -27,6 +29,7 @@ from ldm.files import staging
 from ldm.miniworld.parts import mask_box
 from ldm.miniworld.scores import METRICS as IDENTITY_METRICS
 from ldm.miniworld.scores import TOP1, IdentityScorer, LookalikeScorer
+from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.pipeline import PaintByExample
 from ldm.util import UserError
 
@@ -94,6 +97,16 @@ def write_pasted(bench: COCOImageDataset, results: Path) -> None:
             r0, r1, c0, c1 = mask_box(bench, i, mask)
             photo.paste(reference.resize((c1 - c0, r1 - r0), Image.Resampling.BILINEAR), (c0, r0))
             photo.save(result_path(temporary, name))
+
+
+def write_reconstructed(model: LatentDiffusion, bench: COCOImageDataset, pictures: Path, results: Path) -> None:
+    """The cases' pictures of a folder through the autoencoder, as results."""
+    with staging(results) as temporary:
+        for name in bench.ids:
+            image = image_to_tensor(Image.open(result_path(pictures, name)))[None].to(model.device)
+            with torch.no_grad():
+                reconstruction = model.first_stage_model.reconstruct(image)[0]
+            tensor_to_image(reconstruction).save(result_path(temporary, name))
 
 
 def edit_missing(

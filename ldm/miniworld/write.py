@@ -9,6 +9,7 @@
         attributes.json                    the identities of each case's reference and replaced object, or in its place
         individuals.json                   the same of individuals, with the look-alikes of each reference, and
         gallery/<object>.jpg               views of each individual (ldm.miniworld.gallery)
+        perfect/<case>.png                 the photos with the references' objects drawn in place of the replaced ones
         test2017_square/                   other scenes, cut like the benchmark's: the real pictures of FID
 """
 
@@ -28,7 +29,7 @@ import simplejpeg
 from PIL import Image
 from tqdm import tqdm
 
-from ldm.data.bench.cocoee import case_id, case_path
+from ldm.data.bench.cocoee import case_id, case_path, result_path
 from ldm.data.bench.make import box_mask, square_around
 from ldm.data.bench.squares import PICTURES_PER_TASK, central_square, cut, cut_square, save_png
 from ldm.data.masks import reference_region
@@ -38,7 +39,7 @@ from ldm.files import staging
 from ldm.miniworld.captions import caption
 from ldm.miniworld.gallery import GALLERY, write_views
 from ldm.miniworld.identity import Identity
-from ldm.miniworld.scene import Object, scene
+from ldm.miniworld.scene import Look, Object, scene
 from ldm.miniworld.worlds import (
     DEFAULT_WORLD,
     REAL_STREAM,
@@ -57,6 +58,7 @@ CSV_COLUMNS = (
 )
 JPEG_QUALITY = 95
 SCENE_SIZE = (192, 144)  # width and height, px
+PERFECT = "perfect"  # a benchmark's folder
 CASES, REAL_PICTURES, SIDE = 600, 2000, 128  # the benchmark's numbers of pictures, and their side, px
 
 
@@ -150,7 +152,7 @@ def write_bench(
     A case replaces an object of one scene by an object of another scene, which has another pose and light and an
     identity that training never shows. Raises UserError: bench exists, or cannot be written to."""
     with _new_folder(bench) as place, worker_pool("pictures", PICTURES_PER_TASK) as parallel_map:
-        for folder in ("GT_3500", "Mask_bbox_3500", "Ref_3500", "test2017_square"):
+        for folder in ("GT_3500", "Mask_bbox_3500", "Ref_3500", PERFECT, "test2017_square"):
             (place / folder).mkdir(parents=True)
         make = partial(_write_case, place=place, side=side, size=size, seed=seed, world=world, count=count)
         attributes = dict(tqdm(parallel_map(make, range(count)), desc="cases", total=count, unit="case"))
@@ -171,7 +173,7 @@ def write_bench(
 def _write_case(
     number: int, place: Path, side: int, size: tuple[int, int], seed: int, world: World, count: int
 ) -> tuple[str, dict[str, Any]]:
-    """Writes a case's photo, mask and reference. -> its id, and the attributes of its objects."""
+    """Writes a case's photo, mask, reference and perfect edit. -> its id, and the attributes of its objects."""
     rng = np.random.default_rng((seed, SOURCE_STREAM, number))
     sources, others = world.bench(count, SOURCE_STREAM), world.bench(count, REFERENCE_STREAM)
     attempt = 0
@@ -189,10 +191,23 @@ def _write_case(
     save_png(cut_square(pixels, square, side), case_path(place, "GT_3500", name))
     save_png(Image.fromarray(box_mask(thing.box, square, side)), case_path(place, "Mask_bbox_3500", name))
     save_png(cut(other, reference_region(reference.box, size)), case_path(place, "Ref_3500", name))
+    exchanged = _exchanging(sources, thing.identity, reference.identity)
+    perfect, _ = scene((seed, SOURCE_STREAM, number, attempt), size, draw=exchanged)
+    save_png(cut_square(perfect, square, side), result_path(place / PERFECT, name))
     attributes: dict[str, Any] = {"reference": attributes_of(reference), "replaced": attributes_of(thing)}
     if isinstance(world, Individuals):
         attributes["gallery"] = [each.object for each in world.population(count).lookalikes(reference.identity)]
     return name, attributes
+
+
+def _exchanging(draw: Draw, old: Look, new: Look) -> Draw:
+    """Draws what `draw` does, but `new` in place of `old`: in the same pose, and all else of the scene the same."""
+
+    def exchanged(rng: np.random.Generator) -> Look:
+        look = draw(rng)
+        return new if look == old else look
+
+    return exchanged
 
 
 def _write_real(number: int, place: Path, side: int, size: tuple[int, int], seed: int, draw: Draw) -> None:

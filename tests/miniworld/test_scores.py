@@ -1,12 +1,13 @@
 """The oracle's scores of a region, and the estimates of the table."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from ldm.data.bench.cocoee import COCOImageDataset, result_path
 from ldm.evaluation.benchmark import evaluate
@@ -25,6 +26,7 @@ from ldm.miniworld.table import (
     read_rows,
     resampled_fids,
     write_pasted,
+    write_reconstructed,
     write_rows,
     write_unedited,
 )
@@ -79,6 +81,37 @@ def test_rows_to_compare_with(world, tmp_path):
         pasted = np.asarray(Image.open(result_path(tmp_path / "pasted", name)))
         assert np.array_equal(pasted[mask < 128], photo[mask < 128])
         assert abs(pasted[mask >= 128].mean() - reference.mean()) < 6
+
+
+def test_a_perfect_edit_changes_the_object_alone(world):
+    """The oracle sees the reference's object in it, and its pixels are the photo's except where the object, or its shadow, reaches."""
+    bench = COCOImageDataset(str(world / "bench"))
+    scorer = IdentityScorer(load_oracle(ROOT / "pretrained_models/mini_oracle.safetensors"), bench_labels(bench.root))
+    right = {"perfect": 0, "GT_3500": 0}
+    for i, name in enumerate(bench.ids):
+        photo, mask, reference = bench.pictures(i)
+        perfect = Image.open(result_path(world / "bench/perfect", name))
+        equal = (np.asarray(perfect) == np.asarray(photo)).all(axis=2)
+        inside, far = np.asarray(mask) >= 128, np.asarray(mask.filter(ImageFilter.MaxFilter(51))) < 128
+        assert equal[inside].mean() < 0.6 and (~equal[far]).sum() <= 0.05 * far.sum()
+        for folder, result in (("perfect", perfect), ("GT_3500", photo)):
+            answers = scorer.extractor([scorer.extractor.prepare(Case(i, name, photo, mask, reference, result).region)])
+            right[folder] += int(answers[0, 12:18].argmax() == bench_labels(bench.root)[name].pattern)
+    assert right["perfect"] >= 5 > 3 >= right["GT_3500"]
+
+
+def test_pictures_through_the_autoencoder(world, tmp_path):
+    class Model:
+        device = torch.device("cpu")
+        first_stage_model = SimpleNamespace(reconstruct=torch.neg)
+
+    bench = COCOImageDataset(str(world / "bench"))
+    write_reconstructed(Model(), bench, world / "bench/perfect", tmp_path / "out")
+    for name in bench.ids:
+        pixels, result = (
+            np.asarray(Image.open(result_path(folder, name))) for folder in (world / "bench/perfect", tmp_path / "out")
+        )
+        assert np.array_equal(result, 255 - pixels)
 
 
 def test_the_scorer_joins_an_evaluation(world, tmp_path):
