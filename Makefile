@@ -24,7 +24,8 @@ ifneq ($(wildcard $(RELEASED)),)
 	@echo 'Look at results/demo/grid/grid-example_1_321.png: photo, region, reference, edit.'
 else
 	$(BIN)/python scripts/inference_test_bench.py --config configs/mini/paint_by_example.yaml \
-	  --ckpt pretrained_models/mini.safetensors --bench examples/mini --outdir results/demo --batch_size 12 --grid 12
+	  --ckpt pretrained_models/mini.safetensors --bench examples/mini --outdir results/demo --sampler dpm++ --steps 12 \
+	  --best 4 --batch_size 12 --grid 12
 	@echo 'Look at results/demo/grid.png: photo, region, reference, edit, in a small world of painted shapes.'
 	@echo 'For edits of photographs put the released model at $(RELEASED) (docs/checkpoints.md) and run make demo again.'
 endif

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ldm.conventions import tensor_to_image
 from ldm.data.bench.cocoee import COCOImageDataset, result_path
+from ldm.editing.background import blend
 from ldm.editing.inputs import SamplingTask
 from ldm.editing.marked import MarkedPhoto
 from ldm.editing.options import WHOLE_PHOTO, Placement, Sampling, Selection
@@ -127,12 +128,14 @@ def contact_sheet(
 ) -> Image.Image:
     """A row per case: photo, photo with its region grey, reference, then its result in each of the folders.
 
+    Results are whole pictures as the autoencoder decodes them; here they fill the region alone, as in an edit.
     tile: side of a picture, pixels."""
     cells = []
     for i in cases:
         photo, mask, reference = bench.pictures(i)
         masked = Image.composite(Image.new("RGB", photo.size, "gray"), photo, mask)
-        results = [upright_rgb(open_picture(result_path(folder, bench.ids[i]), "result")) for folder in columns]
+        painted = (upright_rgb(open_picture(result_path(folder, bench.ids[i]), "result")) for folder in columns)
+        results = [blend(photo, picture.resize(photo.size), mask) for picture in painted]
         cells += [
             picture.resize((tile, tile), Image.Resampling.BICUBIC) for picture in (photo, masked, reference, *results)
         ]

@@ -84,7 +84,7 @@ def test_rows_to_compare_with(world, tmp_path):
 
 
 def test_a_perfect_edit_changes_the_object_alone(world):
-    """The oracle sees the reference's object in it, and its pixels are the photo's except where the object, or its shadow, reaches."""
+    """The oracle sees the reference's object in it; beyond the object and its shadow the pixels are the photo's."""
     bench = COCOImageDataset(str(world / "bench"))
     scorer = IdentityScorer(load_oracle(ROOT / "pretrained_models/mini_oracle.safetensors"), bench_labels(bench.root))
     right = {"perfect": 0, "GT_3500": 0}
