@@ -118,7 +118,7 @@ def load(opt: argparse.Namespace) -> Setup:
     from ldm.util import load_config
 
     check_seed(opt.seed)
-    samplings = [Sampling(scale, opt.sampler, opt.steps) for scale in opt.scales]
+    samplings = [Sampling.choose(sampler=opt.sampler, steps=opt.steps, scale=scale) for scale in opt.scales]
     config = load_config(opt.config)
     edit = PaintByExample.load(config, opt.ckpt, opt.device, opt.precision)
     clip = load_clip(opt.clip, edit.device, str(opt.clip_config))
@@ -182,8 +182,8 @@ def baseline_rows(opt: argparse.Namespace, setup: Setup) -> dict[str, Row]:
         clip = parts.read_clip(opt.clip_config, opt.clip)
         shape, pattern = parts.zero_shot_accuracy(clip, bench)
         print(f"CLIP, its references, zero-shot: shape {shape:.1%}, pattern {pattern:.1%}")
-        tower = setup.edit.model.cond_stage_model
-        shown, held_out = probe_accuracy(lambda crops: tower.features(crops).flatten(1), tower.image_size)
+        networks, side = setup.edit.networks, setup.edit.model.cond_stage_model.image_size
+        shown, held_out = probe_accuracy(lambda crops: networks.clip_features(crops.to(setup.edit.device)), side)
         shares = f"{shown:.1%} of shown, {held_out:.1%} of held-out pairs"
         print(f"a probe of the shape in the model's CLIP, fitted on shown pairs: {shares}")
         ceiling = parts.oracle_ceiling(identity.extractor, bench)

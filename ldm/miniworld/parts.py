@@ -45,7 +45,7 @@ def require_labels(bench: COCOImageDataset) -> dict[str, Labels]:
     if missing := [name for name in bench.ids if name not in labels]:
         raise UserError(
             f"{bench.root / ATTRIBUTES} lacks {len(missing)} of the references: name the small world's benchmark, or "
-            "remove {bench.root} to have it drawn"
+            f"remove {bench.root} to have it drawn"
         )
     return labels
 
