@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as lightning
 from pytorch_lightning.callbacks import Callback
 
-from ldm.models.base import TrainableModel
-from ldm.util import UserError
+from ldm.lr_scheduler import LambdaLinearScheduler
+from ldm.util import UserError, instantiate_from_config
+
+LONGEST_RUN = 10**9  # steps; published configs give a constant rate a cycle of 10^13
 
 
 class TimeBudget(Callback):
-    """Ends training after `minutes`, validations and pictures included, and spreads the schedule of the learning rate
-    over them: the share of the time that has passed is the share of the schedule's steps, whatever a step costs and
-    however that changes. Logs the minutes.
+    """Ends training after `minutes` at the latest, with what is validated and drawn until then; a last validation
+    follows. Spreads the schedule of the learning rate over them: the share of the time that has passed is the share of
+    the schedule's steps, warm-up included, whatever a step costs and however that changes. max_steps and max_epochs can
+    end the run before. Logs the minutes.
 
-    A resumed run continues its time. Raises UserError: no time, or no schedule to spread."""
+    schedule: the model's scheduler_config. A resumed run continues its time. Of several processes the first has the
+    clock. Raises UserError: no time, no schedule to spread, or one that is longer than any run."""
 
-    def __init__(self, minutes: float):
+    def __init__(self, minutes: float, schedule: Mapping[str, Any] | None):
         if not (isinstance(minutes, (int, float)) and minutes > 0):
             raise UserError(f"config: lightning.minutes is {minutes}: give the minutes to train for")
+        if schedule is None:
+            raise UserError(
+                "config: lightning.minutes needs a schedule of the learning rate: add model.params.scheduler_config"
+            )
+        self.steps = instantiate_from_config(schedule, LambdaLinearScheduler).ends[-1]
+        if self.steps > LONGEST_RUN:
+            raise UserError(
+                f"config: cycle_lengths are {self.steps:,} steps, of which lightning.minutes would make the warm-up"
+                " nothing: set cycle_lengths and warm_up_steps in proportion, for instance to [1000] and [30]"
+            )
         self.seconds = 60 * minutes
         self.start = time.monotonic()
 
@@ -30,24 +45,17 @@ class TimeBudget(Callback):
         return min(1.0, (time.monotonic() - self.start) / self.seconds)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        self.follow(trainer, pl_module)
-
-    def follow(self, trainer: lightning.Trainer, model: TrainableModel) -> None:
         """Lets the schedule of each optimizer follow the time."""
-        if model.scheduler_config is None:
-            raise UserError(
-                "lightning.minutes is for learning rates with a schedule: add model.params.scheduler_config"
-            )
-        steps = sum(model.scheduler_config["params"]["cycle_lengths"])
         for scheduler in (config.scheduler for config in trainer.lr_scheduler_configs):
             scheduler.lr_lambdas = [
-                lambda _, factor=factor: factor(self.share() * steps) for factor in scheduler.lr_lambdas
+                lambda _, factor=factor: factor(trainer.strategy.broadcast(self.share()) * self.steps)
+                for factor in scheduler.lr_lambdas
             ]
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
-        share = self.share()
+        share = trainer.strategy.broadcast(self.share())
         pl_module.log("minutes", share * self.seconds / 60, on_step=True, batch_size=1)
-        if trainer.strategy.reduce_boolean_decision(share >= 1, all=False):
+        if share >= 1:
             trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:

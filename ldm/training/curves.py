@@ -21,7 +21,8 @@ Row = tuple[str, int, float, str, float]  # of COLUMNS
 def read_curves(name: str, run: Path) -> list[Row]:
     """Everything that a run logged under train/ and val/. minutes: of the last line that has them, else 0."""
     rows, minutes = [], 0.0
-    for path in sorted(run.glob("csv/version_*/metrics.csv")):
+    files = run.glob("csv/version_*/metrics.csv")
+    for path in sorted(files, key=lambda path: int(path.parent.name.removeprefix("version_"))):
         with open(path, newline="") as file:
             for line in csv.DictReader(file):
                 minutes = float(line.get("minutes") or minutes)

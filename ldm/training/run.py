@@ -168,7 +168,7 @@ def build_callbacks(
     if adapter_kind(config["model"]):
         callbacks.append(AdapterCheckpoints(model))
     if settings.get("minutes") is not None:
-        callbacks.append(TimeBudget(settings["minutes"]))
+        callbacks.append(TimeBudget(settings["minutes"], model.scheduler_config))
     if validate:
         callbacks.append(best_checkpoints(last.path.parent, model.monitor, settings["checkpoint"]["top_k"]))
     return callbacks

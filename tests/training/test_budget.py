@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from ldm.models.base import LossModel
 from ldm.training.budget import TimeBudget
 from ldm.training.curves import COLUMNS, draw_curves, read_curves, write_csv
-from ldm.util import UserError
+from ldm.util import UserError, load_config
 
 SCHEDULE = {
     "target": "ldm.lr_scheduler.LambdaLinearScheduler",
@@ -29,7 +29,7 @@ def clock(monkeypatch):
 
 
 class Line(LossModel):
-    """Fits a line. Its gradients are clipped, and its optimizer is fused as on a GPU."""
+    """Fits a line. Its gradients are clipped."""
 
     def __init__(self, scheduler_config, clock=None):
         super().__init__()
@@ -41,12 +41,6 @@ class Line(LossModel):
     def losses(self, batch):
         self.clock.now += 0.5 if self.global_step % 2 else 0.25  # a step's costs vary
         return {"loss": 100 * (self.line(batch["x"]).float() - 3).square().mean()}
-
-    def configure_optimizers(self):
-        configured = super().configure_optimizers()
-        configured["optimizer"].param_groups[0]["fused"] = True
-        configured["optimizer"]._step_supports_amp_scaling = True
-        return configured
 
     def on_before_zero_grad(self, optimizer):
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
@@ -70,7 +64,7 @@ def fit(budget, schedule, clock, **options):
 @pytest.mark.filterwarnings("ignore")
 def test_a_run_ends_in_time_with_its_schedule_complete(clock):
     """The rate after a share of the time is the schedule's after that share of its steps. All gradients are clipped."""
-    model, trainer = fit(TimeBudget(1), SCHEDULE, clock)
+    model, trainer = fit(TimeBudget(1, SCHEDULE), SCHEDULE, clock)
     assert trainer.global_step == 160 and clock.now == 160
     passed = np.arange(80)[:, None] * 0.75 / 60 + np.array([0, 0.25 / 60])
     expected = np.where(passed < 0.1, passed / 0.1, 0.25 + 0.75 * (1 - passed))
@@ -79,11 +73,11 @@ def test_a_run_ends_in_time_with_its_schedule_complete(clock):
 
 
 def test_time_continues_in_a_resumed_run(clock):
-    budget = TimeBudget(1)
+    budget = TimeBudget(1, SCHEDULE)
     clock.now += 15
     state = budget.state_dict()
     clock.now += 1000
-    resumed = TimeBudget(1)
+    resumed = TimeBudget(1, SCHEDULE)
     resumed.load_state_dict(state)
     assert resumed.share() == 0.25
     clock.now += 30
@@ -92,15 +86,32 @@ def test_time_continues_in_a_resumed_run(clock):
     assert resumed.share() == 1
 
 
-@pytest.mark.filterwarnings("ignore")
+def test_of_several_processes_the_first_has_the_clock():
+    """What is broadcast decides about the rate and the end, not this process's own time."""
+    budget, told = TimeBudget(1, SCHEDULE), [0.5, 0.99, 1.0]
+    scheduler = SimpleNamespace(lr_lambdas=[lambda step: step])
+    strategy = SimpleNamespace(broadcast=lambda own: told.pop(0))
+    trainer = SimpleNamespace(
+        strategy=strategy, lr_scheduler_configs=[SimpleNamespace(scheduler=scheduler)], should_stop=False
+    )
+    budget.on_train_start(trainer, None)
+    assert scheduler.lr_lambdas[0](7) == 500
+    minutes = []
+    model = SimpleNamespace(log=lambda name, value, **_: minutes.append((name, value)))
+    budget.on_train_batch_end(trainer, model)
+    assert not trainer.should_stop
+    budget.on_train_batch_end(trainer, model)
+    assert trainer.should_stop and minutes == [("minutes", 0.99), ("minutes", 1.0)]
+
+
 def test_mistakes():
     for minutes in (0, -1, "long"):
         with pytest.raises(UserError, match="give the minutes"):
-            TimeBudget(minutes)
-    model = Line(SCHEDULE)
-    model.scheduler_config = None
-    with pytest.raises(UserError, match="add model"):
-        TimeBudget(1).follow(None, model)
+            TimeBudget(minutes, SCHEDULE)
+    with pytest.raises(UserError, match=r"add model\.params\.scheduler_config"):
+        TimeBudget(1, None)
+    with pytest.raises(UserError, match=r"10,000,000,000,000 steps.*in proportion"):
+        TimeBudget(1, load_config("configs/v1.yaml").model.params.scheduler_config)
 
 
 def test_curves(tmp_path):
@@ -109,9 +120,14 @@ def test_curves(tmp_path):
     folder.mkdir(parents=True)
     lines = ["step,lr,minutes,train/loss,val/loss", "0,1,0.1,8.0,", "1,1,,,4.0", "2,1,0.3,2.0,", "2,1,,,nan"]
     (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
+    for number in (10, 2):  # the run was resumed
+        later = tmp_path / f"run/csv/version_{number}"
+        later.mkdir()
+        (later / "metrics.csv").write_text(f"step,minutes,train/loss\n{number + 1},0.{number},1.0\n")
     rows = read_curves("run", tmp_path / "run")
     assert rows[:3] == [("run", 0, 0.1, "train/loss", 8.0), ("run", 1, 0.1, "val/loss", 4.0),
                         ("run", 2, 0.3, "train/loss", 2.0)]  # fmt: skip
+    assert [row[1] for row in rows[4:]] == [3, 11]
     write_csv(rows, tmp_path / "curves.csv")
     read = list(csv.reader((tmp_path / "curves.csv").read_text().splitlines()))
     assert read[0] == list(COLUMNS) and read[1] == ["run", "0", "0.1", "train/loss", "8.0"]
