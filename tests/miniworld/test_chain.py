@@ -100,7 +100,7 @@ def test_the_model_that_ships(script, tmp_path):
     labels, scores = require_labels(bench), {}
     for scale in (0, 5):
         outdir = tmp_path / str(scale)
-        words += ["--outdir", str(outdir), "--ddim_steps", "25", "--scale", str(scale), "--device", "cpu"]
+        words += ["--outdir", str(outdir), "--preset", "fast", "--scale", str(scale), "--device", "cpu"]
         run_script(script, [name, *words])
         assert Image.open(outdir / "grid.png").width == 4 * 130 - 2
         regions = []
