@@ -127,7 +127,7 @@ class Sampling:
         control_scale: float | None = None,
     ) -> Sampling:
         """By the name of a preset, or else by sampler and steps; where they are not given, 50 steps of PLMS, or of DDIM
-        with keep_layout. A scale that such steps cannot follow is a UserNote.
+        with keep_layout. Warns with a UserNote if the scale is too large for these steps.
 
         Raises UserError: an unknown preset, a preset together with a sampler or steps, a value out of range."""
         if keep_layout is not None and sampler not in (None, "ddim"):

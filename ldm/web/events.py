@@ -97,9 +97,9 @@ class Events:
         layout.reference.clear(lambda: None, None, self.reference_path, **QUICK)
         settings.preset.change(self.choose_preset, settings.preset, [settings.sampler, settings.steps], **QUICK)
         settings.keep_layout.change(lambda on: gr.Slider(visible=on), settings.keep_layout, settings.keep, **QUICK)
-        how = [settings.preset, settings.sampler, settings.steps]
-        for each in how:
-            each.change(self.say_stable_scale, how, settings.scale, **QUICK)
+        how = [settings.preset, settings.sampler, settings.steps, settings.keep_layout]
+        for event in (page.load, *(each.change for each in how)):
+            event(self.say_stable_scale, how, settings.scale, **QUICK)
         result.gallery.select(self.choose_result, self.results, shown, **QUICK)
         result.history.select(self.choose_result, self.history, shown, **QUICK)
         result.further.click(self.edit_further, self.shown, photo_outputs, **QUICK)
@@ -195,10 +195,10 @@ class Events:
         """Sampler and steps are there for those who choose their own."""
         return gr.Dropdown(visible=preset == OWN), gr.Slider(visible=preset == OWN)
 
-    def say_stable_scale(self, preset: str, sampler: str, steps: int) -> gr.Slider:
-        """Up to where colours stay right is said under the slider, where that is less than the slider's end."""
+    def say_stable_scale(self, preset: str, sampler: str, steps: int, keep_layout: bool) -> gr.Slider:
+        """Says under the slider above which scale colours may become too strong, if that is within its range."""
         how = (sampler, int(steps)) if preset == OWN else resolve_preset(None if preset == PUBLISHED else preset)[:2]
-        limit = stable_scale(*how)
+        limit = stable_scale("ddim" if keep_layout else how[0], how[1])
         return gr.Slider(info=f"Above {limit:g}, colours may become far too strong" if limit < LARGEST_SCALE else "")
 
     def show_times(self) -> gr.Dropdown:

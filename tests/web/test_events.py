@@ -239,9 +239,20 @@ def test_own_steps_are_there_for_the_own_preset_alone(events):
 
 
 def test_the_slider_says_up_to_which_scale_colours_stay_right(events):
-    few = events.say_stable_scale("own", "plms", 25).info
+    few = events.say_stable_scale("own", "plms", 25, False).info
     assert few == f"Above {stable_scale('plms', 25):g}, colours may become far too strong"
-    assert not any(events.say_stable_scale(preset, "plms", 25).info for preset in (PUBLISHED, "fast", "draft"))
+    assert not any(events.say_stable_scale(preset, "plms", 25, False).info for preset in (PUBLISHED, "fast", "draft"))
+
+
+@pytest.mark.parametrize("preset", ["own", PUBLISHED, "fast"])
+def test_with_the_layout_kept_the_slider_speaks_of_what_then_paints(events, preset, monkeypatch):
+    asked = []
+    monkeypatch.setattr("ldm.web.events.stable_scale", lambda *how: asked.append(how) or 3.0)
+    assert events.say_stable_scale(preset, "plms", 25, True).info.startswith("Above 3,")
+    picture = Image.new("RGB", (64, 64))
+    numbers = {"scale": 5, "strength": 1, "seed": 1, "sampler": "plms", "steps": 25, "preset": preset}
+    painted = parse_request(picture, picture, picture, **numbers, keep_layout=True, keep=0.5).sampling
+    assert asked == [(painted.sampler, painted.steps)]
 
 
 def test_a_missing_picture_or_stroke_is_told_in_the_status(events):

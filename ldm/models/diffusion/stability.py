@@ -14,7 +14,7 @@ STABLE_SCALES: dict[str, dict[int, float]] = {  # sampler -> steps -> the larges
     "dpm++": {6: 15.0},
     "unipc": {8: 15.0},
 }
-LARGEST_SCALE = 15.0  # that was measured: what is stable there has no known limit
+LARGEST_SCALE = 15.0  # the largest that was measured; a sampler that is stable there counts as unlimited
 
 
 def stable_scale(sampler: str, steps: int) -> float:
@@ -31,6 +31,6 @@ def stability_note(sampler: str, steps: int, scale: float) -> str | None:
     if scale <= limit:
         return None
     return (
-        f"scale {scale:g} is more than {steps} steps of {sampler} can follow, colours may become far too strong: use"
-        f" {limit:g} at most, more steps or another sampler"
+        f"scale {scale:g} is too large for {steps} steps of {sampler}, so colours may become far too strong: use"
+        f" {f'a scale of at most {limit:g}, ' if limit else ''}more steps, or another sampler"
     )
