@@ -37,7 +37,7 @@ COMMANDS = {
     "Miniature world": {
         "make-miniworld": "draw the small world that the miniature model lives in",
         "mini-table": "score a miniature model",
-        "train-mini": "train and score a miniature model from nothing in a given time",
+        "train-mini": "train and score a miniature model from nothing in about a given time",
     },
 }
 HELP = "usage: paint-by-example <command> [options]\n       paint-by-example <command> --help"

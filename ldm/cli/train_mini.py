@@ -1,34 +1,37 @@
-"""Train a miniature model from nothing in a given time, and score it.
+"""Train a miniature model from nothing in about a given time, and score it.
 
     paint-by-example train-mini --minutes 9     # on a machine with a GPU and about 16 cores
     paint-by-example train-mini --rehearse      # whether everything fits together: a tiny world, on the CPU
 
 Does in --outdir what `make mini` does, with larger batches: draws the world, trains autoencoder, CLIP and oracle at the
 same time, encodes the latents, trains prior and model, and prints the table. The time that is left is divided among
-the steps that are left; each training spreads its learning rate's schedule over its share (lightning.minutes).
+the stages that are left; only the trainings adapt to it, and spread their learning rates' schedules over their shares
+(lightning.minutes).
 
-<outdir>/result has the weights, in files of at most 15 MiB that are read by the name of the first, the table, and the
-curves of all losses. scripts/train_mini.py is the same command."""
+<outdir>/result has the weights, in files of at most 15 MiB that are read by the name of the first, the curves of all
+losses, and the table. scripts/train_mini.py is the same command."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.cli.command import command, command_parser
 from ldm.cli.flags import check_range
+from ldm.files import save_tensors, staging
 from ldm.util import PACKAGE, UserError, cores
 
-WEIGHTS = {"world": 13, "parts": 28, "latents": 9, "prior": 9, "model": 28, "table": 13}  # shares of the time
+SHARES = {"world": 13, "parts": 28, "latents": 9, "prior": 9, "model": 28, "table": 13}  # of the time
 START_UP = 0.2  # minutes from a command's start to its first training step, and from its last to its end
-FILE_BYTES = 15 * 2**20  # of a file of weights, at most
+FILE_BYTES = 15 * 2**20  # of a file of weights, at most: small enough for any upload
+PATIENCE = 30  # seconds that a command has to end itself
 MODEL, PRIOR = "configs/mini/paint_by_example.yaml", "configs/mini/prior.yaml"
 LATENTS = "configs/latents.yaml"
 RATE = "model.base_learning_rate=1e-3"  # of batches of 512
@@ -46,6 +49,13 @@ REHEARSAL = (  # of a training
     *("--accelerator", "cpu", "--precision", "32-true", "--limit_val_batches", "1"),
     *("lightning.images.steps=2", "lightning.images.count=2", "data.params.num_workers=0"),
 )
+
+WEIGHTS = {  # flags of mini-table -> files
+    "--ckpt": "logs/mini/mini.safetensors",
+    "--oracle": "logs/mini/mini_oracle.safetensors",
+    "--clip": "logs/mini/clip/clip.safetensors",
+}
+TABLE, LOG = "logs/mini/table", "log"  # folders in --outdir
 
 Command = list[str]  # of `paint-by-example`
 Chain = list[Command]  # one after the other
@@ -68,15 +78,15 @@ class Clock:
 
     def minutes(self, phase: str) -> float:
         """What a phase that begins now gets of the time that is left."""
-        names = list(WEIGHTS)
-        weights = [WEIGHTS[name] for name in names[names.index(phase) :]]
+        names = list(SHARES)
+        shares = [SHARES[name] for name in names[names.index(phase) :]]
         left = max(0.0, self.end - time.monotonic())
-        return left / 60 * weights[0] / sum(weights)
+        return left / 60 * shares[0] / sum(shares)
 
 
 def phases(opt: argparse.Namespace, clock: Clock) -> Iterator[list[Chain]]:
-    """The chains of commands of each phase, which run at the same time. A phase is planned when the one before it has
-    ended."""
+    """The chains of commands of each phase before the table, which run at the same time. A phase is planned when the
+    one before it has ended."""
     tiny = ["--train", "24", "--validation", "6", "--test", "4", "--pretraining", "12", "--cases", "6", "--real", "30"]
     world = ["make-miniworld", *(tiny if opt.rehearse else [])]
     yield [[world, ["prepare", "--dataset_dir", "dataset/miniworld"]]]
@@ -102,14 +112,17 @@ def phases(opt: argparse.Namespace, clock: Clock) -> Iterator[list[Chain]]:
     model = training(opt, "paint_by_example", [MODEL, LATENTS], clock.minutes("model"), 512, RATE)
     yield [[[*model, *networks]]]
 
-    own = ["logs/mini/mini.safetensors", "logs/mini/mini_oracle.safetensors"]
     yield [
-        [["convert", "--ema", "--half", last.format("paint_by_example"), own[0]]],
-        [["convert", "--half", last.format("oracle"), own[1]]],
+        [["convert", "--ema", "--half", last.format("paint_by_example"), WEIGHTS["--ckpt"]]],
+        [["convert", "--half", last.format("oracle"), WEIGHTS["--oracle"]]],
     ]
-    table = ["--ckpt", own[0], "--oracle", own[1], "--clip", "logs/mini/clip/clip.safetensors"]
+
+
+def scoring(opt: argparse.Namespace) -> Command:
+    """The command of the table."""
+    weights = [word for each in WEIGHTS.items() for word in each]
     few = ["--steps", "2", "--batch_size", "6", "--device", "cpu"] if opt.rehearse else []
-    yield [[["mini-table", *table, "--outdir", "logs/mini/table", *few]]]
+    return ["mini-table", *weights, "--outdir", TABLE, *few]
 
 
 def training(
@@ -121,6 +134,7 @@ def training(
     schedule = "model.params.scheduler_config.params"
     return [
         *("train", "--project", f"logs/mini/{name}", "--base", *configs, "--no-test", "--enable_progress_bar", "false"),
+        # a third if start-up would take more than the rest
         f"lightning.minutes={max(0.001, minutes / 3, minutes - START_UP):.4f}",
         *("lightning.trainer.max_steps=-1", "lightning.trainer.val_check_interval=500"),
         *(f"{schedule}.cycle_lengths=[1000]", f"{schedule}.warm_up_steps=[30]"),  # thousandths of its time
@@ -136,13 +150,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     if opt.minutes is None:
         opt.minutes = 3.0 if opt.rehearse else 9.0
     check_range(opt, "minutes", 0.1, 10**5)
+    import torch
+
+    if not opt.rehearse and not torch.cuda.is_available():
+        raise UserError("train-mini needs a GPU, which PyTorch does not find: use make mini, or add --rehearse")
     if opt.outdir.exists():
         raise UserError(f"{opt.outdir} exists: remove it, or name another --outdir")
     start = time.monotonic()
-    opt.outdir.mkdir(parents=True)
+    with staging(opt.outdir) as temporary:
+        (temporary / LOG).mkdir()
     for chains in phases(opt, Clock(start + 60 * opt.minutes)):
         run_chains(chains, opt.outdir)
-    print(collect(opt.outdir))
+    print(collect(opt.outdir), flush=True)  # before the table, which may fail
+    run_chains([[scoring(opt)]], opt.outdir)
+    print(collect_table(opt.outdir))
     print(f"wrote {opt.outdir / 'result'} in {(time.monotonic() - start) / 60:.1f} minutes")
 
 
@@ -163,8 +184,10 @@ def run_chains(chains: Sequence[Chain], folder: Path) -> None:
         for process in running.values():
             process.popen.terminate()
         for process in running.values():
-            with suppress(subprocess.TimeoutExpired):
-                process.popen.wait(30)
+            try:
+                process.popen.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.popen.kill()
 
 
 @dataclass(frozen=True)
@@ -179,8 +202,7 @@ class Process:
     @classmethod
     def start(cls, words: Command, folder: Path) -> Process:
         name = Path(words[words.index("--project") + 1]).name if "--project" in words else words[0]
-        log = folder / "log" / f"{name}.txt"
-        log.parent.mkdir(exist_ok=True)
+        log = folder / LOG / f"{name}.txt"
         path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
         environment = {"OMP_NUM_THREADS": str(max(1, cores() // 4)), **os.environ, "PYTHONPATH": path}
         with open(log, "a") as output:
@@ -202,14 +224,10 @@ class Process:
 
 
 def collect(folder: Path) -> str:
-    """Writes <folder>/result -> the table, and what each training did."""
-    import shutil
-
+    """Writes weights and curves to <folder>/result -> what each training did."""
     from ldm.checkpoint.files import read_file
     from ldm.checkpoint.shards import write_shards
     from ldm.checkpoint.surgery import halve
-    from ldm.files import save_tensors, staging
-    from ldm.miniworld.table import read_rows, table
     from ldm.training.curves import draw_curves, read_curves, write_csv
 
     runs = folder / "logs/mini"
@@ -217,16 +235,25 @@ def collect(folder: Path) -> str:
     with staging(folder) as temporary:
         result = temporary / "result"
         result.mkdir()
-        write_shards(read_file(runs / "mini.safetensors"), result / "mini.safetensors", FILE_BYTES)
-        save_tensors(halve(read_file(runs / "clip/clip.safetensors")), result / "mini_clip.safetensors")
-        for path in (runs / "mini_oracle.safetensors", runs / "table/mini.json", runs / "table/mini.png"):
-            shutil.copy(path, result)
+        write_shards(read_file(folder / WEIGHTS["--ckpt"]), result / "mini.safetensors", FILE_BYTES)
+        save_tensors(halve(read_file(folder / WEIGHTS["--clip"])), result / "mini_clip.safetensors")
+        shutil.copy(folder / WEIGHTS["--oracle"], result)
         write_csv(rows, result / "curves.csv")
         draw_curves(rows, LOSSES).save(result / "curves.png")
-    lines = [table(read_rows(runs / "table/mini.json"))]
+    lines = []
     for name, (_, loss) in LOSSES.items():
         of_run = [row for row in rows if row[0] == name]
         values = [value for _, _, _, key, value in of_run if key == loss]
         steps, minutes = max(row[1] for row in of_run), max(row[2] for row in of_run)
         lines.append(f"{name}: {steps + 1:,} steps in {minutes:.2f} minutes, {loss} {values[-1]:.4f}")
     return "\n".join(lines)
+
+
+def collect_table(folder: Path) -> str:
+    """Adds the table and its picture to <folder>/result -> the table."""
+    from ldm.miniworld.table import read_rows, table
+
+    with staging(folder / "result") as temporary:
+        for name in ("mini.json", "mini.png"):
+            shutil.copy(folder / TABLE / name, temporary)
+    return table(read_rows(folder / TABLE / "mini.json"))

@@ -1,7 +1,10 @@
-"""scripts/train_mini.py: the commands of `make mini` in a given time."""
+"""scripts/train_mini.py: the commands of `make mini` in about a given time."""
 
 import importlib
 import re
+import signal
+import subprocess
+import sys
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -41,6 +44,7 @@ def planned(minutes=9.0, **options):
 def test_its_commands_are_those_of_make_mini():
     """With the same flags, configs and files, and more overrides; the number of latents differs."""
     commands = [words for chains in planned() for chain in chains for words in chain]
+    commands.append(train_mini.scoring(Namespace(**OPTIONS)))
     wanted = [[word for word in words if not word.isdigit()] for words in make_commands("mini")]
     assert len(commands) == len(wanted)
     for script, *words in wanted:
@@ -76,10 +80,56 @@ def test_the_time_is_divided():
 
 
 def test_a_failure_ends_the_others(tmp_path):
+    (tmp_path / "log").mkdir()
     waits = ["train", "--base", "configs/mini/clip.yaml"]
     with pytest.raises(UserError, match=r"squares failed \(.*\): see .*squares.txt"):
         train_mini.run_chains([[waits, waits], [["squares", "--unknown"]]], tmp_path)
     assert (tmp_path / "log/train.txt").read_text().count("train --base") == 1
+
+
+def test_a_command_that_does_not_end_itself_is_killed(tmp_path, monkeypatch):
+    """When another fails: none outlives this process."""
+    ignores = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+    popen = subprocess.Popen([sys.executable, "-c", ignores], stdout=subprocess.PIPE)
+
+    def start(words, folder):
+        if words == ["fails"]:
+            raise UserError("failed")
+        popen.stdout.readline()
+        return train_mini.Process("ignores", popen, folder, 0.0)
+
+    monkeypatch.setattr(train_mini.Process, "start", start)
+    monkeypatch.setattr(train_mini, "PATIENCE", 0.1)
+    with popen, pytest.raises(UserError, match="failed"):
+        train_mini.run_chains([[["ignores"]], [["fails"]]], tmp_path)
+    assert popen.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(("flags", "gpu", "message"), [
+    ([], False, "needs a GPU, which PyTorch does not find: use make mini, or add --rehearse"),
+    ([], True, "cannot be written to"),
+    (["--rehearse"], False, "cannot be written to"),
+])  # fmt: skip
+def test_mistakes(flags, gpu, message, tmp_path, monkeypatch, script):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    (tmp_path / "file").touch()
+    code, _, err = script("train_mini", *flags, "--outdir", tmp_path / "file/run")
+    assert code == 2 and message in err
+
+
+def test_a_table_that_fails_leaves_weights_and_curves(tmp_path, monkeypatch, script):
+    runs = []
+
+    def run(chains, folder):
+        runs.append(chains)
+        if chains[0][0][0] == "mini-table":
+            raise UserError("the table failed")
+
+    monkeypatch.setattr(train_mini, "run_chains", run)
+    monkeypatch.setattr(train_mini, "collect", lambda folder: runs.append("collected") or "")
+    code, _, err = script("train_mini", "--rehearse", "--outdir", tmp_path / "run")
+    assert code == 2 and "the table failed" in err
+    assert runs[-2] == "collected" and runs[-1] == [[train_mini.scoring(Namespace(rehearse=True))]]
 
 
 @pytest.mark.slow
@@ -88,12 +138,17 @@ def test_the_rehearsal(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = Namespace(rehearse=True, compile=False)
     start = time.monotonic()
+
+    def run(name, *words):
+        monkeypatch.delenv(RUN_VARIABLE, raising=False)  # of the training before
+        importlib.import_module(module_of(name)).main(words)
+
     for chains in train_mini.phases(options, train_mini.Clock(start + 60)):
-        for name, *words in (words for chain in chains for words in chain):
-            monkeypatch.delenv(RUN_VARIABLE, raising=False)  # of the training before
-            importlib.import_module(module_of(name)).main(words)
+        for words in (words for chain in chains for words in chain):
+            run(*words)
     text = train_mini.collect(tmp_path)
-    assert "| mini, scale 5 |" in text
+    run(*train_mini.scoring(options))
+    assert "| mini, scale 5 |" in train_mini.collect_table(tmp_path)
     for name in train_mini.LOSSES:
         assert re.search(rf"^{name}: [\d,]+ steps in [\d.]+ minutes, val/\w+ [\d.]+$", text, flags=re.M), text
     files = {path.name: path.stat().st_size for path in (tmp_path / "result").iterdir()}
