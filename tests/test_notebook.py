@@ -43,6 +43,6 @@ def test_the_notebook_runs(tmp_path):
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     widths = [Image.open(path).width for path in sorted(folder.glob("shown-*.png"))]
-    assert widths == [count * 130 - 2 for count in (4, 5, 4, 6, 5, 5)]
+    assert widths == [count * 194 - 2 for count in (4, 5, 4, 6, 5, 5)]
     adapter = read_adapter(tmp_path / "results/notebook/run/checkpoints/lora.safetensors")
     assert any(tensor.any() for name, tensor in adapter.tensors.items() if name.endswith("lora_B.weight"))
