@@ -120,14 +120,9 @@ def test_curves(tmp_path):
     folder.mkdir(parents=True)
     lines = ["step,lr,minutes,train/loss,val/loss", "0,1,0.1,8.0,", "1,1,,,4.0", "2,1,0.3,2.0,", "2,1,,,nan"]
     (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
-    for number in (10, 2):  # the run was resumed
-        later = tmp_path / f"run/csv/version_{number}"
-        later.mkdir()
-        (later / "metrics.csv").write_text(f"step,minutes,train/loss\n{number + 1},0.{number},1.0\n")
     rows = read_curves("run", tmp_path / "run")
     assert rows[:3] == [("run", 0, 0.1, "train/loss", 8.0), ("run", 1, 0.1, "val/loss", 4.0),
                         ("run", 2, 0.3, "train/loss", 2.0)]  # fmt: skip
-    assert [row[1] for row in rows[4:]] == [3, 11]
     write_csv(rows, tmp_path / "curves.csv")
     read = list(csv.reader((tmp_path / "curves.csv").read_text().splitlines()))
     assert read[0] == list(COLUMNS) and read[1] == ["run", "0", "0.1", "train/loss", "8.0"]
@@ -136,3 +131,11 @@ def test_curves(tmp_path):
     red = np.asarray(picture)[30:216].astype(int) @ (1, -1, 0) > 150
     y, x = (axis.mean() for axis in np.nonzero(red))  # the one point of validation: half of the steps
     assert (x, y + 30) == pytest.approx((240, 120), abs=1)
+
+
+def test_curves_of_a_run_that_was_resumed_are_in_order(tmp_path):
+    for number in (10, 2, 0):
+        folder = tmp_path / f"csv/version_{number}"
+        folder.mkdir(parents=True)
+        (folder / "metrics.csv").write_text(f"step,minutes,train/loss\n{number},{number},1.0\n")
+    assert [row[1] for row in read_curves("run", tmp_path)] == [0, 2, 10]
