@@ -74,7 +74,7 @@ def test_the_whole_chain(world, script, tmp_path, monkeypatch):
     assert table[0] == "scripts/mini_table.py"
     out = run_script(script, [*table, "--bench", "bench", "--steps", "2", "--batch_size", "6", "--device", "cpu"])
     rows = json.loads((tmp_path / "logs/mini/table/mini.json").read_text())
-    assert list(rows)[:2] == ["photo, unedited", "reference, pasted"] and len(rows) == 4
+    assert list(rows)[:2] == ["photo, unedited", "reference, pasted"] and len(rows) == 6
     assert rows["reference, pasted"]["copy_paste"]["value"] == pytest.approx(1, abs=1e-3)
     assert all(f"| {name} |" in out for name in rows)
     code, shown, err = script("mini_table", "--show", "logs/mini/table/mini.json")
@@ -82,7 +82,7 @@ def test_the_whole_chain(world, script, tmp_path, monkeypatch):
     words = ["logs/mini/table/mini.json"] * 2 + ["--bench", "bench", "--name", "both", "--outdir", "logs/mini/both"]
     code, again, err = script("mini_table", "--show", *words)
     assert code == 0 and again == shown, err
-    assert Image.open("logs/mini/both/both.png").width == 7 * 130 - 2  # photo, region, reference, four rows
+    assert Image.open("logs/mini/both/both.png").width == 9 * 130 - 2  # photo, region, reference, six rows
     both = read_rows(tmp_path / "logs/mini/both/both.json")
     assert both["mini, scale 5"].results.samefile("logs/mini/table/mini-scale-5/results")
     load_model(MINI_CONFIG, "logs/mini/mini.safetensors")
@@ -100,7 +100,7 @@ def test_the_model_that_ships(script, tmp_path):
     labels, scores = require_labels(bench), {}
     for scale in (0, 5):
         outdir = tmp_path / str(scale)
-        words += ["--outdir", str(outdir), "--preset", "fast", "--scale", str(scale), "--device", "cpu"]
+        words += ["--outdir", str(outdir), "--scale", str(scale), "--device", "cpu"]
         run_script(script, [name, *words])
         assert Image.open(outdir / "grid.png").width == 4 * 130 - 2
         regions = []
