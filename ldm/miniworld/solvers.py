@@ -16,11 +16,11 @@ from ldm.files import staging
 
 SOLVERS = {
     "plms": (10, 15, 25, 35, 50),
-    "ddim": (10, 25, 50),
-    "dpm++": (6, 8, 12, 25),
-    "unipc": (8, 12, 25),
+    "ddim": (10, 25),
+    "dpm++": (6, 8, 12),
+    "unipc": (8, 12),
 }
-SCALES = (1.0, 3.0, 5.0, 7.5, 10.0, 12.5, 15.0)
+SCALES = (1.0, 3.0, 5.0, 7.5, 10.0, 15.0)
 TOLERANCE = 3.0  # Delta E above the best sampler at the same scale: more than this is called unstable
 
 Cells = dict[str, list[float]]  # "plms 25" -> the colour error at each of the scales
