@@ -31,6 +31,6 @@ def stability_note(sampler: str, steps: int, scale: float) -> str | None:
     if scale <= limit:
         return None
     return (
-        f"scale {scale:g} is too large for {steps} steps of {sampler}, so colours may become far too strong: use"
+        f"scale {scale:g} is too large for {steps} step{'s' * (steps != 1)} of {sampler}, so colours may become far too strong: use"
         f" {f'a scale of at most {limit:g}, ' if limit else ''}more steps, or another sampler"
     )
