@@ -30,7 +30,9 @@ def stability_note(sampler: str, steps: int, scale: float) -> str | None:
     limit = stable_scale(sampler, steps)
     if scale <= limit:
         return None
+    count = f"{steps} step{'s' * (steps != 1)}"
+    lower = f"a scale of at most {limit:g}, " if limit else ""
     return (
-        f"scale {scale:g} is too large for {steps} step{'s' * (steps != 1)} of {sampler}, so colours may become far too strong: use"
-        f" {f'a scale of at most {limit:g}, ' if limit else ''}more steps, or another sampler"
+        f"scale {scale:g} is too large for {count} of {sampler}, so colours may become far too strong: use"
+        f" {lower}more steps, or another sampler"
     )
