@@ -15,13 +15,13 @@ from ldm.editing.options import Sampling
 from ldm.files import staging
 
 SOLVERS = {
-    "plms": (10, 15, 25, 35, 50),
+    "plms": (10, 15, 25, 35, 50, 100),
     "ddim": (10, 25),
     "dpm++": (6, 8, 12),
     "unipc": (8, 12),
 }
 SCALES = (1.0, 3.0, 5.0, 7.5, 10.0, 15.0)
-TOLERANCE = 3.0  # Delta E above the best sampler at the same scale: more than this is called unstable
+TOLERANCE = 1.5  # times the error of the best sampler at the same scale: more than this is called unstable
 
 Cells = dict[str, list[float]]  # "plms 25" -> the colour error at each of the scales
 
@@ -36,11 +36,11 @@ def sweep(score: Callable[[Sampling], float], solvers: Mapping[str, Sequence[int
 
 
 def stable_scales(cells: Cells, scales: Sequence[float]) -> dict[str, float]:
-    """Row -> the largest scale up to which its colour error stays within TOLERANCE of the best row's; 0: none."""
+    """Row -> the largest scale up to which its colour error stays within TOLERANCE times the best row's; 0: none."""
     best = np.min(list(cells.values()), axis=0)
     found = {}
     for name, errors in cells.items():
-        stable = np.array(errors) <= best + TOLERANCE
+        stable = np.array(errors) <= best * TOLERANCE
         count = len(scales) if stable.all() else int(np.argmin(stable))
         found[name] = scales[count - 1] if count else 0.0
     return found

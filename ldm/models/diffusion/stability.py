@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 
 STABLE_SCALES: dict[str, dict[int, float]] = {  # sampler -> steps -> the largest stable scale that was measured
-    "plms": {10: 1.0, 15: 3.0, 25: 5.0, 35: 7.5, 50: 15.0},
-    "ddim": {10: 15.0},
-    "dpm++": {6: 15.0},
-    "unipc": {8: 15.0},
+    "plms": {10: 1.0, 15: 3.0, 35: 5.0},
+    "ddim": {10: 10.0, 25: 15.0},
+    "dpm++": {6: 5.0, 12: 15.0},
+    "unipc": {8: 5.0, 12: 10.0},
 }
 LARGEST_SCALE = 15.0  # the largest that was measured; a sampler that is stable there counts as unlimited
 
@@ -33,6 +33,6 @@ def stability_note(sampler: str, steps: int, scale: float) -> str | None:
     count = f"{steps} step{'s' * (steps != 1)}"
     lower = f"a scale of at most {limit:g}, " if limit else ""
     return (
-        f"scale {scale:g} is too large for {count} of {sampler}, so colours may become far too strong: use"
+        f"scale {scale:g} was too large for {count} of {sampler} in the small world: if colours are far too strong, use"
         f" {lower}more steps, or another sampler"
     )
