@@ -16,7 +16,7 @@ from ldm.checkpoint.names import FIRST_CONV
 from ldm.conventions import reference_to_tensor
 from ldm.data.bench.cocoee import COCOImageDataset, result_path
 from ldm.evaluation.clip_score import bounding_box
-from ldm.miniworld import presets, probe
+from ldm.miniworld import presets, probe, solvers
 from ldm.miniworld.parts import require_labels
 from ldm.miniworld.recogniser import RecogniserTraining
 from ldm.miniworld.scores import identity_scores, load_oracle

@@ -40,11 +40,11 @@ def test_a_scale_that_is_too_large_is_told_and_taken(monkeypatch):
     with pytest.warns(UserNote, match=rf"too large for 25 steps of plms.*use a scale of at most {limit:g}, more"):
         assert Sampling.choose(sampler="plms", steps=25, scale=limit + 1).scale == limit + 1
     monkeypatch.setitem(STABLE_SCALES, "plms", {25: 0.0})
-    assert stability_note("plms", 25, 1).endswith(": use more steps, or another sampler")
+    assert stability_note("plms", 25, 1).endswith(", use more steps, or another sampler")
 
 
 @pytest.mark.parametrize("how", [{}, *({"preset": name} for name in PRESETS)], ids=["published", *PRESETS])
 def test_what_is_recommended_is_stable(how):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Sampling.choose(scale=10.0, **how)
+        Sampling.choose(scale=5.0, **how)
