@@ -241,7 +241,7 @@ def test_own_steps_are_there_for_the_own_preset_alone(events):
 def test_the_slider_says_up_to_which_scale_colours_stay_right(events):
     few = events.say_stable_scale("own", "plms", 25, False).info
     assert few == f"Above {stable_scale('plms', 25):g}, colours may become far too strong"
-    assert not any(events.say_stable_scale(preset, "plms", 25, False).info for preset in (PUBLISHED, "fast", "draft"))
+    assert not events.say_stable_scale("fast", "plms", 25, False).info
 
 
 @pytest.mark.parametrize("preset", ["own", PUBLISHED, "fast"])
