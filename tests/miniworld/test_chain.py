@@ -98,10 +98,10 @@ def test_the_model_that_ships(script, tmp_path):
     bench = COCOImageDataset(str(ROOT / "examples/mini"))
     oracle = load_oracle(SHIPPED / "mini_oracle.safetensors")
     labels, scores = require_labels(bench), {}
-    for scale in (0, 5):
+    for scale, best in ((0, ["--best", "1"]), (5, [])):
         outdir = tmp_path / str(scale)
-        words += ["--outdir", str(outdir), "--scale", str(scale), "--device", "cpu"]
-        run_script(script, [name, *words])
+        further = ["--outdir", str(outdir), "--scale", str(scale), "--device", "cpu"]
+        run_script(script, [name, *words, *further, *best])
         assert Image.open(outdir / "grid.png").width == 4 * 130 - 2
         regions = []
         for i, case in enumerate(bench.ids):
@@ -137,6 +137,7 @@ def test_the_commands_of_the_pages(command, script, world, individuals, tmp_path
     few = {"plms 50": Preset("plms", 2), "fast": Preset("dpm++", 2, (500, 999))}
     monkeypatch.setattr(presets, "CANDIDATES", few)
     monkeypatch.setattr(solvers, "SOLVERS", {"plms": (2,), "ddim": (2,)})
+    monkeypatch.setattr(solvers, "SCALES", (1.0, 5.0))
     words = command.split()
     code, out, err = script("mini_table", *words[2:], "--steps", 2, "--device", "cpu")
     heads = {"test_bench_individuals": "| top-1 of 50 |", "--solvers": "| sampler, steps |"}

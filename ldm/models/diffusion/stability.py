@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 STABLE_SCALES: dict[str, dict[int, float]] = {  # sampler -> steps -> the largest stable scale that was measured
-    "plms": {10: 1.0, 15: 3.0, 35: 5.0},
+    "plms": {10: 1.0, 15: 3.0, 35: 5.0, 100: 10.0},
     "ddim": {10: 10.0, 25: 15.0},
     "dpm++": {6: 5.0, 12: 15.0},
     "unipc": {8: 5.0, 12: 10.0},
