@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Hashable
 
+from ldm.checkpoint.adapters import in_list
 from ldm.checkpoint.locate import DEFAULT_CKPT, DEFAULT_CONFIG, MINI_CKPT, MINI_CONFIG
 from ldm.editing.options import Loading
 from ldm.pipeline import PaintByExample
@@ -53,7 +54,8 @@ def options(
 
 def fingerprint(chosen: Loading) -> Hashable:
     """Changes with the options and with the files that they name."""
-    return (repr(chosen), *(_stamp(path) for path in (chosen.config, chosen.ckpt, chosen.lora) if path is not None))
+    files = [chosen.config, chosen.ckpt, *in_list(chosen.lora)]
+    return (repr(chosen), *(_stamp(path) for path in files if path is not None))
 
 
 def _stamp(path: str | os.PathLike) -> tuple[int, int] | None:

@@ -61,8 +61,8 @@ class Inputs:
 
     def in_window(self, window: Rectangle) -> Inputs:
         """The part that a window of the latent sees."""
-        maps = {name: getattr(self, name) for name in ("image", "mask", "shares", "control")}
-        return replace(self, **{name: window.crop(each) for name, each in maps.items() if each is not None})
+        shares, control = (None if each is None else window.crop(each) for each in (self.shares, self.control))
+        return replace(self, image=window.crop(self.image), mask=window.crop(self.mask), shares=shares, control=control)
 
 
 @dataclass(frozen=True)
@@ -148,4 +148,5 @@ def stack(edits: Sequence[Inputs]) -> Inputs:
     image, mask, reference = (torch.cat([getattr(e, field) for e in edits]) for field in ("image", "mask", "reference"))
     conditions = tuple(each for e in edits for each in (e.conditions or (Condition(),) * len(e.image)))
     some = ([x for e in edits if (x := getattr(e, field)) is not None] for field in ("shares", "control"))
-    return Inputs(image, mask, reference, conditions, *(torch.cat(x) if x else None for x in some), edits[0].windows)
+    shares, control = (torch.cat(each) if each else None for each in some)
+    return Inputs(image, mask, reference, conditions, shares, control, edits[0].windows)
