@@ -43,7 +43,11 @@ def together(cell: str) -> bool | tuple[Layer, ...]:
     return flag(cell) if len(words) == 1 else tuple(tuple(map(number, word.split("@"))) for word in words)
 
 
-WRONG = {flag: "neither yes nor no", together: "neither yes nor no nor scales", whole: "not a whole number"}
+WRONG = {
+    flag: "neither yes nor no",
+    together: "neither yes, no nor, for each region, a scale or scale@strength",
+    whole: "not a whole number",
+}
 
 
 def _words(cell: str) -> list[str]:

@@ -128,7 +128,12 @@ def _corner(words: str) -> list[int]:
 
 
 def _layer(words: str) -> float | list[float]:
-    numbers = [float(word) for word in words.split("@")]
+    try:
+        numbers = [float(word) for word in words.split("@")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{words!r} is neither a scale nor scale@strength: give for instance 5 or 5@0.6"
+        ) from error
     return numbers[0] if len(numbers) == 1 else numbers
 
 
@@ -196,7 +201,9 @@ def _checked(value: Any, flag: str, p: argparse.ArgumentParser) -> Any:
             raise ValueError(f"{flag} {value!r:.60}")
         return [list(group) for group in value]
     if flag == "together":
-        return [] if value is True else [own if isinstance(own, list) else float(own) for own in value]
+        return (
+            [] if value is True else [list(map(float, own)) if isinstance(own, list) else float(own) for own in value]
+        )
     if flag == "interval":
         first, last = (int(t) for t in value)
         return first, last

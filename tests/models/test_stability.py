@@ -34,13 +34,11 @@ def test_between_measured_numbers_of_steps_the_smaller_counts():
     assert stable_scale("ddim", 1000) == math.inf
 
 
-def test_a_scale_that_is_too_large_is_told_and_taken(monkeypatch):
+def test_a_scale_that_is_too_large_is_told_and_taken():
     limit = stable_scale("plms", 25)
     assert stability_note("plms", 25, limit) is None
     with pytest.warns(UserNote, match=rf"too large for 25 steps of plms.*use a scale of at most {limit:g}, more"):
         assert Sampling.choose(sampler="plms", steps=25, scale=limit + 1).scale == limit + 1
-    monkeypatch.setitem(STABLE_SCALES, "plms", {25: 0.0})
-    assert stability_note("plms", 25, 1).endswith(", use more steps, or another sampler")
 
 
 @pytest.mark.parametrize("how", [{}, *({"preset": name} for name in PRESETS)], ids=["published", *PRESETS])

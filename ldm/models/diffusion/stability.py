@@ -31,8 +31,7 @@ def stability_note(sampler: str, steps: int, scale: float) -> str | None:
     if scale <= limit:
         return None
     count = f"{steps} step{'s' * (steps != 1)}"
-    lower = f"a scale of at most {limit:g}, " if limit else ""
     return (
         f"scale {scale:g} was too large for {count} of {sampler} in the small world: if colours are far too strong, use"
-        f" {lower}more steps, or another sampler"
+        f" a scale of at most {limit:g}, more steps, or another sampler"
     )
