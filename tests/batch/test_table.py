@@ -80,7 +80,7 @@ def test_lines_count_blank_rows(tmp_path):
         ("out", "./p.png", "is one of the row's own pictures"),
         ("reference_mask", "a.png|b.png", "1 references and 2 masks"),
         ("mask", "m.png || n.png", "there are 2 regions: give yes as together"),
-        ("together", "maybe", "is neither yes nor no nor scales"),
+        ("together", "maybe", "is neither yes, no nor, for each region, a scale or scale@strength"),
     ],
 )
 def test_cells_that_cannot_be_used_are_named(column, cell, words, tmp_path):

@@ -297,6 +297,7 @@ def test_a_preset(run, script, edit, example, tmp_path, monkeypatch):
         {"sampler": 3},
         {"invert": "yes"},
         {"lora": {}},
+        {"together": [["a"], 5]},
     ],
     ids=str,
 )
@@ -363,6 +364,7 @@ def test_names_survive_any_extension(run, tmp_path, name):
         ([], {"seed": 2**63 - 1, "n_samples": 2}, "is out of range"),
         ([], {"precision": "double"}, "precision 'double' is unknown"),
         ([], {"scale": "five"}, "invalid float value"),
+        (["--together", "5@x"], {}, "'5@x' is neither a scale nor scale@strength"),
         (["--plms"], {"sampler": "ddim"}, "contradict each other"),
         ([], {"preset": "slow"}, "preset 'slow' is unknown"),
         ([], {"preset": "fast"}, "preset fast and 2 steps contradict each other"),
