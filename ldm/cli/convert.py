@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     opt = parser().parse_args(argv)
 
     from ldm.checkpoint import read_checkpoint
-    from ldm.checkpoint.adapters import DELTA, SINGULAR, A, in_list, merge, read_stack
+    from ldm.checkpoint.adapters import DELTA, SINGULAR, in_list, merge, read_stack
     from ldm.checkpoint.complete import is_part_of_a_model, require_complete
     from ldm.checkpoint.load import write_checkpoint
     from ldm.checkpoint.locate import DEFAULT_CONFIG
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"{opt.output} is the input itself and would be lost: name another output")
     adapters = read_stack(opt.lora, opt.lora_scale)
     tensors = read_checkpoint(opt.input, opt.ema)
-    if any(name.endswith((A, DELTA, SINGULAR)) or ".lora_A." in name for name in tensors):
+    if any(".lora_A." in name or name.endswith((DELTA, SINGULAR)) for name in tensors):
         raise UserError(
             f"{opt.input} is an adapter, not a model: give the model that it was trained from, and the adapter, "
             "lora.safetensors, with --lora"
