@@ -92,9 +92,14 @@ mini-individuals: $(READY)  ## train the recogniser of individuals in the small 
 	$(BIN)/python scripts/mini_table.py --bench test_bench_individuals --name individuals --outdir logs/mini/table
 
 # The paper's Table 3 in miniature, after make mini: each row is trained for the same number of steps, the last two rows
-# with two seeds.
+# with two seeds. The last two train on the samples of make mini; those of the others (all CLIP tokens, without and with
+# augmentation) are prepared in data sets of their own, which are links to its pictures.
+samples = mkdir -p dataset/$(1) && ln -sfn ../miniworld/bbox ../miniworld/images dataset/$(1)/ && \
+  $(BIN)/python scripts/prepare_latents.py --base configs/mini/paint_by_example.yaml configs/ablation/$(2).yaml --epochs 1 \
+  data.params.dataset_dir=dataset/$(1)
 define row
-	$(call train,table3/$(1)-$(2),configs/mini/paint_by_example.yaml configs/ablation/$(1).yaml configs/mini/budget.yaml,--seed $(2))
+	$(call train,table3/$(1)-$(2),configs/mini/paint_by_example.yaml configs/ablation/$(1).yaml configs/mini/budget.yaml \
+	  configs/latents.yaml,--seed $(2) data.params.dataset_dir=dataset/$(4))
 	$(BIN)/python scripts/convert_checkpoint.py --ema logs/mini/table3/$(1)-$(2)/checkpoints/last.ckpt \
 	  logs/mini/table3/$(1)-$(2)/model.safetensors
 	$(BIN)/python scripts/mini_table.py --config logs/mini/table3/$(1)-$(2)/config.yaml \
@@ -102,13 +107,15 @@ define row
 	  --clip logs/mini/clip/clip.safetensors --oracle logs/mini/mini_oracle.safetensors --outdir logs/mini/table
 endef
 mini-table3: $(READY)  ## train and score the paper's Table 3 in the small world
-	$(call row,baseline,23,1)
-	$(call row,prior,23,1)
-	$(call row,augmentation,23,1)
-	$(call row,bottleneck,23,1)
-	$(call row,bottleneck,24,1)
-	$(call row,classifier_free,23,5)
-	$(call row,classifier_free,24,5)
+	$(call samples,miniworld-plain,prior)
+	$(call samples,miniworld-augmented,augmentation)
+	$(call row,baseline,23,1,miniworld-plain)
+	$(call row,prior,23,1,miniworld-plain)
+	$(call row,augmentation,23,1,miniworld-augmented)
+	$(call row,bottleneck,23,1,miniworld)
+	$(call row,bottleneck,24,1,miniworld)
+	$(call row,classifier_free,23,5,miniworld)
+	$(call row,classifier_free,24,5,miniworld)
 	$(BIN)/python scripts/mini_table.py --name table3 --outdir logs/mini/table --show \
 	  $(foreach name,baseline-23 prior-23 augmentation-23 bottleneck-23 bottleneck-24 classifier_free-23 \
 	  classifier_free-24,logs/mini/table/$(name).json)

@@ -30,7 +30,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm.cli.command import command, command_parser
+from ldm.cli.command import command, command_parser, counted
 from ldm.cli.flags import (
     add_editing,
     add_model,
@@ -79,7 +79,7 @@ def report_kept(finished: Sequence[Outcome]) -> None:
     from ldm.batch.account import KEPT
 
     if finished:
-        print(f"{len(finished)} pictures are kept, as they are there (--overwrite makes them again)")
+        print(f"kept: {counted(len(finished), 'picture')}, as they are there (--overwrite makes them again)")
     others = [outcome for outcome in finished if outcome.reason.startswith(KEPT)]
     for outcome in others[:10]:
         print(f"line {outcome.line}: {outcome.out} is {outcome.reason}")
@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             complete = account.close(total)
     written = len(todo) + len(bad) - len(failed)
     rest = f"{account.path} accounts for all rows" if complete else f"{account.own} accounts for this process's rows"
-    print(f"{written} pictures written, {len(finished)} kept; {rest}", flush=True)
+    print(f"{counted(written, 'picture')} written, {len(finished)} kept; {rest}", flush=True)
     if failed:
         summary = f"{len(failed)} of {len(jobs) + len(bad)} rows could not be edited: correct them and run it again"
         if world == 1:

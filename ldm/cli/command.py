@@ -48,6 +48,11 @@ class CommandParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}; --help lists the flags\n")
 
 
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """1, "picture" -> "1 picture"; 2000, "picture" -> "2,000 pictures"."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def command_parser(description: str | None) -> argparse.ArgumentParser:
     """An empty parser with the program's name, which prints the description with its own line breaks."""
     return CommandParser(program(), None, description, formatter_class=argparse.RawDescriptionHelpFormatter)

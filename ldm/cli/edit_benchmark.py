@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ldm.cli.command import command, command_parser
+from ldm.cli.command import command, command_parser, counted
 from ldm.cli.flags import (
     add_model,
     add_sampling,
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{len(share) - len(todo)} of {len(share)} results are finished already", flush=True)
     how = (opt.seed, opt.batch_size, sampling, rank == 0, selection)
     problems = edit_cases(edit, bench, todo, results, *how)
-    print(f"{results}: {len(todo) - len(problems)} pictures written", flush=True)
+    print(f"{results}: {counted(len(todo) - len(problems), 'picture')} written", flush=True)
     finished = [i for i, name in enumerate(bench.ids) if result_path(results, name).exists()]
     if opt.grid and finished and world == 1:
         with staging(opt.outdir) as temporary:

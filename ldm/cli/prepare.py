@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm.cli.command import command, command_parser
+from ldm.cli.command import command, command_parser, counted
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def write_indices(indices: Indices, root: Path, txt: bool) -> None:
         if txt:
             write_txt(index, root, split)
         path = write_index(index, root, split)
-        print(f"{path}: {index.height:,} pictures, {index['boxes'].list.len().sum():,} boxes")
+        print(f"{path}: {counted(index.height, 'picture')}, {counted(index['boxes'].list.len().sum(), 'box', 'boxes')}")
         if index.height and set(COLUMNS) & set(index.columns):
             print(f"{BoxIndex(root, split).paired:,} of the boxes can take their reference from another picture")
         for other in set(SPLITS) - set(indices):

@@ -165,7 +165,7 @@ def test_a_batch_gives_what_single_edits_give(tmp_path, script):
     # again: nothing to do, and the account as it was
     before = account_of(tmp_path)
     code, out, _ = script("edit_batch", tmp_path / "jobs.csv", *MODEL, "--ddim_steps", 3)
-    assert code == 0 and "6 pictures are kept, as they are there" in out
+    assert code == 0 and "kept: 6 pictures, as they are there" in out
     assert account_of(tmp_path) == before
 
 

@@ -273,7 +273,7 @@ def test_pictures_that_are_there_are_kept_unless_asked_otherwise(pictures, scrip
 
     assert run()[1] == {"1.png", "2.png"}
     out, changed = run()
-    assert not changed and "2 pictures are kept, as they are there" in out and "made with" not in out
+    assert not changed and "kept: 2 pictures, as they are there" in out and "made with" not in out
     assert "0 pictures written, 2 kept" in out and reasons() == {"1.png": "", "2.png": ""}
     rows[0]["box"] = "20,10,60,40"
     (pictures / "jobs.csv").write_text(table(rows))

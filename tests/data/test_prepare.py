@@ -279,7 +279,7 @@ def test_a_row_without_an_id_is_counted(line, tmp_path, script):
     path = next(tmp_path.glob("annotations/test*.csv")) if csv is None else csv
     path.write_text(path.read_text() + line)
     code, out, _ = script("read_bbox", "--dataset_dir", tmp_path)
-    assert code == 0 and "1 pictures, 1 boxes" in out and "1 rows without an ImageID" in out
+    assert code == 0 and "1 picture, 1 box\n" in out and "1 rows without an ImageID" in out
 
 
 def test_two_pictures_of_one_name_are_reported(tmp_path, script):

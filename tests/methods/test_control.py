@@ -243,7 +243,7 @@ def test_a_table_has_a_control_picture_in_each_row(script, folders, edges, tiny,
     (tmp_path / "jobs.csv").write_text(rows)
     model = ["--config", CONFIG, "--ckpt", tiny, "--device", "cpu", "--steps", 2, "--control", folders / "adapter"]
     code, out, err = script("edit_batch", tmp_path / "jobs.csv", *model)
-    assert code == 2 and "1 pictures written" in out and (tmp_path / "a.png").exists()
+    assert code == 2 and "1 picture written" in out and (tmp_path / "a.png").exists()
     assert "line 3: control and control_image, a network and its picture, belong together" in err
 
 
