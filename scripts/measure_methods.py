@@ -4,10 +4,12 @@ python scripts/measure_methods.py layout     keep the layout: IoU of the new obj
 python scripts/measure_methods.py outline    find the outline: IoU with the true one
 python scripts/measure_methods.py which      ask the model: shape and pattern of the reference that is chosen
 python scripts/measure_methods.py direction  from a to b: whether an attribute moves and the rest stays
+python scripts/measure_methods.py learn      learn an object: identity by a token or an adapter, and by the mean token
 
 Prints a table with half of the 95% interval beside each mean, and writes <outdir>/<method>.jpg."""
 
 from pathlib import Path
+from typing import Any
 
 from ldm.cli.command import command, command_parser
 from ldm.cli.flags import check_range
@@ -19,11 +21,12 @@ SHOWN = 6  # cases in the picture
 @command
 def main() -> None:
     parser = command_parser(__doc__)
-    parser.add_argument("method", choices=("layout", "outline", "which", "direction"))
-    parser.add_argument("--cases", type=int, default=100, help="(%(default)s)")
+    parser.add_argument("method", choices=("layout", "outline", "which", "direction", "learn"))
+    parser.add_argument("--cases", type=int, default=100, help="for learn, objects (%(default)s)")
     parser.add_argument("--steps", type=int, default=25, help="of DDIM, for layout and direction (%(default)s)")
     parser.add_argument("--draws", type=int, default=32, help="of noise, for which (%(default)s)")
-    parser.add_argument("--ways", nargs="+", help="for layout: only the rows with one of these words in their names")
+    parser.add_argument("--learning_steps", type=int, default=200, help="for learn (%(default)s)")
+    parser.add_argument("--ways", nargs="+", help="for layout, learn: only rows with one of these words in their names")
     parser.add_argument("--outdir", type=Path, default=Path("results/methods"), help="(%(default)s)")
     opt = parser.parse_args()
     check_range(opt, "cases", 2, 10_000)
@@ -35,13 +38,22 @@ def main() -> None:
     from ldm.evaluation.features import load_clip
     from ldm.files import staging
     from ldm.images import grid
-    from ldm.miniworld import directions, neighbours
+    from ldm.miniworld import directions, learned, neighbours
     from ldm.miniworld.scores import load_oracle
     from ldm.pipeline import PaintByExample
 
-    edit = PaintByExample.load(MINI_CONFIG, MINI_CKPT)
+    edit = PaintByExample.load(MINI_CONFIG, MINI_CKPT, precision="autocast" if opt.method == "learn" else None)
     oracle = load_oracle(shipped("pretrained_models/mini_oracle.safetensors"), edit.device)
-    if opt.method == "direction":
+
+    def chosen(ways: dict[str, Any]) -> dict[str, Any]:
+        return {name: way for name, way in ways.items() if any(word in name for word in opt.ways or [""])}
+
+    if opt.method == "learn":
+        things = [learned.draw_thing(number) for number in range(opt.cases)]
+        rows = learned.measure_learned(edit, oracle, things, chosen(learned.WAYS), opt.learning_steps)
+        columns = {"photo": [each.cases[0].photo for each in things]}
+        columns |= {f"picture {i + 1}": [each.shown(i) for each in things] for i in (0, 1)}
+    elif opt.method == "direction":
         directed = [directions.draw_directed(number) for number in range(opt.cases)]
         rows = directions.measure_directions(edit, oracle, directed, Sampling(sampler="ddim", steps=opt.steps))
         columns = {"photo": [case.photo for case in directed]}
@@ -50,10 +62,7 @@ def main() -> None:
         cases = [neighbours.draw_case(number) for number in range(opt.cases)]
         columns = {"photo": [case.photo for case in cases], "reference": [case.reference for case in cases]}
     if opt.method == "layout":
-        ways = neighbours.layouts(opt.steps)
-        if opt.ways:
-            ways = {name: how for name, how in ways.items() if any(word in name for word in opt.ways)}
-        rows = neighbours.measure_layout(edit, oracle, cases, ways)
+        rows = neighbours.measure_layout(edit, oracle, cases, chosen(neighbours.layouts(opt.steps)))
     elif opt.method == "outline":
         rows = neighbours.measure_outline(edit, cases)
     elif opt.method == "which":

@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ldm.data.masks import reference_region
 from ldm.editing.inputs import Condition, Inputs
 from ldm.editing.marked import MarkedPhoto
 from ldm.editing.options import Placement, Sampling
@@ -98,7 +99,8 @@ def look_at(edit: Painter, images: Sequence[Image.Image], regions: Sequence[Regi
         photo, region = (image, regions[i]) if regions else _cut_out_object(image)
         marked = MarkedPhoto.mark(photo, [region], [photo])
         mask, own = marked.masks[0], upright_rgb(photo)
-        crop = fit_reference(own.crop(mask.point([0] * 128 + [255] * 128).getbbox()))
+        box = mask.point([0] * 128 + [255] * 128).getbbox()
+        crop = fit_reference(own.crop(reference_region(box, own.size)))
         pictures.append(crop)
         kept.append(marked)
         for context in CONTEXTS:

@@ -9,9 +9,15 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from ldm.checkpoint.locate import MINI_CKPT, MINI_CONFIG
+from ldm.editing.options import Sampling
+from ldm.miniworld import learned
 from ldm.miniworld.crops import labels_of
 from ldm.miniworld.directions import ATTRIBUTES, direction_scores, draw_directed
+from ldm.miniworld.identity import HELD_OUT
 from ldm.miniworld.neighbours import draw_case
+from ldm.pipeline import PaintByExample
+from ldm.training.objects import look_at
 
 
 def test_cases_know_their_outlines():
@@ -28,9 +34,17 @@ def test_cases_know_their_outlines():
 
 @pytest.mark.parametrize(
     "words",
-    [["layout", "--ways", "plain", "--steps", 2], ["outline"], ["which", "--draws", 2], ["direction", "--steps", 1]],
+    [
+        ["layout", "--ways", "plain", "--steps", 2],
+        ["outline"],
+        ["which", "--draws", 2],
+        ["direction", "--steps", 1],
+        ["learn", "--ways", "1 picture", "token, 1", "--learning_steps", 1],
+    ],
 )
-def test_each_is_a_table_and_a_picture(words, script, tmp_path):
+def test_each_is_a_table_and_a_picture(words, script, tmp_path, monkeypatch):
+    monkeypatch.setattr(learned, "PHOTOS", 1)
+    monkeypatch.setattr(learned, "SAMPLING", Sampling(sampler="ddim", steps=1))
     code, out, err = script("measure_methods", *words, "--cases", 2, "--outdir", tmp_path)
     assert code == 0, err
     assert out.count("±") >= 2 and "2 cases" in out
@@ -63,3 +77,28 @@ def _answer(identity):
     labels = labels_of(asdict(identity))
     parts = F.one_hot(torch.tensor(labels.shape), 12), F.one_hot(torch.tensor(labels.pattern), 6)
     return torch.cat([*parts, torch.from_numpy(labels.colours).flatten()])[None]
+
+
+def test_things_are_of_every_pair_that_was_held_out():
+    things = [learned.draw_thing(number) for number in range(len(HELD_OUT))]
+    assert {(thing.identity.shape, thing.identity.pattern) for thing in things} == HELD_OUT
+    assert things[0].identity == learned.draw_thing(0).identity
+    for thing in things[:2]:
+        assert len({picture.tobytes() for picture in thing.pictures}) == learned.PICTURES == len(thing.regions)
+        assert len(thing.prior) == learned.PRIOR and len(thing.cases) == learned.PHOTOS
+
+
+def test_an_adapter_paints_with_what_it_learned_and_the_model_stays():
+    """Adam's first step is as long as its rate, wherever the gradient is not nearly 0."""
+    edit, thing, rate = PaintByExample.load(MINI_CONFIG, MINI_CKPT), learned.draw_thing(0), learned.RATES["v"]
+    before = {name: tensor.clone() for name, tensor in edit.model.state_dict().items()}
+    seen = look_at(edit, thing.pictures[:1], thing.regions[:1])
+    painter, token = learned._learned(edit, seen, learned.Way(1, "v"), thing, steps=1)
+    after = painter.model.state_dict()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in edit.model.state_dict().items())
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert changed == {name for name in before if name.endswith("attn2.to_v.weight")}
+    for name in changed:
+        step = (after[name] - before[name]).abs()
+        assert step.max() < 1.001 * rate and step.median() > 0.9 * rate
+    assert torch.equal(token, seen.start(edit).token)
