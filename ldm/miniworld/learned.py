@@ -90,7 +90,7 @@ WAYS = {
     **{f"mean of {n}" if n > 1 else "1 picture": Way(n) for n in (1, 3, PICTURES)},
     **{f"token, {n}": Way(n, TOKEN) for n in (1, 3, PICTURES)},
     **{f"{kind}, {PICTURES}": Way(PICTURES, kind) for kind in RATES if kind != TOKEN},
-    **{f"{kind}, {PICTURES}, `--prior`": Way(PICTURES, kind, True) for kind in ("lora", "v")},
+    **{f"{kind}, {PICTURES}, `--prior`": Way(PICTURES, kind, True) for kind in ("lora", "biases")},
 }
 
 

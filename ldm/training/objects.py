@@ -100,6 +100,7 @@ def look_at(edit: Painter, images: Sequence[Image.Image], regions: Sequence[Regi
         marked = MarkedPhoto.mark(photo, [region], [photo])
         mask, own = marked.masks[0], upright_rgb(photo)
         box = mask.point([0] * 128 + [255] * 128).getbbox()
+        assert box is not None  # a region has white in it
         crop = fit_reference(own.crop(reference_region(box, own.size)))
         pictures.append(crop)
         kept.append(marked)
