@@ -75,7 +75,8 @@ def main() -> None:
             print(f"| | {' | '.join(scores)} |\n{'|---' * (len(scores) + 1)}|")
         intervals = [(values.mean(), *mean_interval(values)) for values in scores.values()]
         cells = [f"{mean:.3g} ± {(high - low) / 2:.2g}" for mean, low, high in intervals]
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+        few = f" ({len(pictures)} cases)" if len(pictures) < opt.cases else ""
+        print(f"| {name}{few} | {' | '.join(cells)} |", flush=True)
         columns[name.strip("`")] = pictures
     tiles, shown = [], min(SHOWN, opt.cases)
     for i in range(shown):
