@@ -77,11 +77,11 @@ def main() -> None:
         cells = [f"{mean:.3g} ± {(high - low) / 2:.2g}" for mean, low, high in intervals]
         few = f" ({len(pictures)} cases)" if len(pictures) < opt.cases else ""
         print(f"| {name}{few} | {' | '.join(cells)} |", flush=True)
-        columns[name.strip("`")] = pictures
+        columns[name.replace("`", "").removeprefix("--keep_layout ")] = pictures
     tiles, shown = [], min(SHOWN, opt.cases)
     for i in range(shown):
         for name, pictures in columns.items():
-            tiles.append(titled(pictures[i].convert("RGB"), name if i == 0 else "").resize((136, 144)))
+            tiles.append(titled(pictures[i].convert("RGB"), name if i == 0 else "", side=136))
     with staging(opt.outdir) as folder:
         grid(tiles, rows=shown).save(folder / f"{opt.method}.jpg", quality=88)
     print(f"{opt.cases} cases; wrote {opt.outdir / f'{opt.method}.jpg'}")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 TILE = 256  # px
 TITLE = 16  # px, the height of a line of text
+LETTER = 6  # px, its width
 COLUMNS = ("GT", "inpaint_image", "inpaint_mask (white = paint)", "ref_imgs")
 COLOURS = {"window": "dodgerblue", "grown": "yellow", "box": "red"}
 
@@ -79,13 +80,14 @@ def whole_picture(file: PictureFile, boxes: Mapping[str, Box]) -> Image:
     return picture
 
 
-def titled(picture: Image, title: str) -> Image:
-    """The picture, fitted into a square tile, below its title."""
+def titled(picture: Image, title: str, side: int = TILE) -> Image:
+    """The picture, fitted into a square tile of this side, below its title, whose end is left if it is too long."""
     from PIL import Image, ImageDraw, ImageOps
 
-    tile = Image.new("RGB", (TILE, TILE + TITLE), "white")
-    tile.paste(ImageOps.pad(picture, (TILE, TILE), color="white"), (0, TITLE))
-    ImageDraw.Draw(tile).text((2, 2), title[-42:].encode("latin-1", "replace").decode("latin-1"), fill="black")
+    tile = Image.new("RGB", (side, side + TITLE), "white")
+    tile.paste(ImageOps.pad(picture, (side, side), color="white"), (0, TITLE))
+    text = title[-(side // LETTER) :].encode("latin-1", "replace").decode("latin-1")
+    ImageDraw.Draw(tile).text((2, 2), text, fill="black")
     return tile
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ldm.conventions import tensor_to_image
 from ldm.data.bench.make import box_mask, square_around
@@ -19,6 +20,7 @@ from ldm.editing.options import Placement, Sampling
 from ldm.evaluation.features import Extractor
 from ldm.miniworld.crops import Labels, labels_of
 from ldm.miniworld.identity import Identity, draw_held_out, draw_identity
+from ldm.miniworld.oracle import colour_error
 from ldm.miniworld.outlines import iou, loose
 from ldm.miniworld.patterns import PATTERNS
 from ldm.miniworld.scene import outlined_scene, scene
@@ -159,7 +161,8 @@ def measure_which(
     edit: PaintByExample, clip: Extractor, cases: Sequence[Case], draws: int
 ) -> Iterator[tuple[str, Scores, list[Image.Image]]]:
     """Whether the reference that is chosen among those of draw_rack has the shape, and the pattern, of the object in
-    the region: chosen by the model, and by CLIP's cosine of region and reference; the references."""
+    the region, and how far its colours are from the object's: chosen by the model, and by CLIP's cosine of region and
+    reference; the references."""
     from ldm.methods.classifier import which_reference
 
     pictures, identities = draw_rack()
@@ -174,8 +177,15 @@ def measure_which(
         chosen["CLIP's cosine"].append(int(torch.cosine_similarity(features, region).argmax()))
     for name, picks in chosen.items():
         pairs = [(identities[k], case.old) for k, case in zip(picks, cases, strict=True)]
+        colours = [_colours(each) for each in zip(*pairs, strict=True)]
         scores = {
             "shape": np.array([found.shape == true.shape for found, true in pairs], dtype=float),
             "pattern": np.array([found.pattern == true.pattern for found, true in pairs], dtype=float),
+            "colour_error": colour_error(*colours).numpy(),
         }
         yield name, scores, [pictures[k] for k in picks]
+
+
+def _colours(identities: Sequence[Identity]) -> Tensor:
+    """(B,2,3) Lab over 100."""
+    return torch.from_numpy(np.stack([labels_of(asdict(each)).colours for each in identities]))
