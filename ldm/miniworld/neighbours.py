@@ -82,8 +82,8 @@ def found_outline(picture: Image.Image, box: Box | None) -> Image.Image:
 # ------------------------------------------------------------------------------------------- keep the layout
 
 STRENGTHS = (0.8, 0.6, 0.4, 0.2)
-KEEPS = (0.0, 0.2, 0.4, 0.6)
-SLOW_CASES = 24  # at most, of `ddim`, whose vectors take long
+KEEPS = {"ddpm": (0.0, 0.2, 0.4, 0.6), "pnp": (0.4, 0.6, 0.8), "ddim": (0.6,)}
+SLOW_CASES = 24  # at most, of ddim, whose vectors take long
 
 
 def layouts(steps: int) -> dict[str, Sampling]:
@@ -91,10 +91,10 @@ def layouts(steps: int) -> dict[str, Sampling]:
     plain = Sampling(sampler="ddim", steps=steps)
     ways = {"plain": plain}
     ways |= {f"`--strength {strength:g}`": replace(plain, strength=strength) for strength in STRENGTHS}
-    ways |= {f"`--keep_layout ddpm --keep {keep:g}`": replace(plain, keep_layout="ddpm", keep=keep) for keep in KEEPS}
-    ways |= {"`--keep_layout pnp`": replace(plain, keep_layout="pnp")}
-    keep = 0.6
-    return ways | {f"`--keep_layout ddim --keep {keep:g}`": replace(plain, keep_layout="ddim", keep=keep)}
+    for method, keeps in KEEPS.items():
+        for keep in keeps:
+            ways[f"`--keep_layout {method} --keep {keep:g}`"] = replace(plain, keep_layout=method, keep=keep)
+    return ways
 
 
 def measure_layout(
