@@ -60,7 +60,11 @@ def main() -> None:
         columns |= {name: [case.pictures[name] for case in directed] for name in ("c", "a", "b")}
     else:
         cases = [neighbours.draw_case(number) for number in range(opt.cases)]
-        columns = {"photo": [case.photo for case in cases], "reference": [case.reference for case in cases]}
+        columns = {"photo": [case.photo for case in cases]}
+        if opt.method == "which":
+            columns["region"] = [case.photo.crop(case.box) for case in cases]
+        else:
+            columns["reference"] = [case.reference for case in cases]
     if opt.method == "layout":
         rows = neighbours.measure_layout(edit, oracle, cases, chosen(neighbours.layouts(opt.steps)))
     elif opt.method == "outline":
