@@ -73,8 +73,8 @@ def add_editing(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group.add_argument(
         "--keep_layout",
         metavar="METHOD",
-        help="pnp, ddpm or ddim: start from noise that leads back to the photo, whose layout stays; pnp keeps most of it"
-        " beside the reference's look, in twice the time (none)",
+        help="pnp, ddpm or ddim: start from noise that leads back to the photo, whose layout stays; pnp keeps most"
+        " of it beside the reference's look, in twice the time (none)",
     )
     group.add_argument(
         "--keep", type=float, help="how much of it stays, 0 to 1, where nothing changes (0.2; ddim 0.4, pnp 0.8)"
