@@ -87,7 +87,7 @@ def main() -> None:
         for name, pictures in columns.items():
             tiles.append(titled(pictures[i].convert("RGB"), name if i == 0 else "", side=136))
     with staging(opt.outdir) as folder:
-        grid(tiles, rows=shown).save(folder / f"{opt.method}.jpg", quality=88)
+        grid(tiles, rows=shown).save(folder / f"{opt.method}.jpg", quality=82)
     print(f"{opt.cases} cases; wrote {opt.outdir / f'{opt.method}.jpg'}")
 
 
