@@ -24,7 +24,7 @@ MAX_BEST = 64
 NUM_TIMESTEPS = 1000  # of the published noise schedule; a model with fewer is checked again when it samples
 BACKGROUNDS = ("exact", "feather", "poisson", "none")
 REFERENCE_FITS = ("squash", "pad", "crop")
-KEEP_LAYOUT = {"ddpm": 0.2, "ddim": 0.4, "pnp": 0.8}  # methods, and how much each keeps unless keep says so
+KEEP_LAYOUT = {"ddpm": 0.2, "ddim": 0.4, "pnp": 0.6}  # methods, and how much each keeps unless keep says so
 WHOLE_PHOTO = "photo"  # as context: the window is the whole photo, as published
 LOADED_FILES = ("config", "ckpt", "lora", "decoder", "safety_checker", "control")  # fields of Loading
 
@@ -94,7 +94,7 @@ class Sampling:
     def _check_layout(self) -> None:
         if self.keep_layout is None:
             if self.keep is not None:
-                raise UserError(f"keep {self.keep} does nothing by itself: give keep_layout ddpm beside it")
+                raise UserError(f"keep {self.keep} does nothing by itself: give keep_layout pnp beside it")
             return
         if self.keep_layout not in KEEP_LAYOUT:
             raise UserError(f"keep_layout {self.keep_layout!r} is unknown: use one of {', '.join(KEEP_LAYOUT)}")

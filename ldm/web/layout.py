@@ -160,7 +160,7 @@ def build_reference_and_settings(
             grow = gr.Slider(-20, 100, 0, step=1, label="Grow the region (pixels)", min_width=160)
         with gr.Row():
             keep_layout = gr.Checkbox(label="Keep the layout", min_width=120, elem_id="keep-layout")
-            keep = gr.Slider(0, 1, KEEP_LAYOUT["ddpm"], step=0.05, label="How much of it", min_width=160, visible=False)
+            keep = gr.Slider(0, 1, KEEP_LAYOUT["pnp"], step=0.05, label="How much of it", min_width=160, visible=False)
             outline = gr.Checkbox(label="Find the outline in a rough region", min_width=160, elem_id="outline")
         with gr.Row():
             feather = gr.Textbox(label="Soft edge (pixels)", placeholder="by the window", min_width=120)

@@ -16,7 +16,7 @@ from ldm.util import UserError
 Number = TypeVar("Number", int, float)
 OWN, PUBLISHED = "own", "published"  # beside the presets: sampler and steps of one's own; 50 steps of PLMS
 AUTOMATIC = "by the region"  # as context
-CHECKED = {True: "ddpm", False: None}  # a checkbox as keep_layout
+CHECKED = {True: "pnp", False: None}  # a checkbox as keep_layout
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def parse_request(
     layout = CHECKED[keep_layout] if isinstance(keep_layout, bool) else keep_layout or None
     kept = {} if layout is None else {"keep_layout": str(layout)}
     if keep_layout is not False and keep is not None:
-        kept["keep"] = parse_number(keep, "keep", float, "0.2")
+        kept["keep"] = parse_number(keep, "keep", float, "0.6")
     how = {} if preset == PUBLISHED else {"preset": str(preset)}
     if preset == OWN:
         how = {"sampler": str(sampler), "steps": parse_number(steps, "steps", int, "50")}

@@ -134,7 +134,7 @@ def test_every_setting_of_the_page_reaches_the_picture(events, edit):
 
 
 def test_keeping_the_layout_takes_the_presets_number_of_steps(events, tmp_path):
-    """The page's box is ddpm; without a tick the slider beside it means nothing."""
+    """The page's box is pnp; without a tick the slider beside it means nothing."""
     photo, reference = Image.open(FILES[0]), Image.open(FILES[2])
     how = {"scale": 5, "steps": 50, "sampler": "plms", "strength": 1, "seed": "7"}
 
@@ -143,7 +143,7 @@ def test_keeping_the_layout_takes_the_presets_number_of_steps(events, tmp_path):
 
     kept = {"keep_layout": True, "keep": 0.5}
     for preset, steps in (("fast", 12), ("published", 50), ("own", 50)):
-        assert sampling(preset=preset, **kept) == Sampling(sampler="ddim", steps=steps, keep_layout="ddpm", keep=0.5)
+        assert sampling(preset=preset, **kept) == Sampling(sampler="ddim", steps=steps, keep_layout="pnp", keep=0.5)
     assert sampling(preset="fast", keep_layout=False, keep=0.5) == sampling(preset="fast")
     with pytest.raises(UserError, match="two ways to keep the layout"):
         parse_request(photo, photo, reference, **how | {"strength": 0.5}, preset="fast", **kept)
