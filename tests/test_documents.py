@@ -47,6 +47,7 @@ NOT_RUN = {  # command or its beginning: why
     "python scripts/measure_clicks.py": "a minute; tests/segmentation/test_objects.py measures the same on six scenes",
     "python scripts/measure_methods.py": "minutes; tests/methods/test_measuring.py measures two cases",
     "python scripts/measure_together.py": "minutes; tests/methods/test_measures.py measures the same on two cases",
+    "python scripts/measure_control.py": "half an hour; tests/methods/test_measuring_control.py trains for a moment",
     "python scripts/inference.py --control": "needs a ControlNet; tests/methods/test_control.py makes one",
     "python scripts/edit_batch.py s3://": "needs a bucket; tests/batch/test_processes.py starts one",
     "torchrun --nproc_per_node 8 scripts/edit_batch.py": "the same",

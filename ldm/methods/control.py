@@ -65,7 +65,7 @@ class Control:
                 eps = denoiser(inpaint, contexts)
 
                 def steered_eps(x: Tensor, t: int) -> Tensor:
-                    with self._added(residuals(x, t, contexts)):
+                    with self.added(residuals(x, t, contexts)):
                         return eps(x, t)
 
                 return steered_eps
@@ -89,7 +89,7 @@ class Control:
         return residuals
 
     @contextmanager
-    def _added(self, residuals: Sequence[Tensor]) -> Iterator[None]:
+    def added(self, residuals: Sequence[Tensor]) -> Iterator[None]:
         """Inside, the UNets' layers add these."""
         hooks = []
         for unet in self.unets:
@@ -124,22 +124,27 @@ def _ends_of_levels(unet: Any) -> list[Any]:
     return [block for block, is_last in zip(blocks, last, strict=True) if is_last]
 
 
+def adapter_channels(unet: Any) -> list[int]:
+    """Of a T2I-Adapter's features, from the latent's resolution to the lowest."""
+    return _channels(_ends_of_levels(unet))
+
+
+def _channels(blocks: Sequence[nn.Module]) -> list[int]:
+    return [[each for each in block.modules() if isinstance(each, nn.Conv2d)][-1].out_channels for block in blocks]
+
+
 def _properties(network: Any, unet: Any, factor: int) -> dict[str, tuple[Any, Any]]:
     """What a network has -> its own, and what fits the model."""
-
-    def channels(blocks: Sequence[nn.Module]) -> list[int]:
-        return [[each for each in block.modules() if isinstance(each, nn.Conv2d)][-1].out_channels for block in blocks]
-
     config = network.config
     if hasattr(network, "adapter"):
         return {
-            "features of channels": (list(config.channels), channels(_ends_of_levels(unet))),
+            "features of channels": (list(config.channels), adapter_channels(unet)),
             "a factor to the latent of": (config.downscale_factor, factor),
             "the layout of an XL": (config.adapter_type == "full_adapter_xl", False),
         }
     return {
         "tokens of width": (config.cross_attention_dim, unet.context_dim),
-        "residuals of channels": (channels(network.controlnet_down_blocks), channels(unet.input_blocks)),
+        "residuals of channels": (_channels(network.controlnet_down_blocks), _channels(unet.input_blocks)),
         "a latent of channels": (config.in_channels, unet.out[2].out_channels),
         "a picture of channels": (config.conditioning_channels, 3),
         "a factor to the latent of": (2 ** (len(config.conditioning_embedding_out_channels) - 1), factor),

@@ -38,7 +38,7 @@ Scores = dict[str, np.ndarray]  # measure -> its value for each case
 @dataclass(frozen=True)
 class Case:
     """photo, reference: RGB; mask: L, 255 = the box of the object that is replaced; rough: L, a looser box; outline
-    (SIDE,SIDE): its pixels; old, new: identities of that object and of the reference's."""
+    (SIDE,SIDE): its pixels; old, new: identities of that object and of the reference's; angles: of both, see Object."""
 
     photo: Image.Image
     mask: Image.Image
@@ -47,6 +47,7 @@ class Case:
     outline: np.ndarray
     old: Identity
     new: Identity
+    angles: tuple[float, float]
 
     @property
     def box(self) -> Box:
@@ -68,7 +69,8 @@ def draw_case(number: int) -> Case:
     mask, rough = (Image.fromarray(box_mask(box, square, SIDE)) for box in (thing.box, loose(thing.box, SCENE_SIZE)))
     picture = cut(others, reference_region(reference.box, SCENE_SIZE))
     photo = cut_square(pixels, square, SIDE)
-    return Case(photo, mask, rough, picture, outline, thing.identity, reference.identity)
+    angles = thing.angle, reference.angle
+    return Case(photo, mask, rough, picture, outline, thing.identity, reference.identity, angles)
 
 
 def found_outline(picture: Image.Image, box: Box | None) -> Image.Image:
@@ -104,7 +106,7 @@ def measure_layout(
     shape, pattern and colours in the region, as the oracle sees them; the pictures."""
     inputs = [edit.prepare(case.photo, case.mask, case.reference) for case in cases]
     labels = [labels_of(asdict(case.new)) for case in cases]
-    yield "photo", _scores(oracle, cases, labels, [case.photo for case in cases]), [c.photo for c in cases]
+    yield "photo", layout_scores(oracle, cases, labels, [case.photo for case in cases]), [c.photo for c in cases]
     for name, sampling in ways.items():
         count = min(len(cases), SLOW_CASES) if sampling.keep_layout == "ddim" else len(cases)
         painted: list[Image.Image] = []
@@ -112,10 +114,13 @@ def measure_layout(
             batch = inputs[start : min(start + 20, count)]
             seeds = range(start, start + len(batch))
             painted += map(tensor_to_image, edit.sample(stack(batch), seeds, sampling, progress=False))
-        yield name, _scores(oracle, cases[:count], labels[:count], painted), painted
+        yield name, layout_scores(oracle, cases[:count], labels[:count], painted), painted
 
 
-def _scores(oracle: Extractor, cases: Sequence[Case], labels: list[Labels], pictures: list[Image.Image]) -> Scores:
+def layout_scores(
+    oracle: Extractor, cases: Sequence[Case], labels: Sequence[Labels], pictures: Sequence[Image.Image]
+) -> Scores:
+    """By case: IoU of the outline that GrabCut finds in the region with the case's; identity, as the oracle sees it."""
     pairs = list(zip(cases, pictures, strict=True))
     answers = oracle([oracle.prepare(picture.crop(case.box)) for case, picture in pairs])
     overlap = [iou(found_outline(picture, case.box), case.outline) for case, picture in pairs]
