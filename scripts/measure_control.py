@@ -12,7 +12,7 @@ from ldm.cli.command import command, command_parser
 from ldm.cli.flags import check_range
 from ldm.util import shipped
 
-SHOWN = 6  # cases in the picture
+SHOWN = 5  # cases in the picture
 
 
 @command
@@ -37,7 +37,7 @@ def main() -> None:
     from ldm.evaluation.benchmark import mean_interval
     from ldm.files import staging
     from ldm.images import grid
-    from ldm.miniworld.control import CONTROLS, encode_samples, lines, measure, new_adapter, seconds, train_adapter
+    from ldm.miniworld import control
     from ldm.miniworld.neighbours import draw_case
     from ldm.miniworld.scores import load_oracle
     from ldm.pipeline import PaintByExample
@@ -45,25 +45,25 @@ def main() -> None:
     adapter = opt.out / "adapter"
     if opt.minutes:
         model = load_model(opt.config, opt.ckpt)
-        network = T2IAdapter.from_pretrained(adapter) if adapter.exists() else new_adapter(model)
-        train_adapter(network, model, encode_samples(model, opt.samples), opt.minutes)
+        network = T2IAdapter.from_pretrained(adapter) if adapter.exists() else control.new_adapter(model)
+        control.train_adapter(network, model, control.encode_samples(model, opt.samples), opt.minutes)
         with staging(opt.out) as folder:
             network.save_pretrained(folder / "adapter")
     edit = PaintByExample.load(opt.config, opt.ckpt, control=adapter)
     cases = [draw_case(number) for number in range(opt.cases)]
     columns = [("photo", [case.photo for case in cases]), ("reference", [case.reference for case in cases])]
     oracle = load_oracle(opt.oracle, edit.device)
-    for control, outline_of in CONTROLS.items():
+    for title, outline_of in control.CONTROLS.items():
         wanted = [replace(case, outline=outline_of(case)) for case in cases]
-        columns.append((control, [lines(case.outline) for case in wanted]))
-        for way, scores, pictures in measure(edit, oracle, wanted):
+        columns.append((title, [control.lines(case.outline) for case in wanted]))
+        for way, scores, pictures in control.measure(edit, oracle, wanted):
             if way == "plain":
                 names = list(scores)
-                print(f"| {control} | {' | '.join(names)} |\n{'|---' * (len(names) + 1)}|")
+                print(f"| {title} | {' | '.join(names)} |\n{'|---' * (len(names) + 1)}|")
             intervals = [(values.mean(), *mean_interval(values)) for values in scores.values()]
             cells = [f"{mean:.3g} ± {(high - low) / 2:.2g}" for mean, low, high in intervals]
             print(f"| {way} | {' | '.join(cells)} |", flush=True)
-            if way != "plain" or control == next(iter(CONTROLS)):
+            if way == f"`--control_scale {control.SCALES[-1]:g}`" or (way == "plain" and len(columns) == 3):
                 columns.append((way.strip("`"), pictures))
     shown = min(SHOWN, opt.cases)
     tiles = [
@@ -73,7 +73,7 @@ def main() -> None:
     ]
     with staging(opt.out) as folder:
         grid(tiles, rows=shown).save(folder / "control.jpg", quality=85)
-    plain, controlled = (seconds(edit, wanted[:10], scale) for scale in (0, 1))
+    plain, controlled = (control.seconds(edit, wanted[:10], scale) for scale in (0, 1))
     print(f"{opt.cases} cases; an edit takes {plain:.2f} s, with control {controlled:.2f} s; wrote {opt.out}")
 
 
