@@ -32,6 +32,7 @@ def main() -> None:
     check_range(opt, "cases", 2, 10_000)
 
     from ldm.checkpoint.locate import MINI_CKPT, MINI_CONFIG
+    from ldm.cli.learn_object import RATES
     from ldm.cli.show_samples import titled
     from ldm.editing.options import Sampling
     from ldm.evaluation.benchmark import mean_interval
@@ -50,7 +51,7 @@ def main() -> None:
 
     if opt.method == "learn":
         things = [learned.draw_thing(number) for number in range(opt.cases)]
-        rows = learned.measure_learned(edit, oracle, things, chosen(learned.WAYS), opt.learning_steps)
+        rows = learned.measure_learned(edit, oracle, things, chosen(learned.WAYS), opt.learning_steps, RATES)
         columns = {"photo": [each.cases[0].photo for each in things]}
         columns |= {f"picture {i + 1}": [each.shown(i) for each in things] for i in (0, 1)}
     elif opt.method == "direction":

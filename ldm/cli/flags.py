@@ -77,7 +77,7 @@ def add_editing(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         " of it beside the reference's look, in twice the time (none)",
     )
     group.add_argument(
-        "--keep", type=float, help="how much of it stays, 0 to 1, where nothing changes (0.2; ddim 0.4, pnp 0.8)"
+        "--keep", type=float, help="how much of it stays, 0 to 1, where nothing changes (0.2; ddim 0.4, pnp 0.6)"
     )
     group.add_argument(
         "--mask_from_difference",

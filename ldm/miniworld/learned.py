@@ -7,13 +7,13 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import count
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from ldm.checkpoint.adapters import merge_into
-from ldm.cli.learn_object import RATES
 from ldm.conventions import tensor_to_image
 from ldm.data.bench.squares import cut
 from ldm.data.masks import reference_region
@@ -28,9 +28,12 @@ from ldm.miniworld.neighbours import STREAM, Case, Scores, draw_case
 from ldm.miniworld.scene import scene
 from ldm.miniworld.scores import identity_scores
 from ldm.miniworld.write import SCENE_SIZE
-from ldm.training.adapters import current_adapter
+from ldm.training.adapters import KINDS, LORA, current_adapter
 from ldm.training.object_learners import TOKEN, AdapterLearner, TokenLearner
 from ldm.training.objects import ObjectPictures, look_at
+
+if TYPE_CHECKING:
+    from ldm.methods.learn_token import Learning
 
 PICTURES, PHOTOS, PRIOR = 5, 6, 4  # of an object; that it is painted into; references of other things that are kept
 SAMPLING = Sampling(sampler="dpm++", steps=12)
@@ -78,8 +81,8 @@ def draw_thing(number: int) -> Thing:
 
 @dataclass(frozen=True)
 class Way:
-    """pictures: how many there are; learns: what learns from them, a key of RATES, or nothing; prior: whether the
-    prior is kept."""
+    """pictures: how many there are; learns: what learns from them, TOKEN, LORA or one of KINDS, or nothing; prior:
+    whether the prior is kept."""
 
     pictures: int
     learns: str | None = None
@@ -89,22 +92,31 @@ class Way:
 WAYS = {
     **{f"mean of {n}" if n > 1 else "1 picture": Way(n) for n in (1, 3, PICTURES)},
     **{f"token, {n}": Way(n, TOKEN) for n in (1, 3, PICTURES)},
-    **{f"{kind}, {PICTURES}": Way(PICTURES, kind) for kind in RATES if kind != TOKEN},
-    **{f"{kind}, {PICTURES}, `--prior`": Way(PICTURES, kind, True) for kind in ("lora", "biases")},
+    **{f"{kind}, {PICTURES}": Way(PICTURES, kind) for kind in (LORA, *KINDS)},
+    f"biases, {PICTURES}, `--prior`": Way(PICTURES, "biases", True),
 }
 
 
 def measure_learned(
-    edit: Painter, oracle: Extractor, things: Sequence[Thing], ways: Mapping[str, Way], steps: int
+    edit: Painter,
+    oracle: Extractor,
+    things: Sequence[Thing],
+    ways: Mapping[str, Way],
+    steps: int,
+    rates: Mapping[str, float],
 ) -> Iterator[tuple[str, Scores, list[Image.Image]]]:
     """Of each way, for every thing the mean over its photos: shape, pattern and colour error, as the oracle sees them,
-    of edits with the thing; of edits with other references, which a token leaves as they are; the first photos."""
+    of edits with the thing; of edits with other references, which a token leaves as they are; the first photos. rates:
+    learning rates by what learns."""
+    from ldm.methods.learn_token import Learning
+
     unchanged = [_judged(oracle, thing, *_others(edit, thing)) for thing in things]
     for name, way in ways.items():
         rows, pictures = [], []
         for thing, before in zip(things, unchanged, strict=True):
             seen = look_at(edit, thing.pictures[: way.pictures], thing.regions[: way.pictures])
-            painter, token = _learned(edit, seen, way, thing, steps)
+            how = Learning(steps, rate=rates[way.learns]) if way.learns else None
+            painter, token = _learned(edit, seen, way, thing, how)
             painted = _paint(painter, thing, [token] * PHOTOS)
             own = _judged(oracle, thing, painted, [thing.identity] * PHOTOS)
             others = before if painter is edit else _judged(oracle, thing, *_others(painter, thing))
@@ -113,15 +125,15 @@ def measure_learned(
         yield name, {key: np.array([row[key] for row in rows]) for key in rows[0]}, pictures
 
 
-def _learned(edit: Painter, seen: ObjectPictures, way: Way, thing: Thing, steps: int) -> tuple[Painter, Tensor]:
+def _learned(
+    edit: Painter, seen: ObjectPictures, way: Way, thing: Thing, how: Learning | None
+) -> tuple[Painter, Tensor]:
     """What paints the thing, and the token that it is painted by."""
-    from ldm.methods.learn_token import Learning
     from ldm.methods.learn_weights import Progress
 
     start = seen.start(edit)
-    if way.learns is None:
+    if way.learns is None or how is None:
         return edit, start.token
-    how = Learning(steps, rate=RATES[way.learns])
     if way.learns == TOKEN:
         learner = TokenLearner(edit, seen, start)
         for _ in learner.steps(how):
