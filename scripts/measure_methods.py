@@ -4,6 +4,7 @@ python scripts/measure_methods.py layout     keep the layout: IoU of the new obj
 python scripts/measure_methods.py outline    find the outline: IoU with the true one
 python scripts/measure_methods.py which      ask the model: shape and pattern of the reference that is chosen
 python scripts/measure_methods.py direction  from a to b: whether an attribute moves and the rest stays
+python scripts/measure_methods.py windows    regions larger than the model's window: identity, detail, time
 python scripts/measure_methods.py learn      learn an object: identity by a token or an adapter, and by the mean token
 
 Prints a table with half of the 95% interval beside each mean, and writes <outdir>/<method>.jpg."""
@@ -21,7 +22,7 @@ SHOWN = 6  # cases in the picture
 @command
 def main() -> None:
     parser = command_parser(__doc__)
-    parser.add_argument("method", choices=("layout", "outline", "which", "direction", "learn"))
+    parser.add_argument("method", choices=("layout", "outline", "which", "direction", "windows", "learn"))
     parser.add_argument("--cases", type=int, default=100, help="for learn, objects (%(default)s)")
     parser.add_argument("--steps", type=int, default=25, help="of DDIM, for layout and direction (%(default)s)")
     parser.add_argument("--draws", type=int, default=32, help="of noise, for which (%(default)s)")
@@ -39,7 +40,7 @@ def main() -> None:
     from ldm.evaluation.features import load_clip
     from ldm.files import staging
     from ldm.images import grid
-    from ldm.miniworld import directions, learned, neighbours
+    from ldm.miniworld import directions, large, learned, neighbours
     from ldm.miniworld.scores import load_oracle
     from ldm.pipeline import PaintByExample
 
@@ -60,7 +61,8 @@ def main() -> None:
         columns = {"photo": [case.photo for case in directed]}
         columns |= {name: [case.pictures[name] for case in directed] for name in ("c", "a", "b")}
     else:
-        cases = [neighbours.draw_case(number) for number in range(opt.cases)]
+        times = large.TIMES if opt.method == "windows" else 1
+        cases = [neighbours.draw_case(number, times) for number in range(opt.cases)]
         columns = {"photo": [case.photo for case in cases]}
         if opt.method == "which":
             columns["region"] = [case.photo.crop(case.box) for case in cases]
@@ -68,6 +70,8 @@ def main() -> None:
             columns["reference"] = [case.reference for case in cases]
     if opt.method == "layout":
         rows = neighbours.measure_layout(edit, oracle, cases, chosen(neighbours.layouts(opt.steps)))
+    elif opt.method == "windows":
+        rows = large.measure_windows(edit, oracle, cases)
     elif opt.method == "outline":
         rows = neighbours.measure_outline(edit, cases)
     elif opt.method == "which":

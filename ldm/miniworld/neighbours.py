@@ -54,21 +54,25 @@ class Case:
         return self.mask.getbbox()  # type: ignore[return-value]  # it has white in it
 
 
-def draw_case(number: int) -> Case:
-    """Equal numbers draw equal cases; the reference's pair of shape and pattern is one that training never showed."""
+def draw_case(number: int, times: int = 1) -> Case:
+    """Equal numbers draw equal cases; the reference's pair of shape and pattern is one that training never showed.
+
+    times: as many pixels in a row; above 1, more than the model takes."""
+    width, height = SCENE_SIZE
+    size, side = (times * width, times * height), times * SIDE
     for attempt in range(1000):
-        pixels, objects = outlined_scene((0, STREAM, number, attempt), SCENE_SIZE)
-        others, references = scene((0, STREAM + 1, number, attempt), SCENE_SIZE, draw=draw_held_out)
-        fitting = [(thing, shown) for thing, shown in objects if square_around(thing.box, SCENE_SIZE)]
+        pixels, objects = outlined_scene((0, STREAM, number, attempt), size)
+        others, references = scene((0, STREAM + 1, number, attempt), size, draw=draw_held_out)
+        fitting = [(thing, shown) for thing, shown in objects if square_around(thing.box, size)]
         if fitting and references:
             break
     (thing, shown), reference = fitting[0], references[0]
-    square = square_around(thing.box, SCENE_SIZE)
+    square = square_around(thing.box, size)
     assert square is not None
-    outline = np.asarray(cut_square(255 * shown.astype(np.uint8), square, SIDE)) > 127
-    mask, rough = (Image.fromarray(box_mask(box, square, SIDE)) for box in (thing.box, loose(thing.box, SCENE_SIZE)))
-    picture = cut(others, reference_region(reference.box, SCENE_SIZE))
-    photo = cut_square(pixels, square, SIDE)
+    outline = np.asarray(cut_square(255 * shown.astype(np.uint8), square, side)) > 127
+    mask, rough = (Image.fromarray(box_mask(box, square, side)) for box in (thing.box, loose(thing.box, size)))
+    picture = cut(others, reference_region(reference.box, size))
+    photo = cut_square(pixels, square, side)
     angles = thing.angle, reference.angle
     return Case(photo, mask, rough, picture, outline, thing.identity, reference.identity, angles)
 

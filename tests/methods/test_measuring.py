@@ -11,7 +11,7 @@ from PIL import Image
 
 from ldm.checkpoint.locate import MINI_CKPT, MINI_CONFIG
 from ldm.editing.options import Sampling
-from ldm.miniworld import learned
+from ldm.miniworld import large, learned
 from ldm.miniworld.crops import labels_of
 from ldm.miniworld.directions import ATTRIBUTES, direction_scores, draw_directed
 from ldm.miniworld.identity import HELD_OUT
@@ -38,6 +38,7 @@ def test_cases_know_their_outlines():
         ["layout", "--ways", "plain", "--steps", 2],
         ["outline"],
         ["which", "--draws", 2],
+        ["windows"],
         ["direction", "--steps", 1],
         ["learn", "--ways", "1 picture", "token, 1", "--learning_steps", 1],
     ],
@@ -45,6 +46,7 @@ def test_cases_know_their_outlines():
 def test_each_is_a_table_and_a_picture(words, script, tmp_path, monkeypatch):
     monkeypatch.setattr(learned, "PHOTOS", 1)
     monkeypatch.setattr(learned, "SAMPLING", Sampling(sampler="ddim", steps=1))
+    monkeypatch.setattr(large, "SAMPLING", {"sampler": "ddim", "steps": 4, "progress": False})
     code, out, err = script("measure_methods", *words, "--cases", 2, "--outdir", tmp_path)
     assert code == 0, err
     assert out.count("±") >= 2 and "2 cases" in out
