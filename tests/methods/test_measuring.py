@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ldm.checkpoint.locate import MINI_CKPT, MINI_CONFIG
+from ldm.cli.learn_object import RATES
 from ldm.editing.options import Sampling
+from ldm.methods.learn_token import Learning
 from ldm.miniworld import large, learned
 from ldm.miniworld.crops import labels_of
 from ldm.miniworld.directions import ATTRIBUTES, direction_scores, draw_directed
@@ -92,10 +94,10 @@ def test_things_are_of_every_pair_that_was_held_out():
 
 def test_an_adapter_paints_with_what_it_learned_and_the_model_stays():
     """Adam's first step is as long as its rate, wherever the gradient is not nearly 0."""
-    edit, thing, rate = PaintByExample.load(MINI_CONFIG, MINI_CKPT), learned.draw_thing(0), learned.RATES["v"]
+    edit, thing, rate = PaintByExample.load(MINI_CONFIG, MINI_CKPT), learned.draw_thing(0), RATES["v"]
     before = {name: tensor.clone() for name, tensor in edit.model.state_dict().items()}
     seen = look_at(edit, thing.pictures[:1], thing.regions[:1])
-    painter, token = learned._learned(edit, seen, learned.Way(1, "v"), thing, steps=1)
+    painter, token = learned._learned(edit, seen, learned.Way(1, "v"), thing, Learning(1, rate=rate))
     after = painter.model.state_dict()
     assert all(torch.equal(tensor, before[name]) for name, tensor in edit.model.state_dict().items())
     changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
