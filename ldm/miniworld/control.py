@@ -18,18 +18,16 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
-from ldm.conventions import tensor_to_image
 from ldm.data.bench.squares import cut
 from ldm.data.masks import Box
 from ldm.data.sample import Recipe
-from ldm.editing.inputs import stack
 from ldm.editing.options import WHOLE_PHOTO, Placement, Sampling
 from ldm.evaluation.features import Extractor
 from ldm.fast.networks import preferred_half_dtype
 from ldm.images import PictureFile
 from ldm.miniworld.crops import labels_of
 from ldm.miniworld.identity import Identity
-from ldm.miniworld.neighbours import Case, Scores, layout_scores
+from ldm.miniworld.neighbours import Case, Scores, layout_scores, paint_windows
 from ldm.miniworld.scene import MAX_ROTATION, outlined_scene
 from ldm.miniworld.write import SCENE_SIZE, SIDE
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -173,17 +171,13 @@ def measure(
         yield name, layout_scores(oracle, cases, labels, painted), painted
 
 
-def paint(edit: PaintByExample, cases: Sequence[Case], scale: float, batch: int = 20) -> list[Image.Image]:
+def paint(edit: PaintByExample, cases: Sequence[Case], scale: float) -> list[Image.Image]:
     """The cases' edits; the control picture is their outline."""
-    placement, painted = Placement(context=WHOLE_PHOTO), list[Image.Image]()
+    placement = Placement(context=WHOLE_PHOTO)
     inputs = [
         edit.plan(c.photo, c.mask, [c.reference], placement, lines(c.outline).convert("RGB")).inputs for c in cases
     ]
-    for start in range(0, len(inputs), batch):
-        some, sampling = inputs[start : start + batch], replace(SAMPLING, control_scale=scale)
-        seeds = range(start, start + len(some))
-        painted += map(tensor_to_image, edit.sample(stack(some), seeds, sampling, progress=False))
-    return painted
+    return paint_windows(edit, inputs, replace(SAMPLING, control_scale=scale))
 
 
 def seconds(edit: PaintByExample, cases: Sequence[Case], scale: float) -> float:

@@ -15,7 +15,7 @@ from ldm.conventions import tensor_to_image
 from ldm.data.bench.make import box_mask, square_around
 from ldm.data.bench.squares import cut, cut_square
 from ldm.data.masks import Box, reference_region
-from ldm.editing.inputs import stack
+from ldm.editing.inputs import Inputs, stack
 from ldm.editing.options import Placement, Sampling
 from ldm.evaluation.features import Extractor
 from ldm.miniworld.crops import Labels, labels_of
@@ -113,12 +113,20 @@ def measure_layout(
     yield "photo", layout_scores(oracle, cases, labels, [case.photo for case in cases]), [c.photo for c in cases]
     for name, sampling in ways.items():
         count = min(len(cases), SLOW_CASES) if sampling.keep_layout == "ddim" else len(cases)
-        painted: list[Image.Image] = []
-        for start in range(0, count, 20):
-            batch = inputs[start : min(start + 20, count)]
-            seeds = range(start, start + len(batch))
-            painted += map(tensor_to_image, edit.sample(stack(batch), seeds, sampling, progress=False))
+        painted = paint_windows(edit, inputs[:count], sampling)
         yield name, layout_scores(oracle, cases[:count], labels[:count], painted), painted
+
+
+def paint_windows(
+    edit: PaintByExample, inputs: Sequence[Inputs], sampling: Sampling, batch_size: int = 20
+) -> list[Image.Image]:
+    """The windows of edits, each with its position as its seed."""
+    painted: list[Image.Image] = []
+    for start in range(0, len(inputs), batch_size):
+        batch = inputs[start : start + batch_size]
+        seeds = range(start, start + len(batch))
+        painted += map(tensor_to_image, edit.sample(stack(batch), seeds, sampling, progress=False))
+    return painted
 
 
 def layout_scores(
