@@ -23,6 +23,7 @@ from torch import Tensor
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # RGB, of pixels in [0,1]
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # the same
 
 NOISY_LATENT = slice(0, 4)  # the UNet's input channels
 MASK = slice(8, 9)  # 1 = keep
@@ -72,6 +73,19 @@ def reference_to_image(reference: Tensor) -> Image.Image:
     """(3,S,S), CLIP-normalised -> PIL RGB: the inverse of reference_to_tensor, except for the size."""
     pixels = reference.cpu() * torch.tensor(CLIP_STD).view(3, 1, 1) + torch.tensor(CLIP_MEAN).view(3, 1, 1)
     return tensor_to_image(pixels * 2.0 - 1.0)
+
+
+def reference_in_pixels(reference: Tensor, size: int) -> Tensor:
+    """(B,3,S,S), CLIP-normalised -> (B,3,size,size) in [-1,1], resized with antialias."""
+    mean, std = (torch.tensor(each, device=reference.device).view(3, 1, 1) for each in (CLIP_MEAN, CLIP_STD))
+    pixels = F.interpolate(reference * std + mean, (size, size), mode="bicubic", align_corners=False, antialias=True)
+    return pixels.clamp(0.0, 1.0) * 2.0 - 1.0
+
+
+def normalise_imagenet(image: Tensor) -> Tensor:
+    """(B,3,H,W) in [0,1] -> (B,3,H,W), normalised with ImageNet's mean and standard deviation, as DINOv2 takes it."""
+    mean, std = (torch.tensor(each, device=image.device).view(3, 1, 1) for each in (IMAGENET_MEAN, IMAGENET_STD))
+    return (image - mean) / std
 
 
 def resize_tensor(x: Tensor, size: tuple[int, ...]) -> Tensor:

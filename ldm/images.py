@@ -140,11 +140,11 @@ def size_in_header(path: str | os.PathLike) -> tuple[int, int]:
 class PictureFile:
     """A picture file in memory: its size is known, its pixels are decoded on request.
 
-    size: (width, height), upright. data: the file's bytes, read from `path` if not given.
-    Raises UserError: missing, not a picture."""
+    size: (width, height), upright. data: the file's bytes, read from `path` if not given; mask: those of the mask of
+    its objects (ldm/data/object_masks.py), if it is not beside `path`. Raises UserError: missing, not a picture."""
 
-    def __init__(self, path: str | os.PathLike, data: bytes | None = None):
-        self.path = path
+    def __init__(self, path: str | os.PathLike, data: bytes | None = None, mask: bytes | None = None):
+        self.path, self.mask = path, mask
         with _reading(path, "image"):
             self.data = place(path).read_bytes() if data is None else data
             self.header = open_tolerantly(self.data)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ldm.checkpoint import load_model
 from ldm.checkpoint.adapters import merge_into, read_stack
+from ldm.checkpoint.detail import load_detail, read_detail
 from ldm.checkpoint.locate import choose_model
 from ldm.conventions import tensor_to_image
 from ldm.editing.arguments import is_one_for_all, one_region, photos_and_seeds, takes_flag_names
@@ -78,12 +79,14 @@ class PaintByExample(Painter):
         safety_checker: str | os.PathLike | None = None,
         *,
         control: str | os.PathLike | None = None,
+        detail: str | os.PathLike | None = None,
     ) -> PaintByExample:
         """The arguments are the fields of ldm.editing.options.Loading."""
         return cls.from_loading(
             Loading(
                 *(config, ckpt, device, precision, lora, lora_scale, fast, compiled, offload, decoder, safety_checker),
                 control=control,
+                detail=detail,
             )
         )
 
@@ -95,6 +98,8 @@ class PaintByExample(Painter):
         # Cheap checks come before gigabytes are read.
         check_network_options(device, choose_precision(device, loading.precision), loading.fast, loading.compiled)
         adapters = read_stack(loading.lora, loading.lora_scale)
+        if loading.detail is not None:
+            read_detail(loading.detail)
         home, checker = "cpu" if loading.offload else device, None
         if loading.safety_checker is not None:
             checker = SafetyChecker.load(loading.safety_checker, home)
@@ -105,6 +110,8 @@ class PaintByExample(Painter):
         edit = cls(model, loading.precision, loading.fast, loading.compiled, device if loading.offload else None)
         edit.settings = loading.settings | {"checkpoint": Path(ckpt).name}
         edit.safety_checker = checker
+        if loading.detail is not None:
+            edit.detail = load_detail(model, loading.detail)
         if loading.decoder is not None:
             edit.decoder = AsymmetricDecoder.load(loading.decoder, home, model.first_stage_model.factor, model.channels)
         if loading.control is not None:
@@ -251,6 +258,7 @@ class PaintByExample(Painter):
         judge: str = "clip",
         control_image: Picture | Sequence[Picture] | None = None,
         control_scale: float | None = None,
+        detail_scale: float | None = None,
     ) -> Image.Image | list[Image.Image] | list[list[Image.Image]]:
         """Repaint a region of an image, or several, each with the object of its reference.
 
@@ -263,7 +271,7 @@ class PaintByExample(Painter):
         click, click_not, snap: instead of mask: an object, by points (x, y) on it and beside it, or a loose box
         regions, references: instead of these and reference, a list of regions of the image, painted one after the
             other, and a list of references, one for each region or one for all
-        scale, sampler, steps, eta, strength, blend_latents, keep_layout, keep, control_scale: see
+        scale, sampler, steps, eta, strength, blend_latents, keep_layout, keep, control_scale, detail_scale: see
             ldm.editing.options.Sampling; steps 50 and sampler "plms" if not given; preset: "fast" or "draft", instead
             of sampler and steps
         control_image: edges, depth or what else the loaded ControlNet or T2I-Adapter takes, of the image's proportions
@@ -287,7 +295,7 @@ class PaintByExample(Painter):
             if value < 1:
                 raise UserError(f"{name} {value} is out of range: use 1 or more")
         blending, selection = Blending(background, feather), Selection(best, best_preset, judge)
-        layout = (strength, blend_latents, keep_layout, keep, control_scale)
+        layout = (strength, blend_latents, keep_layout, keep, control_scale, detail_scale)
         sampling = Sampling.choose(preset, sampler, steps, scale, eta, *layout)
         fit = (reference_fit, reference_cutout, segment, mask_from_difference, mix, together, windows)
         placement = Placement(context, height, width, grow, invert, *fit)

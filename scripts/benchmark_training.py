@@ -7,7 +7,7 @@ Measured with random pictures and random weights. The estimate needs no device: 
 optimizer states and the tensors kept for the backward pass, without allocating any of them."""
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ldm.cli.command import command, command_parser
 from ldm.editing.checks import pick_device
@@ -50,7 +50,9 @@ def estimate(config: DictConfig, batch_sizes: list[int]) -> None:
 @command
 def main() -> None:
     p = command_parser(__doc__)
-    p.add_argument("--config", default="configs/v1.yaml")
+    p.add_argument(
+        "--config", nargs="+", default=["configs/v1.yaml"], help="as main.py --base: later ones change earlier"
+    )
     p.add_argument("--batch_size", type=int, nargs="+", default=[4], help="of a process; several for --memory")
     p.add_argument("--steps", type=int, default=5, help="steps to measure, after two that are not (5)")
     p.add_argument("--precision", choices=PRECISIONS, default="bf16", help="of the networks, by autocast (bf16)")
@@ -62,7 +64,7 @@ def main() -> None:
     opt = p.parse_args()
     if min(opt.batch_size) < 1 or opt.steps < 1:
         raise UserError("--batch_size or --steps is below 1: use at least 1")
-    config = load_config(opt.config)
+    config = OmegaConf.merge(*map(load_config, opt.config))
     if opt.memory:
         return estimate(config, opt.batch_size)
     setup = TrainingStep(opt.batch_size[0], opt.steps, opt.precision, opt.compile, opt.checkpointing, opt.workers)

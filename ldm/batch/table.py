@@ -68,7 +68,7 @@ REGIONS = (*KINDS, *OBJECT)
 SAMPLING: Kinds = {
     **{"scale": number, "sampler": str.lower, "steps": whole, "eta": number},
     **{"strength": number, "blend_latents": flag, "keep_layout": str.lower, "keep": number},
-    **{"control_scale": number},
+    **{"control_scale": number, "detail_scale": number},
 }
 PLACEMENT: Kinds = {
     **{"context": context, "height": whole, "width": whole, "grow": number, "invert": flag},

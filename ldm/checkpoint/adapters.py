@@ -181,6 +181,18 @@ def read_stack(
 
 def read_adapter(path: str | os.PathLike) -> Adapter:
     """Reads an adapter without running code from the file. Raises UserError: missing, damaged, not an adapter."""
+    metadata, tensors = read_tensors(path, "lora", WRITTEN)
+    try:
+        rank, alpha = json.loads(metadata["rank"]), json.loads(metadata["alpha"])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise UserError(f"lora {path} has no rank and alpha in its metadata: {WRITTEN}") from error
+    v = tensors.pop(V, None)
+    return Adapter(tensors, rank, alpha, v, f"lora {path}")
+
+
+def read_tensors(path: str | os.PathLike, what: str, cure: str) -> tuple[dict[str, str], StateDict]:
+    """-> the metadata and tensors of a .safetensors file of trained weights, running no code from it. what, cure: of
+    messages. Raises UserError: missing, damaged, a tensor that is not finite."""
     path = local(path)
     try:
         path.open("rb").close()  # gives the reason where the file cannot be opened
@@ -188,18 +200,13 @@ def read_adapter(path: str | os.PathLike) -> Adapter:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
     except OSError as error:
-        raise UserError(f"lora {path} cannot be read ({error.strerror or error}): {WRITTEN}") from error
+        raise UserError(f"{what} {path} cannot be read ({error.strerror or error}): {cure}") from error
     except SafetensorError as error:
-        raise UserError(f"lora {path} is damaged or not a .safetensors file ({error}): {WRITTEN}") from error
+        raise UserError(f"{what} {path} is damaged or not a .safetensors file ({error}): {cure}") from error
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise UserError(f"lora {path}: {name} is not finite: train again with a lower learning rate")
-    try:
-        rank, alpha = json.loads(metadata["rank"]), json.loads(metadata["alpha"])
-    except (KeyError, ValueError, RecursionError) as error:
-        raise UserError(f"lora {path} has no rank and alpha in its metadata: {WRITTEN}") from error
-    v = tensors.pop(V, None)
-    return Adapter(tensors, rank, alpha, v, f"lora {path}")
+            raise UserError(f"{what} {path}: {name} is not finite: train again with a lower learning rate")
+    return metadata, tensors
 
 
 def write_adapter(adapter: Adapter, path: Place) -> None:

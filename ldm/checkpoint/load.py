@@ -124,8 +124,18 @@ def _weight_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _require_fit(expected: Mapping[str, tuple[int, ...]], given: StateDict, source: object) -> None:
-    """expected: {name: shape}. Raises UserError naming missing and unexpected tensors, and those of another shape or
-    not of floats."""
+    """require_fit of a model."""
+    cure = "give the config that it was made with (--config)"
+    if FIRST_CONV in given and given[FIRST_CONV].ndim == 4 and given[FIRST_CONV].shape[1] == 4:
+        cure = "it is a Stable Diffusion model with 4 input channels, so widen it by scripts/modify_checkpoints.py"
+    require_fit(expected, given, source, "the config", cure)
+
+
+def require_fit(
+    expected: Mapping[str, tuple[int, ...]], given: StateDict, source: object, target: str, cure: str
+) -> None:
+    """expected: {name: shape}; source, target, cure: of the message. Raises UserError naming missing and unexpected
+    tensors, and those of another shape or not of floats."""
     problems = []
     if missing := expected.keys() - given.keys():
         problems.append(f"it lacks {listing(missing)}")
@@ -138,10 +148,7 @@ def _require_fit(expected: Mapping[str, tuple[int, ...]], given: StateDict, sour
             problems.append(f"{name} is {given[name].dtype} instead of float")
     if problems:
         more = f", and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else ""
-        cure = "give the config that it was made with (--config)"
-        if FIRST_CONV in given and given[FIRST_CONV].ndim == 4 and given[FIRST_CONV].shape[1] == 4:
-            cure = "it is a Stable Diffusion model with 4 input channels, so widen it by scripts/modify_checkpoints.py"
-        raise UserError(f"{source} does not fit the config ({'; '.join(problems[:MAX_PROBLEMS])}{more}): {cure}")
+        raise UserError(f"{source} does not fit {target} ({'; '.join(problems[:MAX_PROBLEMS])}{more}): {cure}")
 
 
 def load_model(config: Config, path: str | os.PathLike, device: str | torch.device = "cpu") -> LatentDiffusion:

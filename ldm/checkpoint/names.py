@@ -21,6 +21,7 @@ CLIP, TEXT = TOWER + "vision_model.", TOWER + "text_model."
 MAPPER = "cond_stage_model.mapper."
 EMA = "model_ema."
 TEACHER = "teacher."  # what a distillation run keeps beside its model
+DETAIL = "detail."  # a detail path, in a run that trains one
 
 FIRST_CONV = UNET + "input_blocks.0.0.weight"
 POSITION_IDS = CLIP + "embeddings.position_ids"

@@ -4,8 +4,8 @@
 
 jobs.csv has the columns image, reference, out, one of mask, box (x0,y0,x1,y1, quoted), polygon (x,y x,y x,y, quoted),
 alpha (yes) and an object (click, click_not: x,y x,y, quoted; snap: as box) and, optionally, every setting of an edit,
-which takes precedence over its flag: seed, scale, preset, sampler, steps, eta, strength, keep_layout, keep,
-blend_latents, background, feather, context, grow, invert, mask_from_difference, height, width, reference_fit,
+which takes precedence over its flag: seed, scale, detail_scale, preset, sampler, steps, eta, strength, keep_layout,
+keep, blend_latents, background, feather, context, grow, invert, mask_from_difference, height, width, reference_fit,
 reference_cutout, segment, reference_mask, mix, together, windows, best, best_preset, judge, control_image and
 control_scale. Its paths are relative to its folder; several references of one object are separated by |, several
 regions and their references, to be painted together, by ||. Columns are separated by commas,
@@ -50,7 +50,8 @@ if TYPE_CHECKING:
     from ldm.batch.account import Outcome
 
 LOADING_SETTINGS = (
-    *("precision", "config", "ckpt", "lora", "lora_scale", "decoder", "safety_checker", "control", "watermark"),
+    *("precision", "config", "ckpt", "lora", "lora_scale", "detail", "decoder", "safety_checker"),
+    *("control", "watermark"),
 )
 
 

@@ -111,6 +111,9 @@ def _parts(opt: argparse.Namespace) -> dict[str, Any]:
         paths = in_list(opt.lora)
         parts |= {"lora": alone([Path(path).name for path in paths]), "lora_scale": opt.lora_scale}
         parts["lora_sha256"] = alone([sha256_of(path) for path in paths])
+    if opt.detail:
+        scale = 1.0 if opt.detail_scale is None else opt.detail_scale
+        parts |= {"detail": Path(opt.detail).name, "detail_sha256": sha256_of(opt.detail), "detail_scale": scale}
     if opt.decoder:
         parts |= {"decoder": Path(opt.decoder).name, "decoder_sha256": sha256_of(opt.decoder)}
     if opt.safety_checker != "off":

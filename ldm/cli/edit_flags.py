@@ -29,8 +29,8 @@ SETTINGS = (  # flags whose values are written into pictures
     *("image_path", "regions", "references", "reference_masks", "grow", "invert", "H", "W", "context", "background"),
     *("feather", "strength", "keep_layout", "keep", "reference_fit", "reference_cutout", "segment", "blend_latents"),
     *("mask_from_difference", "mix", "together", "windows", "control", "control_image", "control_scale"),
-    *("scale", "sampler", "ddim_steps", *PRESET_SETTINGS),
-    *("ddim_eta", "seed", "start", "config", "ckpt", "lora", "lora_scale", "precision"),
+    *("scale", "detail_scale", "sampler", "ddim_steps", *PRESET_SETTINGS),
+    *("ddim_eta", "seed", "start", "config", "ckpt", "lora", "lora_scale", "detail", "precision"),
     *("decoder", "safety_checker", "watermark"),
 )
 

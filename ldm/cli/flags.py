@@ -12,11 +12,13 @@ if TYPE_CHECKING:  # importing torch takes seconds, which --help must not
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """scale, preset, sampler, plms, ddim_steps, ddim_eta. -> their group, for further flags; see sampling_from."""
+    """scale, detail_scale, preset, sampler, plms, ddim_steps, ddim_eta. -> their group, for further flags; see
+    sampling_from."""
     group = parser.add_argument_group("sampling")
     group.add_argument(
         "--scale", type=float, default=5.0, help="guidance: 1 none, larger follows the reference more closely (5)"
     )
+    group.add_argument("--detail_scale", type=float, help="how much of --detail: 0 none, 1 as it was trained (1)")
     group.add_argument("--preset", help="fast or draft: sampler, steps and guidance with fewer evaluations (none)")
     group.add_argument("--sampler", help="plms, ddim, dpm++ or unipc (plms)")
     group.add_argument("--plms", action="store_true", help="the same as --sampler plms")
@@ -155,14 +157,16 @@ def add_adapters(group: argparse._ActionsContainer) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """config, ckpt, lora, lora_scale, device, precision, compile, offload, decoder, safety_checker, plain. -> their
-    group; see loading_from."""
+    """config, ckpt, lora, lora_scale, detail, device, precision, compile, offload, decoder, safety_checker, plain. ->
+    their group; see loading_from."""
     group = parser.add_argument_group("model")
     group.add_argument("--config", help="default: the released model's, configs/v1.yaml")
     group.add_argument("--ckpt", help="a .ckpt, a .safetensors, a diffusers folder, or hub to download the released"
                        " model (default: checkpoints/model.ckpt, else an earlier download, else the"
                        " miniature model)")  # fmt: skip
     add_adapters(group)
+    group.add_argument("--detail", metavar="FILE", help="a detail path, detail.safetensors, that training wrote: more"
+                       " of the reference than its class")  # fmt: skip
     group.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the fastest available)")
     group.add_argument("--precision", help="full: float32; bf16, fp16; autocast: the half precision that suits the"
                        " device (default: autocast on CUDA, else full)")  # fmt: skip
@@ -193,6 +197,7 @@ def sampling_from(opt: argparse.Namespace) -> Sampling:
         strength=getattr(opt, "strength", 1.0),
         **{name: getattr(opt, name, None) for name in ("keep_layout", "keep", "control_scale")},
         blend_latents=getattr(opt, "blend_latents", False),
+        detail_scale=opt.detail_scale,
     )
 
 
@@ -234,6 +239,7 @@ def loading_from(opt: argparse.Namespace) -> Loading:
         precision=opt.precision,
         lora=opt.lora,
         lora_scale=opt.lora_scale,
+        detail=opt.detail,
         fast=not opt.plain,
         compiled=opt.compile,
         offload=opt.offload,

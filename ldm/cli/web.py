@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     edit = PaintByExample.from_loading(replace(loading_from(opt), config=config, ckpt=ckpt))
     names = alone([Path(path).name for path in in_list(opt.lora)])
     adapter = {"lora": names, "lora_scale": opt.lora_scale} if opt.lora else {}
-    model = ModelInfo(precision=edit.precision, checkpoint=Path(ckpt).name, **adapter)
+    detail = Path(opt.detail).name if opt.detail else None
+    model = ModelInfo(precision=edit.precision, checkpoint=Path(ckpt).name, **adapter, detail=detail)
     examples = examples_for(edit)
     worker = EditWorker(edit, model, [open_picture(example.image, "example") for example in examples])
     worker.measure()

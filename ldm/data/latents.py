@@ -91,9 +91,11 @@ class LatentDataset(Dataset):
         exact: bool = False,
         seed: int = 0,
         pair_share: float = 0.0,
+        object_masks: bool = False,
     ):
         recipe = Recipe(
-            arbitrary_mask_percent, image_size, reference_augmentation, mask_augmentation, exact, pair_share
+            *(arbitrary_mask_percent, image_size, reference_augmentation, mask_augmentation, exact, pair_share),
+            object_masks,
         )
         self.state, self.folder, self.seed = state, Path(dataset_dir) / FOLDER, seed
         self.description = Description.read(self.folder, state)

@@ -46,9 +46,11 @@ class OpenImageDataset(Dataset):
         exact: bool = False,
         seed: int = 0,
         pair_share: float = 0.0,
+        object_masks: bool = False,
     ):
         self.recipe = Recipe(
-            arbitrary_mask_percent, image_size, reference_augmentation, mask_augmentation, exact, pair_share
+            *(arbitrary_mask_percent, image_size, reference_augmentation, mask_augmentation, exact, pair_share),
+            object_masks,
         )
         self.index = BoxIndex(dataset_dir, state)
         require_pairs(pair_share, self.index.arrays, f"the {state} index of {self.index.root}")

@@ -1,7 +1,8 @@
 """The pictures in shards, each found by its number: references come from any of them (see views.py).
 
     <dataset_dir>/shards/<split>-views.npz        the arrays of the index
-    <dataset_dir>/shards/<split>-00000.npy, ...   (k,3) int64: a shard's pictures: number, first byte, bytes
+    <dataset_dir>/shards/<split>-00000.npy, ...   (k,5) int64: a shard's pictures: number, first byte, bytes, and first
+                                                  byte and bytes of the picture's mask; zeros if it has none
 
 They exist if the index has pairs.
 """
@@ -21,13 +22,19 @@ from ldm.images import PictureFile
 from ldm.storage import Place, read_part
 from ldm.util import UserError
 
+MASK = "mask.png"  # ending of the file of a picture's mask
+
 
 def write_places(path: Path) -> None:
-    """Write where a shard's pictures are, beside it."""
+    """Write where a shard's pictures and their masks are, beside it."""
+    found: dict[int, np.ndarray] = {}
     with tarfile.open(path) as shard:
-        pictures = [member for member in shard if not member.name.endswith(".json")]
-    places = [(int(member.name.partition(".")[0]), member.offset_data, member.size) for member in pictures]
-    np.save(path.with_suffix(".npy"), np.array(places, np.int64).reshape(-1, 3))
+        for member in shard:
+            number, _, ending = member.name.partition(".")
+            row = found.setdefault(int(number), np.array([int(number), 0, 0, 0, 0], np.int64))
+            if ending != "json":
+                row[slice(3, 5) if ending == MASK else slice(1, 3)] = member.offset_data, member.size
+    np.save(path.with_suffix(".npy"), np.array(list(found.values()), np.int64).reshape(-1, 5))
 
 
 class PackedViews:
@@ -42,7 +49,7 @@ class PackedViews:
         try:
             with np.load(io.BytesIO((folder / f"{split}-views.npz").read_bytes())) as arrays:
                 self.arrays = dict(arrays)
-            self.places = np.zeros((len(self.arrays["path_ends"]), 3), np.int64)  # shard, first byte, bytes
+            self.places = np.zeros((len(self.arrays["path_ends"]), 5), np.int64)  # shard, then as in the files
             for shard in range(shards):
                 found = np.load(io.BytesIO((folder / f"{split}-{shard:05}.npy").read_bytes()))
                 self.places[found[:, 0]] = np.insert(found[:, 1:], 0, shard, axis=1)
@@ -59,13 +66,14 @@ class PackedViews:
         if drawn is None:
             return None
         number, box = drawn
-        path, (shard, start, size) = path_of(self.arrays, number), self.places[number].tolist()
-        if not size:
+        path, (shard, *parts) = path_of(self.arrays, number), self.places[number].tolist()
+        if not parts[1]:
             raise UserError(f"reference {path} could not be opened when the shards were packed: correct it, pack again")
         try:
-            data = read_part(self.folder / f"{self.split}-{shard:05}.tar", start, size)
+            archive = self.folder / f"{self.split}-{shard:05}.tar"
+            data, mask = (read_part(archive, start, size) if size else None for start, size in (parts[:2], parts[2:]))
         except OSError as error:
             raise UserError(
                 f"reference {path} cannot be read from its shard ({error}): pack the shards again"
             ) from error
-        return View(PictureFile(path, data), box)
+        return View(PictureFile(path, data, mask), box)

@@ -10,10 +10,12 @@
 | inpaint_image | (3,S,S): GT * inpaint_mask                                                  |
 | ref_imgs      | (3,224,224), CLIP-normalised: the box and 10 px around it, augmented; in     |
 |               | pair_share of the samples, those of another picture of the same object      |
+| ref_mask      | with object_masks (1,224,224): 1 where the object is in it, 0 elsewhere     |
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +28,7 @@ from torch import Tensor
 
 from ldm.conventions import image_to_tensor, reference_to_tensor
 from ldm.data.masks import Box, blob, grow, polygon_mask, rectangle_mask, reference_region, window
+from ldm.data.object_masks import object_in
 from ldm.data.reference import SIZE, Augmentation, load_augmentation, resize_reference
 from ldm.images import PictureFile
 from ldm.util import UserError
@@ -82,7 +85,8 @@ class Recipe:
     by less than a grey level, and a JPEG at least twice as large as needed is decoded at a half, a quarter or an
     eighth of its size.
     pair_share: share (0 to 1) of samples with a reference from another picture of the same object, among those whose
-    object has one. It changes their reference and nothing else, and the other samples not at all."""
+    object has one. It changes their reference and nothing else, and the other samples not at all.
+    object_masks: also give the object's place in the reference (see ldm/data/object_masks.py)."""
 
     arbitrary_mask_percent: float = 0.5
     image_size: int = 512
@@ -90,6 +94,7 @@ class Recipe:
     mask_augmentation: bool = True
     exact: bool = False
     pair_share: float = 0.0
+    object_masks: bool = False
 
     def __post_init__(self) -> None:
         for name in ("arbitrary_mask_percent", "pair_share"):
@@ -143,6 +148,12 @@ class Recipe:
         reduction = 1 if self.exact else self.reduction(plan.window, region)
         pixels = picture.pixels(reduction)
         reference = resize_reference(_cut(pixels, _reduced(region, reduction))) if view is None else self.seen(view)
+        shown = {}
+        if self.object_masks:
+            mask = _object_mask(view or View(picture, plan.box))
+            if self.augment:
+                mask = self.augment(mask, copy.deepcopy(rng))  # moved as the reference will be
+            shown["ref_mask"] = torch.from_numpy((mask[..., 0] >= 128).astype(np.float32))[None]
         if self.augment:
             reference = self.augment(reference, rng)
         square = _cut(pixels, _reduced(plan.window, reduction))
@@ -153,6 +164,7 @@ class Recipe:
             "inpaint_image": image * mask,
             "inpaint_mask": mask,
             "ref_imgs": reference_to_tensor(Image.fromarray(reference)),
+            **shown,
         }
 
     def seen(self, view: View) -> np.ndarray:
@@ -199,3 +211,9 @@ def _reduced(box: Box, reduction: int) -> Box:
 def _cut(pixels: np.ndarray, box: Box) -> np.ndarray:
     x0, y0, x1, y1 = box
     return pixels[y0:y1, x0:x1]
+
+
+def _object_mask(view: View) -> np.ndarray:
+    """(224,224,3) uint8, 255 where the view's object is in the reference that shows it. Raises UserError: no mask."""
+    region = reference_region(_inside(view.box, view.picture.size), view.picture.size)
+    return np.repeat(resize_reference(object_in(view.picture, view.box, region))[..., None], 3, axis=2)

@@ -1,6 +1,7 @@
 """A split as tar shards (WebDataset's format), for storage that is slow with many single files.
 
-    <dataset_dir>/shards/<split>-00000.tar, ...   <number>.<jpg, png, ...> and <number>.json (path and boxes)
+    <dataset_dir>/shards/<split>-00000.tar, ...   <number>.<jpg, png, ...>, <number>.json (path and boxes) and, of
+                                                  pictures that have one, <number>.mask.png (object_masks.py)
     <dataset_dir>/shards/<split>.json             the number of pictures in each shard
 
 Pictures are in random order. <number> is the picture's position in the split's index; its sample is the same as
@@ -29,7 +30,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from ldm.data.index import BoxIndex, MissingSplit, index_path
-from ldm.data.packed_views import PackedViews, write_places
+from ldm.data.object_masks import mask_bytes
+from ldm.data.packed_views import MASK, PackedViews, write_places
 from ldm.data.sample import Recipe
 from ldm.data.views import require_pairs
 from ldm.files import staging
@@ -136,7 +138,9 @@ def _write_shard(path: Path, index: BoxIndex, numbers: list[int]) -> int:
                 continue
             facts = {"path": str(picture), "boxes": index[i][1].tolist() if i < len(index) else []}
             kind = opened.header.format.lower().replace("jpeg", "jpg")
-            shard.write({"__key__": f"{i:09}", kind: opened.data, "json": facts})
+            mask = mask_bytes(picture)
+            packed = {} if mask is None else {MASK: mask}
+            shard.write({"__key__": f"{i:09}", kind: opened.data, "json": facts, **packed})
             count += 1
     return count
 
@@ -159,9 +163,11 @@ class ShardDataset(IterableDataset):
         exact: bool = False,
         seed: int = 0,
         pair_share: float = 0.0,
+        object_masks: bool = False,
     ):
         self.recipe = Recipe(
-            arbitrary_mask_percent, image_size, reference_augmentation, mask_augmentation, exact, pair_share
+            *(arbitrary_mask_percent, image_size, reference_augmentation, mask_augmentation, exact, pair_share),
+            object_masks,
         )
         require("webdataset", "train")  # if it is missing, fail here and not in a worker process
         self.seed, self.state, self.folder = seed, state, place(dataset_dir) / "shards"
@@ -225,13 +231,13 @@ class ShardDataset(IterableDataset):
         files = require("webdataset", "train").shuffle(SHUFFLE_BUFFER, rng=order)(self._files(shards))
         last, missing = None, 0
         for file in _translate_errors(files, self.folder):
-            facts = json.loads(file["json"])
-            data = next(value for name, value in file.items() if not name.startswith("__") and name != "json")
+            facts, mask = json.loads(file.pop("json")), file.pop(MASK, None)
+            data = next(value for name, value in file.items() if not name.startswith("__"))
             number = int(file["__key__"])
             rng = np.random.default_rng((self.seed, epoch, number))
             another_view = partial(self.views.another, number) if self.views else None
             try:
-                picture = PictureFile(facts["path"], data)
+                picture = PictureFile(facts["path"], data, mask)
                 last = self.recipe.sample(picture, np.array(facts["boxes"], np.int64), rng, another_view).entry
             except StorageError:
                 raise

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ldm.conventions import (
     mask_to_image,
+    normalise_imagenet,
     pixels_to_tensor,
     reference_to_image,
     reference_to_tensor,
@@ -32,16 +33,13 @@ from ldm.conventions import (
 )
 from ldm.editing.inputs import Inputs
 from ldm.editing.options import Selection
-from ldm.modules.pretrained import load_pretrained
+from ldm.modules.encoders.dinov2 import dinov2_side, load_dinov2
 from ldm.pictures.seam import seam
 
 if TYPE_CHECKING:
     from ldm.editing.painter import Painter
 
 SEAM_WEIGHT = 0.1  # of 0 to 1 in the small world, the largest that costs hardly any likeness (docs/likeness.md)
-DINOV2_REPO = "facebook/dinov2-base"
-DINOV2_PATCHES = 16  # along a side of what DINOv2 sees: 224 pixels with its patches of 14
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB, of pixels in [0,1]
 
 Judge = Callable[[Sequence[Image.Image]], Tensor]  # B pictures, RGB -> features (B,D)
 
@@ -107,7 +105,7 @@ def load_judge(name: str, painter: Painter) -> Judge:
     """name: see Selection. Raises UserError: a folder without a DINOv2, no connection."""
     if name == "clip":
         return functools.partial(_clip_features, painter)
-    network = _load_dinov2("hub" if name == "dinov2" else name)
+    network = load_dinov2("judge", name, "clip, dinov2, ")
     return functools.partial(_dinov2_features, network.to(painter.device))
 
 
@@ -118,20 +116,11 @@ def _clip_features(painter: Painter, pictures: Sequence[Image.Image]) -> Tensor:
     return painter.networks.clip_features(batch.to(painter.device))
 
 
-@functools.lru_cache(maxsize=1)
-def _load_dinov2(source: str) -> Any:
-    from transformers import Dinov2Model
-
-    (network,) = load_pretrained("judge", source, DINOV2_REPO, Dinov2Model, others="clip, dinov2, ")
-    return network.eval()
-
-
 @torch.no_grad()
 def _dinov2_features(network: Any, pictures: Sequence[Image.Image]) -> Tensor:
     """The class token after the last norm (Oquab et al. 2023). Squashed, as references are, so that nothing of a region
     is cut off."""
-    side = DINOV2_PATCHES * network.config.patch_size
+    side = dinov2_side(network)
     resized = [each.resize((side, side), Image.Resampling.BICUBIC) for each in pictures]
-    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (IMAGENET_MEAN, IMAGENET_STD))
-    pixels = torch.stack([(pixels_to_tensor(each) - mean) / std for each in resized])
+    pixels = normalise_imagenet(torch.stack([pixels_to_tensor(each) for each in resized]))
     return network(pixel_values=pixels.to(network.device)).pooler_output

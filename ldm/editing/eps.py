@@ -15,6 +15,7 @@ from ldm.editing.options import Sampling
 from ldm.fast.networks import Networks
 from ldm.models.diffusion.denoiser import Denoiser, blended_eps, guided_eps, make_denoiser
 from ldm.models.diffusion.sampling import Eps
+from ldm.modules.detail import BlockDetail
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ class EpsOf:
     """(c (B,M,D), v (B,M,D), scale) -> eps(x, t) of a batch of edits, guided.
 
     inpaint (B,5,h,w): of inpaint_channels; source (B,4,h,w): x_0 of the photo, for whatever keeps it: blend_latents,
-    windows, and strength (B,1,h,w), where that is not the same everywhere. Raises UserError: control_scale without a
-    control picture."""
+    windows, and strength (B,1,h,w), where that is not the same everywhere; details: of edit_details. Raises UserError:
+    control_scale without a control picture."""
 
     def __init__(
         self,
@@ -37,9 +38,10 @@ class EpsOf:
         inpaint: Tensor,
         source: Tensor | None = None,
         strength: float | Tensor = 1.0,
+        details: Sequence[BlockDetail] | None = None,
     ):
         self.networks, self.control, self.sampling, self.inpaint = networks, control, sampling, inpaint
-        self.source, self.strength = source, strength
+        self.source, self.strength, self.details = source, strength, details
         if sampling.control_scale is not None and (inputs.control is None or control is None):
             raise UserError(f"control_scale {sampling.control_scale} does nothing by itself: give control, too")
         self.windowed: Callable[..., Denoiser] | None = None
@@ -84,7 +86,7 @@ class EpsOf:
         def denoiser(plain: bool) -> Denoiser:
             if plain and device != networks.model.device:
                 raise UserError("--offload does not go with keep_layout ddim or pnp: leave it out, or use ddpm")
-            found: Denoiser = functools.partial(networks.denoiser, refresh=refresh, shares=shares)
+            found: Denoiser = functools.partial(networks.denoiser, refresh=refresh, shares=shares, details=self.details)
             if plain:
                 found = make_denoiser(networks.model.apply_model)
             return steer(found) if steer else found

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.conventions import image_to_tensor, mask_to_tensor, reference_to_tensor, resize_tensor
+from ldm.conventions import image_to_tensor, mask_to_tensor, pixels_to_tensor, reference_to_tensor, resize_tensor
 from ldm.editing.options import Sampling
 from ldm.editing.window import PlacedWindow
 from ldm.fast.region import Rectangle
@@ -53,6 +53,7 @@ class Inputs:
     shares: Tensor | None = None  # (B,K,h,w)
     control: Tensor | None = None  # (B,3,H,W) in [0,1]: of ldm.methods.control
     windows: bool = False  # whether the model sees them in parts, see ldm.methods.windows
+    shown: Tensor | None = None  # (R,1,S,S), 1 where the object is in its reference; None: all of it
 
     @property
     def inpaint_image(self) -> Tensor:
@@ -121,11 +122,12 @@ def make_inputs(
     size: tuple[int, int],
     factor: int,
     reference_size: int,
+    objects: Sequence[Image.Image] | None = None,
 ) -> Inputs:
     """Pictures of one edit, of any sizes -> what the model sees at size (H,W), without conditions.
 
     picture (RGB), mask (L, 255 = paint), references (RGB); factor: of the autoencoder; reference_size:
-    side of a reference as CLIP sees it, pixels.
+    side of a reference as CLIP sees it, pixels; objects (L, 255 = the object): of object_in_reference, of each.
 
     Raises UserError if the region is too small to appear in the latent."""
     width_height = size[::-1]
@@ -140,13 +142,19 @@ def make_inputs(
             "see: make the region larger, or H and W"
         )
     crops = torch.stack([reference_to_tensor(each, reference_size) for each in references])
-    return Inputs(image_to_tensor(picture)[None], keep, crops)
+    shown = None
+    if objects is not None:
+        side = (reference_size, reference_size)
+        shown = torch.stack([pixels_to_tensor(each.resize(side, Image.Resampling.BOX)) for each in objects])
+    return Inputs(image_to_tensor(picture)[None], keep, crops, shown=shown)
 
 
 def stack(edits: Sequence[Inputs]) -> Inputs:
     """Inputs of several edits of one size -> one batch."""
     image, mask, reference = (torch.cat([getattr(e, field) for e in edits]) for field in ("image", "mask", "reference"))
     conditions = tuple(each for e in edits for each in (e.conditions or (Condition(),) * len(e.image)))
-    some = ([x for e in edits if (x := getattr(e, field)) is not None] for field in ("shares", "control"))
-    shares, control = (torch.cat(each) if each else None for each in some)
-    return Inputs(image, mask, reference, conditions, shares, control, edits[0].windows)
+    fields = ("shares", "control", "shown")
+    some = [[x for e in edits if (x := getattr(e, field)) is not None] for field in fields]
+    assert len(some[2]) in (0, len(edits)), "some edits say where the object is in their references, others do not"
+    shares, control, shown = (torch.cat(each) if each else None for each in some)
+    return Inputs(image, mask, reference, conditions, shares, control, edits[0].windows, shown)

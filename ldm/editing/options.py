@@ -26,7 +26,7 @@ BACKGROUNDS = ("exact", "feather", "poisson", "none")
 REFERENCE_FITS = ("squash", "pad", "crop")
 KEEP_LAYOUT = {"ddpm": 0.2, "ddim": 0.4, "pnp": 0.6}  # methods, and how much each keeps unless keep says so
 WHOLE_PHOTO = "photo"  # as context: the window is the whole photo, as published
-LOADED_FILES = ("config", "ckpt", "lora", "decoder", "safety_checker", "control")  # fields of Loading
+LOADED_FILES = ("config", "ckpt", "lora", "detail", "decoder", "safety_checker", "control")  # fields of Loading
 
 Context = float | str | None
 Layer = float | Sequence[float]  # what a region has of its own: a scale, or a scale and a strength
@@ -59,6 +59,7 @@ class Sampling:
         inversion.py), and sample by ddim; keep: how much of the layout stays, 0 to 1, where nothing changes; None: as
         KEEP_LAYOUT says
     control_scale: how much the loaded ControlNet or T2I-Adapter adds, 0 (nothing) to 2; None: 1
+    detail_scale: strength of the loaded detail path, 0 (nothing) to 1; None: 1
 
     Raises UserError for the first value that is out of range."""
 
@@ -73,12 +74,17 @@ class Sampling:
     keep_layout: str | None = None
     keep: float | None = None
     control_scale: float | None = None
+    detail_scale: float | None = None
 
     def __post_init__(self) -> None:
         check_scale(self.scale)
         check_strength(self.strength)
         if self.control_scale is not None and not 0 <= self.control_scale <= 2:
             raise UserError(f"control_scale {self.control_scale} is out of range: use 0 (no control) to 2, usually 1")
+        if self.detail_scale is not None and not 0 <= self.detail_scale <= 1:
+            raise UserError(
+                f"detail_scale {self.detail_scale} is out of range: use 0 (nothing of it) to 1 (as it was trained)"
+            )
         check_sampler(self.sampler, self.steps, self.eta, NUM_TIMESTEPS)
         if self.interval is not None:
             object.__setattr__(self, "interval", tuple(self.interval))  # a list cannot be part of a batch's key
@@ -125,6 +131,7 @@ class Sampling:
         keep_layout: str | None = None,
         keep: float | None = None,
         control_scale: float | None = None,
+        detail_scale: float | None = None,
     ) -> Sampling:
         """By the name of a preset, or else by sampler and steps; where they are not given, 50 steps of PLMS, or of DDIM
         with keep_layout. Warns with a UserNote if the scale is too large for these steps.
@@ -133,7 +140,7 @@ class Sampling:
         if keep_layout is not None and sampler not in (None, "ddim"):
             raise UserError(f"keep_layout samples by ddim, not by {sampler}: leave out one of them")
         how = resolve_preset(preset, sampler, steps)
-        kept = (strength, blend_latents, keep_layout, keep, control_scale)
+        kept = (strength, blend_latents, keep_layout, keep, control_scale, detail_scale)
         chosen = cls(scale, how.sampler, how.steps, eta, how.interval, how.refresh, *kept)
         if note := stability_note(chosen.sampler, chosen.steps, scale):
             warnings.warn(note, UserNote, stacklevel=2)
@@ -283,6 +290,7 @@ class Loading:
         ldm.fast.networks
     lora, lora_scale: an adapter that fine-tuning wrote, and how much of it is added (0 nothing, 1 as trained); or
         several, whose changes add up, with a number for each or for all
+    detail: a detail path that training wrote; Sampling's detail_scale says how much of it is added
     fast, compiled, offload: see ldm.fast.networks.Networks; offload: keep the networks on the CPU, and on the device
         only the one at work
     decoder: folder of an asymmetric autoencoder; safety_checker: folder of Stable Diffusion's, or "hub"
@@ -302,6 +310,7 @@ class Loading:
     decoder: str | os.PathLike | None = None
     safety_checker: str | os.PathLike | None = None
     control: str | os.PathLike | None = None
+    detail: str | os.PathLike | None = None
 
     def __post_init__(self) -> None:
         if self.offload and self.compiled:

@@ -16,10 +16,11 @@ from tqdm import tqdm
 
 from ldm.conventions import mask_to_image, mask_to_tensor, pixels_to_tensor, resize_tensor
 from ldm.editing.checks import report_out_of_memory
+from ldm.editing.details import edit_details
 from ldm.editing.eps import EpsOf, field_of
 from ldm.editing.inputs import Condition, Inputs, PlannedEdit, SamplingTask, make_inputs, size_for, stack
 from ldm.editing.options import Placement, Sampling
-from ldm.editing.references import References, as_reference, fit_reference, learned_token
+from ldm.editing.references import References, as_reference, fit_reference, learned_token, object_in_reference
 from ldm.editing.window import PlacedWindow
 from ldm.fast.networks import Networks, choose_precision
 from ldm.images import upright_mask, upright_rgb
@@ -29,6 +30,7 @@ from ldm.util import UserError, group_into_batches
 
 if TYPE_CHECKING:
     from ldm.methods.control import Control
+    from ldm.models.detail.path import DetailPath
     from ldm.models.diffusion.ddpm import LatentDiffusion
 
 Item = TypeVar("Item")
@@ -51,8 +53,8 @@ class Painter:
     sampler's arithmetic) or "autocast", the half precision that suits the device; None: autocast on CUDA, else full.
     fast, compiled, offload: see Networks. The model is used with the weights that it has at construction.
 
-    decoder (an AsymmetricDecoder), safety_checker (a SafetyChecker) and control (a Control) take part in every edit if
-    they are set."""
+    decoder (an AsymmetricDecoder), safety_checker (a SafetyChecker), control (a Control) and detail (a DetailPath of
+    the model's UNet) take part in every edit if they are set."""
 
     def __init__(
         self,
@@ -69,6 +71,7 @@ class Painter:
         self.decoder: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
         self.safety_checker: Callable[[Tensor], Tensor] | None = None
         self.control: Control | None = None
+        self.detail: DetailPath | None = None
 
     @property
     def native_size(self) -> int:
@@ -194,9 +197,12 @@ class Painter:
             whole, own = self.size_for(picture), max(self.native_size**2, picture.width * picture.height)
             given = (placement.height, placement.width)
             size = size_for(picture, self.native_size, self.model.size_multiple, *given, own)
-        crops = [fit_reference(each, placement.reference_fit) for group in references for each in group]
+        pictures = [each for group in references for each in group]
+        crops = [fit_reference(each, placement.reference_fit) for each in pictures]
+        how = (placement.reference_fit, placement.segment)
+        objects = None if self.detail is None else [object_in_reference(each, *how) for each in pictures]
         factor = self.model.first_stage_model.factor
-        inputs = make_inputs(picture, mask, crops, size, factor, self.model.cond_stage_model.image_size)
+        inputs = make_inputs(picture, mask, crops, size, factor, self.model.cond_stage_model.image_size, objects)
         learned = [tuple(learned_token(each, self.model) for each in group) for group in references]
         conditions = tuple(Condition(each, placement.mix) for each in learned)
         return replace(inputs, conditions=conditions, windows=math.prod(size) > math.prod(whole))
@@ -245,6 +251,7 @@ class Painter:
         tokens = reference_token(self.networks, reference).split([len(each.learned) for each in conditions])
         context = torch.stack([each.combine(own) for each, own in zip(conditions, tokens, strict=True)])
         uncond = unconditional_token(self.networks, batch)
+        details = edit_details(self, inputs, reference, torch.cat(tokens), sampling)
         scale: float | Tensor = sampling.scale
         strength: float | Tensor = 1.0
         if inputs.shares is not None:  # as many tokens of each edit as it has regions
@@ -261,7 +268,7 @@ class Painter:
             tqdm(desc=sampling.sampler, total=sampling.steps, unit="step", disable=not progress) as bar,
             self.networks.unet_on_device(*beside),
         ):
-            eps_of = EpsOf(self.networks, self.control, sampling, inputs, inpaint, source, strength)
+            eps_of = EpsOf(self.networks, self.control, sampling, inputs, inpaint, source, strength, details)
 
             def on_step(step: Step) -> None:
                 bar.total = step.total

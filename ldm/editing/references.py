@@ -12,6 +12,7 @@ from torch import Tensor
 from ldm.conventions import CLIP_MEAN
 from ldm.editing.pictures import Picture, as_picture
 from ldm.images import open_picture, upright_alpha, upright_mask, upright_rgb
+from ldm.segmentation.objects import load_segmenter, without_background
 from ldm.storage import place
 from ldm.util import UserError
 
@@ -24,6 +25,7 @@ TOKEN_SUFFIX = ".safetensors"
 TOKEN = "paint-by-example token"  # in a picture's `info`: the LearnedToken that it stands for
 RED, GREEN, BLUE = (round(255 * level) for level in CLIP_MEAN)
 NEUTRAL = (RED, GREEN, BLUE)  # RGB, which CLIP's normalisation maps to 0
+OBJECT_SIDE = 320  # longer side at which an object is found, pixels: a third of the time of 512 with GrabCut
 
 
 def open_reference(path: str | os.PathLike) -> Image.Image:
@@ -75,15 +77,46 @@ def fit_reference(reference: Image.Image, fit: str = "squash") -> Image.Image:
     Raises UserError if nothing is opaque."""
     picture, alpha = upright_rgb(reference, NEUTRAL), upright_alpha(reference)
     if alpha is not None:
-        box = alpha.point([0] * 128 + [255] * 128).getbbox()
-        if box is None:
-            raise UserError("the reference is fully transparent: give one that shows the object")
-        picture = picture.crop(box)
+        picture = picture.crop(_opaque_box(alpha))
+    return _fitted(picture, fit, NEUTRAL)
+
+
+def object_in_reference(reference: Image.Image, fit: str = "squash", segment: str | None = None) -> Image.Image:
+    """Where fit_reference shows the object: L, 255 = object, of the same size.
+
+    In an opaque picture it is found (segment: see load_segmenter), which takes GrabCut 1 to 3 s in a picture of 512 x
+    512 on one core; if none stands out, it is all of the picture. A learned token shows none. Raises UserError: a
+    segmenter that cannot be loaded."""
+    if learned_token(reference) is not None:
+        return Image.new("L", fit_reference(reference, fit).size, 0)
+    alpha = upright_alpha(reference)
+    if alpha is not None:
+        return _fitted(alpha.crop(_opaque_box(alpha)), fit, 0)
+    load_segmenter(segment)
+    picture = upright_rgb(reference)
+    small = picture.copy()
+    small.thumbnail((OBJECT_SIDE, OBJECT_SIDE))
+    try:
+        found = without_background(small, segment).getchannel("A").resize(picture.size)
+    except UserError:
+        found = Image.new("L", picture.size, 255)
+    return _fitted(found, fit, 0)
+
+
+def _opaque_box(alpha: Image.Image) -> tuple[int, int, int, int]:
+    box = alpha.point([0] * 128 + [255] * 128).getbbox()
+    if box is None:
+        raise UserError("the reference is fully transparent: give one that shows the object")
+    return box
+
+
+def _fitted(picture: Image.Image, fit: str, around: int | tuple[int, int, int]) -> Image.Image:
+    """around: the colour that "pad" adds."""
     if fit == "squash":
         return picture
     side = max(picture.size) if fit == "pad" else min(picture.size)
     if fit == "pad":
-        return ImageOps.pad(picture, (side, side), Image.Resampling.BICUBIC, color=NEUTRAL)
+        return ImageOps.pad(picture, (side, side), Image.Resampling.BICUBIC, color=around)
     assert fit == "crop", fit
     return ImageOps.fit(picture, (side, side), Image.Resampling.BICUBIC)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,14 +14,18 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.parametrize import is_parametrized
 
+from ldm.conventions import INPAINT, NOISY_LATENT
 from ldm.fast.convert import convert, replace_upsampling
 from ldm.fast.offload import on_device
 from ldm.fast.onednn import cpu_multiplies_bf16
 from ldm.fast.region import WHOLE_PICTURE, Area, Rectangle, RegionEps
-from ldm.fast.unet import FastUNet, prepare_edit, timestep_shifts
+from ldm.fast.unet import FastTransformerBlock, FastUNet, prepare_edit, timestep_shifts
 from ldm.models.autoencoder import AutoencoderKL, decode_in_tiles, encode_in_tiles
 from ldm.models.diffusion.denoiser import make_denoiser
 from ldm.models.diffusion.sampling import Eps
+from ldm.modules.attention import BasicTransformerBlock
+from ldm.modules.detail import BlockDetail, recorded_outputs
+from ldm.modules.diffusionmodules.openaimodel import layers_of
 from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.util import UserError
 
@@ -196,24 +201,39 @@ class Networks:
         with self._fast_kernels(), self._on_device(first_stage):
             return self._copy_if_compiled(decode_in_tiles(first_stage, z).contiguous())
 
-    def denoiser(self, inpaint: Tensor, contexts: Tensor, refresh: int = 1, shares: Tensor | None = None) -> Eps:
+    def denoiser(
+        self,
+        inpaint: Tensor,
+        contexts: Tensor,
+        refresh: int = 1,
+        shares: Tensor | None = None,
+        details: Sequence[BlockDetail] | None = None,
+    ) -> Eps:
         """eps(x, t), as denoiser.Denoiser describes it. Contexts of several tokens go through the model's own UNet.
         refresh: of RegionEps; with 1 every evaluation computes the whole picture. shares (b,K,h,w): the K tokens of a
-        context are those of K regions, see FastUNet."""
+        context are those of K regions, see FastUNet. details: of ldm.models.detail, for the last rows of contexts."""
         assert self.fast or shares is None, "FastUNet alone takes a token for each region"
-        if not self.fast or (contexts.shape[1] > 1 and shares is None):
-            return make_denoiser(self.apply_model)(inpaint, contexts)
-        unet, home = self.model.model.diffusion_model, self.model.device  # with offload, the CPU
-        prepared = prepare_edit(unet, inpaint.to(home), contexts.to(home), self.dtype)
-        fixed, vectors = (tensor.to(self.device) for tensor in prepared)
+        fast = self.fast and (contexts.shape[1] == 1 or shares is not None)
+        if details is not None:
+            details = [each.to(self.device, self.dtype if fast else torch.float32) for each in details]
+        if not fast:
+            return make_denoiser(functools.partial(self.apply_model, details=details))(inpaint, contexts)
+        fixed, vectors = self._prepare_edit(inpaint, contexts)
         shifts = self.shifts.to(self.device)
 
         def eps(x: Tensor, t: int, area: Area = WHOLE_PICTURE) -> Tensor:
             with self._fast_kernels():
-                return self._copy_if_compiled(self.unet(x, shifts[t : t + 1], fixed, vectors, area, shares))
+                return self._copy_if_compiled(self.unet(x, shifts[t : t + 1], fixed, vectors, area, shares, details))
 
         rectangle = self.rectangle(inpaint[:, -1:], refresh)
         return RegionEps(eps, rectangle, refresh, self.model.schedule) if rectangle else eps
+
+    def _prepare_edit(self, inpaint: Tensor, contexts: Tensor) -> tuple[Tensor, Tensor]:
+        """prepare_edit, on the device."""
+        unet, home = self.model.model.diffusion_model, self.model.device  # with offload, the CPU
+        prepared = prepare_edit(unet, inpaint.to(home), contexts.to(home), self.dtype)
+        fixed, vectors = (tensor.to(self.device) for tensor in prepared)
+        return fixed, vectors
 
     def rectangle(self, keep: Tensor, refresh: int) -> Rectangle | None:
         """The rectangle that RegionEps computes between evaluations of the whole picture, or None if every evaluation
@@ -225,10 +245,41 @@ class Networks:
             return None
         return Rectangle.around(keep != 1, self.model.size_multiple // self.model.first_stage_model.factor)
 
-    def apply_model(self, x: Tensor, t: Tensor, contexts: Tensor) -> Tensor:
+    def apply_model(
+        self, x: Tensor, t: Tensor, contexts: Tensor, details: Sequence[BlockDetail] | None = None
+    ) -> Tensor:
         """As LatentDiffusion.apply_model, by the model's own UNet, through which gradients pass."""
         with self._autocast():
-            return self.model.apply_model(x, t, contexts).float()
+            return self.model.apply_model(x, t, {"c_crossattn": contexts, "details": details}).float()
+
+    # ------------------------------------------------------------------------------------------ for a detail path
+
+    def patch_features(self, reference: Tensor) -> Tensor:
+        """CLIP's patch tokens of references (R,3,S,S), CLIP-normalised -> (R,M,width)."""
+        if not self.fast:
+            with self._autocast(), self._on_device(self.cond_stage_model):
+                return self.cond_stage_model.patches(reference).float()
+        with self._fast_kernels(), self._on_device(self.cond_stage_model):
+            return self.cond_stage_model.patches(reference.to(self.dtype)).float()
+
+    def self_attention_inputs(self, x: Tensor, t: int, tokens: Tensor) -> list[Tensor]:
+        """What every self-attention of the UNet sees, normalised, when it evaluates x (R,9,h,w) at timestep t with
+        tokens (R,M,D): (R,N,C) for each block, where the model is."""
+        x, tokens = x.to(self.device), tokens.to(self.device)
+        fast = self.fast and tokens.shape[1] == 1
+        blocks: Iterator[nn.Module] = (
+            layers_of(self.unet, FastTransformerBlock)
+            if fast
+            else layers_of(self.model.model.diffusion_model, BasicTransformerBlock)
+        )
+        with self._fast_kernels(), self.unet_on_device(), recorded_outputs(block.norm1 for block in blocks) as inputs:
+            if fast:
+                noisy, inpaint = x[:, NOISY_LATENT].float(), x[:, INPAINT].float()
+                shifts = self.shifts[t : t + 1].to(self.device)
+                self.unet.forward(noisy, shifts, *self._prepare_edit(inpaint, tokens))  # its size differs: not compiled
+            else:
+                self.apply_model(x, torch.full(x.shape[:1], t, device=x.device), tokens)
+        return [each.to(self.model.device, torch.float32) for each in inputs]
 
     def _copy_if_compiled(self, result: Tensor) -> Tensor:
         """A compiled network overwrites its result in its next call."""

@@ -5,8 +5,7 @@ computes the rest in each step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +18,9 @@ from ldm.fast.onednn import linear
 from ldm.fast.region import WHOLE_PICTURE, Area
 from ldm.fast.winograd import WinogradConv2d
 from ldm.modules.attention import BasicTransformerBlock, CrossAttention, SpatialTransformer
-from ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
+from ldm.modules.detail import NO_DETAILS, BlockDetail, add_detail
+from ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel, layers_of
 from ldm.modules.diffusionmodules.util import Upsample, tile_batch, timestep_embedding
-
-Layer = TypeVar("Layer", bound=nn.Module)
-
 
 # --------------------------------------------------------------------------------------------- computed beforehand
 
@@ -52,12 +49,6 @@ def prepare_edit(
     blocks = layers_of(unet, BasicTransformerBlock)
     vectors = torch.cat([block.attn2.one_token(contexts) for block in blocks], dim=2)
     return fixed, vectors.to(dtype)
-
-
-def layers_of(unet: UNetModel, kind: type[Layer]) -> Iterator[Layer]:
-    """All modules of a kind, in the order in which they run."""
-    for part in (unet.input_blocks, unet.middle_block, unet.output_blocks):
-        yield from (module for module in part.modules() if isinstance(module, kind))
 
 
 # --------------------------------------------------------------------------------------------- computed in every step
@@ -109,10 +100,14 @@ class FastTransformerBlock(nn.Module):
         self.attn1 = FastSelfAttention(block.attn1, dtype)
         self.norm1, self.norm3, self.ff = (convert(m, dtype) for m in (block.norm1, block.norm3, block.ff))
 
-    def forward(self, x: Tensor, vector: Tensor, width: int, area: Area) -> Tensor:
+    def forward(self, x: Tensor, vector: Tensor, width: int, area: Area, detail: BlockDetail | None = None) -> Tensor:
         """x (b,N,C), N positions in rows of `width`, vector (B,1 or N,C) of CrossAttention.one_token -> (B,N,C)."""
-        x = self.attn1(self.norm1(x), width, area) + x
-        x = tile_batch(x, vector.shape[0]) + vector
+        h = self.norm1(x)
+        x = self.attn1(h, width, area) + x
+        x = tile_batch(x, vector.shape[0])
+        if detail is not None:
+            x = add_detail(x, h, detail, linear)
+        x = x + vector
         return self.ff(self.norm3(x)) + x
 
 
@@ -132,8 +127,16 @@ class FastTransformer(nn.Module):
         layer.weight, layer.bias = nn.Parameter(conv.weight.detach().flatten(1)), nn.Parameter(conv.bias.detach())
         return convert(layer, dtype)
 
-    def forward(self, x: Tensor, vectors: list[Tensor], area: Area, shares: Tensor | None = None) -> Tensor:
-        """x (b,C,h,w), vectors (B,K,C) for each block, shares as in FastUNet -> (B,C,h,w)."""
+    def forward(
+        self,
+        x: Tensor,
+        vectors: list[Tensor],
+        area: Area,
+        shares: Tensor | None = None,
+        details: Iterator[BlockDetail | None] = NO_DETAILS,
+    ) -> Tensor:
+        """x (b,C,h,w), vectors (B,K,C) for each block, shares as in FastUNet, details of the next blocks ->
+        (B,C,h,w)."""
         height, width = x.shape[-2:]
         whole = area.with_surroundings(self.norm, x)
         if shares is not None:
@@ -142,7 +145,7 @@ class FastTransformer(nn.Module):
         h = area.crop(self.norm(whole))
         h = self.proj_in(rearrange(h, "b c h w -> b (h w) c"))
         for block, vector in zip(self.blocks, vectors, strict=True):
-            h = block(h, vector, width, area)
+            h = block(h, vector, width, area, next(details))
         h = rearrange(self.proj_out(h), "b (h w) c -> b c h w", h=height, w=width)
         return tile_batch(x, h.shape[0]) + h  # x comes first: the sum has its memory layout, h is channels last
 
@@ -192,24 +195,27 @@ class FastUNet(nn.Module):
         vectors: Tensor,
         area: Area = WHOLE_PICTURE,
         shares: Tensor | None = None,
+        details: Sequence[BlockDetail] | None = None,
     ) -> Tensor:
         """eps (B,4,h,w) float32, of the area that is computed.
 
         x (b,4,h,w) float32: the noisy latent; shifts (1,...): the timestep's row of timestep_shifts; fixed, vectors: of
-        prepare_edit; shares (b,K,h,w): how much each position sees of each of K tokens, summing to 1; None: K is 1.
+        prepare_edit; shares (b,K,h,w): how much each position sees of each of K tokens, summing to 1; None: K is 1;
+        details: one for each transformer block, in `dtype`.
 
         With one key, cross-attention at a position is exactly W_o W_v c of that position's token c, and affine in c: so
         sum_k share_k(p) vector_k is that of the token sum_k share_k(p) c_k."""
         shift, vector = ColumnReader(shifts), ColumnReader(vectors)
+        remaining = NO_DETAILS if details is None else iter(details)
         x = area.crop(F.conv2d(x, self.first, padding=1) + fixed).to(self.dtype, memory_format=self.layout)
         skips = [x]
         for layers in self.input_blocks:
-            x = self._run(layers, x, shift, vector, area, shares)
+            x = self._run(layers, x, shift, vector, area, shares, remaining)
             skips.append(x)
-        x = self._run(self.middle_block, x, shift, vector, area, shares)
+        x = self._run(self.middle_block, x, shift, vector, area, shares, remaining)
         for layers in self.output_blocks:
             x = torch.cat([x, tile_batch(skips.pop(), x.shape[0])], dim=1)
-            x = self._run(layers, x, shift, vector, area, shares)
+            x = self._run(layers, x, shift, vector, area, shares, remaining)
         x = F.silu(self.out_norm(area.with_surroundings(self.out_norm, x)))
         return area.convolve(self.out_conv, x.to(self.first.dtype))
 
@@ -221,12 +227,13 @@ class FastUNet(nn.Module):
         vector: ColumnReader,
         area: Area,
         shares: Tensor | None,
+        details: Iterator[BlockDetail | None],
     ) -> Tensor:
         for layer in layers:
             if isinstance(layer, FastResBlock):
                 x = layer(x, shift.take(layer.conv1.out_channels), area)
             elif isinstance(layer, FastTransformer):
-                x = layer(x, [vector.take(x.shape[1]) for _ in layer.blocks], area, shares)
+                x = layer(x, [vector.take(x.shape[1]) for _ in layer.blocks], area, shares, details)
             else:  # down- or upsampling
                 x = area.convolve(layer, area.with_surroundings(layer, x))
         return x

@@ -5,6 +5,7 @@
                    <split>-objects.jsonl   a line per annotated object: picture, box, identity, caption, pose
        images/{train_0 ... train_f,validation,test,pretraining}/<id>.jpg
                                            pretraining also shows held-out identities; it trains the CLIP and the oracle
+       masks/.../<id>.png                  where each annotated object is (ldm/data/object_masks.py)
 <bench>/GT_3500, Mask_bbox_3500, Ref_3500, id_list.npy
         attributes.json                    the identities of each case's reference and replaced object, or in its place
         individuals.json                   the same of individuals, with the look-alikes of each reference, and
@@ -33,13 +34,14 @@ from ldm.data.bench.cocoee import case_id, case_path, result_path
 from ldm.data.bench.make import box_mask, square_around
 from ldm.data.bench.squares import PICTURES_PER_TASK, central_square, cut, cut_square, save_png
 from ldm.data.masks import reference_region
+from ldm.data.object_masks import mask_path
 from ldm.data.prepare.open_images import ANNOTATION_FILES
 from ldm.data.processes import worker_pool
 from ldm.files import staging
 from ldm.miniworld.captions import caption
 from ldm.miniworld.gallery import GALLERY, write_views
 from ldm.miniworld.identity import Identity
-from ldm.miniworld.scene import Look, Object, scene
+from ldm.miniworld.scene import Look, Object, outlined_scene, scene
 from ldm.miniworld.worlds import (
     DEFAULT_WORLD,
     REAL_STREAM,
@@ -85,7 +87,8 @@ def write_world(
             csv.writer(file).writerows((label(each), each.capitalize()) for each in world.categories)
         for split, count in counts.items():
             for folder in {folder_of(split, number) for number in range(min(count, 16))}:
-                (place / "images" / folder).mkdir(parents=True)
+                for kind in ("images", "masks"):
+                    (place / kind / folder).mkdir(parents=True)
             make = partial(_write_scene, place=place, split=split, count=count, size=size, seed=seed, world=world)
             pictures = tqdm(parallel_map(make, range(count)), desc=split, total=count, unit="scene")
             found[split] = _annotate(place / "annotations", split, size, pictures, world)
@@ -95,15 +98,19 @@ def write_world(
 def _write_scene(
     number: int, place: Path, split: str, count: int, size: tuple[int, int], seed: int, world: World
 ) -> tuple[str, str, list[Object]]:
-    """Writes a scene. -> its id, its path in the data set, and its objects."""
+    """Writes a scene and its objects' mask. -> its id, its path in the data set, and its objects."""
     draw = world.split(split, count, number)
-    pixels, objects = scene((seed, SPLIT_STREAMS[split], number), size, draw=draw)
+    pixels, outlined = outlined_scene((seed, SPLIT_STREAMS[split], number), size, draw=draw)
     name = f"{SPLIT_STREAMS[split]:x}{number:015x}"
     path = f"images/{folder_of(split, number)}/{name}.jpg"
+    numbers = np.zeros(pixels.shape[:2], np.uint8)
+    for i, (_, visible) in enumerate(outlined):
+        numbers[visible] = i + 1
+    Image.fromarray(numbers).save(mask_path(place / path))
     (place / path).write_bytes(
         simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), JPEG_QUALITY, colorsubsampling="444")
     )
-    return name, path, objects
+    return name, path, [each for each, _ in outlined]
 
 
 def _annotate(

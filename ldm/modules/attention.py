@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ldm.modules.detail import NO_DETAILS, BlockDetail, add_detail
 from ldm.modules.diffusionmodules.util import checkpoint, tile_batch, zero_module
 
 SHORT = 128  # keys
@@ -85,13 +88,16 @@ class BasicTransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
         self.use_checkpoint = use_checkpoint
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, detail: BlockDetail | None = None) -> Tensor:
         """x (b,N,C), context (B,M,D) -> (B,N,C); B is b or, with guidance, a multiple of it (see tile_batch)."""
-        return checkpoint(self._forward, self.use_checkpoint, x, context)
+        return checkpoint(self._forward, self.use_checkpoint, x, context, detail)
 
-    def _forward(self, x: Tensor, context: Tensor) -> Tensor:
-        x = self.attn1(self.norm1(x)) + x
+    def _forward(self, x: Tensor, context: Tensor, detail: BlockDetail | None) -> Tensor:
+        h = self.norm1(x)
+        x = self.attn1(h) + x
         x = tile_batch(x, context.shape[0])
+        if detail is not None:
+            x = add_detail(x, h, detail)
         if context.shape[1] == 1:
             x = self.attn2.one_token(context) + x
         else:
@@ -111,11 +117,11 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = zero_module(nn.Conv2d(channels, channels, 1))
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (b,C,h,w), context (B,M,D) -> (B,C,h,w)."""
+    def forward(self, x: Tensor, context: Tensor, details: Iterator[BlockDetail | None] = NO_DETAILS) -> Tensor:
+        """x (b,C,h,w), context (B,M,D), the details of the next blocks -> (B,C,h,w)."""
         height, width = x.shape[-2:]
         h = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")
         for block in self.transformer_blocks:
-            h = block(h, context)
+            h = block(h, context, next(details))
         h = self.proj_out(rearrange(h, "b (h w) c -> b c h w", h=height, w=width))
         return tile_batch(x, h.shape[0]) + h  # x comes first: the sum has its memory layout, h is channels last

@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 from ldm.checkpoint.load import empty_model
 from ldm.data.open_images import OpenImageDataset
+from ldm.models.detail.training import DetailTraining
 from ldm.models.diffusion.conditioning import reference_token
-from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.ddpm import Condition, LatentDiffusion
 from ldm.speed.compare import matmul_rate, synchronize
 from ldm.util import instantiate_from_config
 
@@ -48,9 +49,9 @@ class TrainingStep:
 
 @dataclass(frozen=True)
 class TrainingSpeed:
-    """parts: name -> median seconds; step: seconds of a complete step; data: seconds to make a batch in one process;
-    loader: samples per second with workers, or None; flops: of a sample; peak_rate: operations per second of a matrix
-    product; peak_memory: bytes."""
+    """parts: name -> median seconds, none for a detail path; step: seconds of a complete step; data: seconds to make
+    a batch in one process; loader: samples per second with workers, or None; flops: of a sample, without those of a
+    detail path; peak_rate: operations per second of a matrix product; peak_memory: bytes."""
 
     parts: dict[str, float]
     step: float
@@ -90,7 +91,9 @@ def measure_training(config: DictConfig, setup: TrainingStep, device: torch.devi
     def autocast() -> torch.autocast:
         return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
-    parts = _time_parts(model, optimizer, batch, setup, autocast, device)
+    parts = {}
+    if not isinstance(model, DetailTraining):  # which learns nothing from the token alone
+        parts = _time_parts(model, optimizer, batch, setup, autocast, device)
     step = _time_steps(model, optimizer, batch, setup, autocast, device)
     flops, rate = sample_flops(model, size), matmul_rate(device, dtype or torch.float32)
     return TrainingSpeed(parts, step, data, loader, flops, rate, peak_memory(device))
@@ -274,5 +277,18 @@ def estimate_memory(
 
         hooks = torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor)
         with hooks, torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
-            model.apply_model(x, t, context)
+            model.apply_model(x, t, _with_details(model, context, side))
         return TrainingMemory(static, sum(saved.values()))
+
+
+def _with_details(model: LatentDiffusion, context: Tensor, side: int) -> Condition:
+    """The context; of a model that trains a detail path, with what the path adds."""
+    if not isinstance(model, DetailTraining):
+        return context
+    encoder, count = model.cond_stage_model, len(context)
+    encoded = {
+        "ref_features": torch.zeros(count, 1, encoder.width),
+        "ref_detail": model.detail.encode(model, torch.zeros(count, 3, encoder.image_size, encoder.image_size)),
+        "mask": torch.zeros(count, 1, side, side),
+    }
+    return model.condition(encoded, torch.zeros(count, 1, 1, dtype=torch.bool))

@@ -13,6 +13,8 @@
 With one context token, to_q and to_k of cross-attention have no effect, and its output is to_out to_v c + b. to_out is
 square: as far as it has an inverse, every linear map of c is reached by to_v alone.
 
+A detail path (ldm/models/detail) is trained beside frozen weights, too, with checkpoints of the same kind.
+
 All numbers start so that W = W_0 exactly: B, D and d as zeros, A at random. LoRA's layers are peft's, which compute W_0
 x and B A x separately; the others compute W from W_0 in every step (torch.nn.utils.parametrize)."""
 
@@ -22,7 +24,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytorch_lightning as lightning
 import torch
@@ -86,24 +88,30 @@ KINDS = {
     "biases": Kind(lambda _, parameter: parameter.ndim == 1, Delta),
     "singular": Kind(lambda name, _: ATTENTION.search(name) is not None, Spectral),
 }
-LORA = "lora"
+LORA, DETAIL_PATH = "lora", "detail"
 
 
 def adapter_kind(section: Mapping[str, Any]) -> str | None:
-    """The kind of adapter that a config's `model` section asks for: `adapter`, or lora if it only has `lora`; None:
-    all weights train. Raises UserError: an unknown kind."""
+    """What alone trains by a config's `model` section: the kind of `adapter`, lora if it only has `lora`, DETAIL_PATH
+    if its params have `detail`; None: all weights train. Raises UserError: an unknown kind, or two."""
     kind = section.get("adapter") or (LORA if section.get(LORA) else None)
     if kind not in (None, LORA, *KINDS):
         raise UserError(f"config: model.adapter is {kind}: use one of {', '.join((LORA, *KINDS))}")
-    return kind
+    if not (section.get("params") or {}).get(DETAIL_PATH):
+        return kind
+    if kind:
+        raise UserError("config: model has an adapter and a detail path: train one after the other")
+    return DETAIL_PATH
 
 
 def inject_adapter(model: nn.Module, kind: str, lora: Mapping[str, Any] | None = None) -> None:
-    """Freezes a LatentDiffusion and puts into its UNet what trains.
+    """Freezes a LatentDiffusion and puts into its UNet what trains. Of a DetailTraining that is already so.
 
-    kind: LORA or one of KINDS; lora: the config's model.lora section, for LORA: rank; alpha; target_modules, a list of
+    kind: of adapter_kind; lora: the config's model.lora section, for LORA: rank; alpha; target_modules, a list of
     the last parts of layers' names. Raises UserError: a missing or unknown key of it, a bad value, a target that
     matches no layer."""
+    if kind == DETAIL_PATH:
+        return
     model.requires_grad_(False)
     if kind == LORA:
         _inject_lora(model, lora or {})
@@ -160,11 +168,15 @@ class AdapterCheckpoints(Callback):
     """Keeps the frozen weights out of a run's checkpoints. These contain what trains; resuming reads the frozen
     weights from model.pretrained_model again.
 
-    checkpoint["lora"] is the adapter for inference, with averaged numbers if the run keeps an average."""
+    checkpoint[key] is what the adapter's file is written from (WRITERS in ldm/training/checkpoints.py), with averaged
+    numbers if the run keeps an average."""
+
+    key: ClassVar[str] = LORA
+    frozen: ClassVar[re.Pattern] = FROZEN
 
     def __init__(self, model: nn.Module):
         model.strict_loading = False
-        self.base = _fingerprint(model)
+        self.base = self._fingerprint(model)
         self.trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
     def _kept(self, names: Iterable[str]) -> set[str]:
@@ -190,10 +202,7 @@ class AdapterCheckpoints(Callback):
     ) -> None:
         weights = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: weights[name] for name in self._kept(weights)}
-        with pl_module.ema_scope():
-            adapter = current_adapter(pl_module)
-            tensors = {name: t.clone() if pl_module.use_ema else t for name, t in adapter.tensors.items()}
-        checkpoint["lora"] = {"tensors": tensors, "rank": adapter.rank, "alpha": adapter.alpha, "v": adapter.v}
+        checkpoint[self.key] = self.content(pl_module)
 
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
@@ -201,8 +210,23 @@ class AdapterCheckpoints(Callback):
         if missing := self._kept(pl_module.state_dict()) - checkpoint["state_dict"].keys():
             raise UserError(f"--resume: the checkpoint lacks {listing(missing)}: resume a run that trained an adapter")
 
+    def content(self, model: nn.Module) -> dict[str, Any]:
+        with model.ema_scope():
+            adapter = current_adapter(model)
+            tensors = {name: t.clone() if model.use_ema else t for name, t in adapter.tensors.items()}
+        return {"tensors": tensors, "rank": adapter.rank, "alpha": adapter.alpha, "v": adapter.v}
 
-def _fingerprint(model: nn.Module) -> float:
-    """The sum of the absolute values of W_0 of what trains, which differs between models."""
-    weights = [parameter for name, parameter in model.named_parameters() if FROZEN.search(name)]
-    return math.fsum(weight.detach().double().abs().sum().item() for weight in weights)
+    def _fingerprint(self, model: nn.Module) -> float:
+        """The sum of the absolute values of W_0 of what trains, which differs between models."""
+        weights = [parameter for name, parameter in model.named_parameters() if self.frozen.search(name)]
+        return math.fsum(weight.detach().double().abs().sum().item() for weight in weights)
+
+
+class DetailCheckpoints(AdapterCheckpoints):
+    """The same of a run that trains a detail path."""
+
+    key: ClassVar[str] = DETAIL_PATH
+    frozen: ClassVar[re.Pattern] = re.compile(r"\.attn1\.")  # what the path corrects
+
+    def content(self, model: nn.Module) -> dict[str, Any]:
+        return {"settings": model.detail.settings, "tensors": dict(model.detail.state_dict())}

@@ -130,7 +130,7 @@ class SampleGrid(Callback):
 
     def edits(self, model: LatentDiffusion, batch: dict[str, Tensor]) -> Columns:
         """Input, masked input and reference, and an edit at each scale."""
-        inputs = Inputs(batch["GT"], batch["inpaint_mask"], batch["ref_imgs"])
+        inputs = Inputs(batch["GT"], batch["inpaint_mask"], batch["ref_imgs"], shown=batch.get("ref_mask"))
         seeds = range(len(batch["GT"]))
         columns = [
             [tensor_to_image(image) for image in batch["GT"]],
@@ -139,6 +139,7 @@ class SampleGrid(Callback):
         ]
         with model.ema_scope():
             pipeline = PaintByExample(model, "full", fast=False)
+            pipeline.detail = getattr(model, "detail", None)
             for scale in self.scales:
                 edits = pipeline.sample(inputs, seeds, Sampling(scale=scale, steps=self.steps), progress=False)
                 columns.append([tensor_to_image(image) for image in edits])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,20 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 
 from ldm.checkpoint.adapters import Adapter, write_adapter
+from ldm.checkpoint.detail import write_detail
 from ldm.files import replacing, save_pickled
 from ldm.util import UserError
 
 LAST = "last.ckpt"
-ADAPTER = "lora.safetensors"
+WRITERS: dict[str, Callable[[dict[str, Any], Path], None]] = {  # key of a checkpoint -> writes its file for inference
+    "lora": lambda content, path: write_adapter(Adapter(**content), path),
+    "detail": lambda content, path: write_detail(content["settings"], content["tensors"], path),
+}
 
 
-def adapter_beside(path: Path) -> Path:
+def adapter_beside(path: Path, kind: str = "lora") -> Path:
     """The adapter's file next to a checkpoint: last.ckpt -> lora.safetensors, x.ckpt -> x-lora.safetensors."""
-    return path.with_name(ADAPTER if path.name == LAST else f"{path.stem}-{ADAPTER}")
+    return path.with_name(f"{kind}.safetensors" if path.name == LAST else f"{path.stem}-{kind}.safetensors")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -41,12 +46,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise UserError(
                 f"checkpoint {path} cannot be written ({error.strerror}{previous}): free some space"
             ) from error
-        if "lora" in checkpoint:
-            write_adapter(Adapter(**checkpoint["lora"]), adapter_beside(path))
+        for kind, write in WRITERS.items():
+            if kind in checkpoint:
+                write(checkpoint[kind], adapter_beside(path, kind))
 
     def remove_checkpoint(self, path: str | os.PathLike) -> None:
         super().remove_checkpoint(path)
-        adapter_beside(Path(path)).unlink(missing_ok=True)
+        for kind in WRITERS:
+            adapter_beside(Path(path), kind).unlink(missing_ok=True)
 
     def load_checkpoint(self, path: str | os.PathLike, map_location: Any = None, weights_only: Any = None) -> dict:
         try:
@@ -105,7 +112,8 @@ class LastCheckpoint(Checkpoint):
         for path in self.path.parent.glob("step*.ckpt"):
             if int(path.name[4:12]) > self.step:
                 path.unlink()
-                adapter_beside(path).unlink(missing_ok=True)
+                for kind in WRITERS:
+                    adapter_beside(path, kind).unlink(missing_ok=True)
         for path in self.path.parent.glob(".partial-*"):
             if path.is_dir():  # of an unfinished adapter, see ldm.files.staging
                 shutil.rmtree(path)

@@ -24,6 +24,7 @@ from ldm.data.open_images import OpenImageDataset
 from ldm.data.prior import WithPrior
 from ldm.files import staging
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.prior import Prior
 from ldm.storage import is_url
 from ldm.training.devices import trainer_options
 from ldm.training.start import initial_model
@@ -133,8 +134,9 @@ def shard_keys(description: Description, number: int) -> list[tuple[int, int]]:
 def encode(model: LatentDiffusion, batch: Mapping[str, Tensor], precision: torch.dtype) -> dict[str, Tensor]:
     """encode_batch on the model's device, in the precision of training; of a Prior, too, with all that others need."""
     device = model.betas.device
+    kind = LatentDiffusion if isinstance(model, Prior) else type(model)
     with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-        return LatentDiffusion.encode_batch(model, {name: tensor.to(device) for name, tensor in batch.items()})
+        return kind.encode_batch(model, {name: tensor.to(device) for name, tensor in batch.items()})
 
 
 def encoded_batches(

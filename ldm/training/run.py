@@ -2,7 +2,8 @@
 
 logs/<date>_<name>/config.yaml        the resolved config
                    checkpoints/       last.ckpt, from which -r resumes; step*.ckpt, the best by validation; with
-                                      model.adapter also lora.safetensors and step*-lora.safetensors, for inference
+                                      model.adapter also lora.safetensors and step*-lora.safetensors, for inference;
+                                      with a detail path the same as detail.safetensors
                    images/step*.png   grids of samples
                    clip.safetensors   a trained CLIP, under open_clip's names
                    csv/, tensorboard/ losses, learning rate, samples per second
@@ -28,7 +29,7 @@ from ldm.data.datamodule import DataModuleFromConfig
 from ldm.data.index import MissingSplit
 from ldm.files import staging
 from ldm.models.base import TrainableModel
-from ldm.training.adapters import AdapterCheckpoints, adapter_kind, inject_adapter
+from ldm.training.adapters import DETAIL_PATH, LORA, AdapterCheckpoints, DetailCheckpoints, adapter_kind, inject_adapter
 from ldm.training.budget import TimeBudget
 from ldm.training.callbacks import FiniteLoss, SampleGrid, Throughput
 from ldm.training.checkpoints import AtomicCheckpointIO, LastCheckpoint, adapter_beside, best_checkpoints
@@ -104,8 +105,9 @@ def train(
         with staging(folder) as temporary:
             model.export(temporary)
         print(f"trained to step {trainer.global_step}: {last.path}", flush=True)
-        if adapter_kind(config["model"]):
-            print(f"the adapter, to edit with: --lora {adapter_beside(last.path)}", flush=True)
+        if kind := adapter_kind(config["model"]):
+            flag = DETAIL_PATH if kind == DETAIL_PATH else LORA
+            print(f"the adapter, to edit with: --{flag} {adapter_beside(last.path, flag)}", flush=True)
     if test:
         compute_test_loss(trainer, model, data)
 
@@ -165,8 +167,8 @@ def build_callbacks(
         samples,
         last,
     ]
-    if adapter_kind(config["model"]):
-        callbacks.append(AdapterCheckpoints(model))
+    if kind := adapter_kind(config["model"]):
+        callbacks.append((DetailCheckpoints if kind == DETAIL_PATH else AdapterCheckpoints)(model))
     if settings.get("minutes") is not None:
         callbacks.append(TimeBudget(settings["minutes"], model.scheduler_config))
     if validate:

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from ldm.checkpoint import read_checkpoint
 from ldm.checkpoint.files import StateDict, read_file
 from ldm.checkpoint.load import load_weights
-from ldm.checkpoint.names import CLIP, FIRST_CONV, MAPPER, TOWER, UNET, VAE
+from ldm.checkpoint.names import CLIP, DETAIL, FIRST_CONV, MAPPER, TOWER, UNET, VAE
 from ldm.checkpoint.surgery import deepen, widen
 from ldm.models.base import TrainableModel
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -68,6 +68,7 @@ def latent_diffusion_weights(model: LatentDiffusion, given: StateDict, section: 
         given = without_prefixes(own, *required) | with_prefixes(given, UNET, VAE) | clip
     if not hasattr(model.cond_stage_model, "mapper"):  # a model without the bottleneck has no mapper
         given = without_prefixes(given, MAPPER)
+    given = given | with_prefixes(own, DETAIL)  # a detail path starts at zero
     if not section.get("prior", True):
         given = given | with_prefixes(own, UNET)
     return given

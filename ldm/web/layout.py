@@ -57,6 +57,7 @@ class SettingsArea:
     grow: gr.Slider
     feather: gr.Textbox
     best: gr.Slider
+    detail_scale: gr.Slider | gr.State
     seed: gr.Textbox
 
 
@@ -91,13 +92,15 @@ class Layout:
     examples: gr.Gallery
 
 
-def build_layout(examples: Sequence[Example], device: str) -> Layout:
+def build_layout(examples: Sequence[Example], device: str, likeness: bool = False) -> Layout:
     """The page in two columns, on a phone one above the other: what goes in, what comes out. device: the kind that the
-    model runs on, which decides about the preset."""
+    model runs on, which decides about the preset; likeness: whether there is a detail path."""
     with gr.Row(equal_height=False):
         with gr.Column(min_width=320):
             photo = build_photo()
-            reference, cut_out, token, more_references, several, settings = build_reference_and_settings(device)
+            reference, cut_out, token, more_references, several, settings = build_reference_and_settings(
+                device, likeness
+            )
             with gr.Column(elem_id="actions"):  # stays at the bottom of the screen
                 status = gr.HTML(status_line(WELCOME), elem_id="status")
                 with gr.Row():
@@ -134,6 +137,7 @@ def build_photo() -> PhotoArea:
 
 def build_reference_and_settings(
     device: str,
+    likeness: bool = False,
 ) -> tuple[gr.Image, gr.Button, gr.UploadButton, gr.File, SeveralArea, SettingsArea]:
     with gr.Row(equal_height=False):
         with gr.Column(min_width=220):
@@ -147,6 +151,7 @@ def build_reference_and_settings(
             preset = gr.Dropdown(preset_choices(), value=default_preset(device), label="Speed", elem_id="speed")
             scale = gr.Slider(0, LARGEST_SCALE, 5, step=0.5, label="Scale (larger: more like the reference)")
             n_samples = gr.Slider(1, 4, 1, step=1, label="Pictures")
+            detail_scale = gr.Slider(0, 1, 1, step=0.05, label="Likeness") if likeness else gr.State(None)
     with gr.Accordion("More pictures of the same object", open=False, elem_id="more-references"):
         kinds = ["image", TOKEN_SUFFIX]
         more = gr.File(label="They are averaged", file_count="multiple", file_types=kinds, height=140)
@@ -172,7 +177,7 @@ def build_reference_and_settings(
             sampler = gr.Dropdown(list(SAMPLERS), value="plms", label="Sampler", min_width=120, visible=False)
             steps = gr.Slider(5, 100, 50, step=1, label="Steps", min_width=160, visible=False)
     first = (preset, scale, n_samples, sampler, steps, strength, keep_layout, keep, outline, mix)
-    settings = SettingsArea(*first, background, context, grow, feather, best, seed)
+    settings = SettingsArea(*first, background, context, grow, feather, best, detail_scale, seed)
     return reference, cut_out, token, more, several, settings
 
 

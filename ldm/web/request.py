@@ -90,11 +90,12 @@ def parse_request(
     mask_from_difference: object = False,
     mix: object = None,
     others: tuple[tuple[Image.Image, References], ...] = (),
+    detail_scale: object = None,
 ) -> EditRequest:
     """preset: a preset's name, PUBLISHED, or OWN for this sampler and these steps; context: AUTOMATIC, "photo" or a
     number; feather, mix: None or empty if not given; seed: None or empty for a random one; keep_layout: a method, or a
-    checkbox's True or False, beside which keep means nothing. With keep_layout a preset is its number of steps. Raises
-    UserError: not a number, or one out of range."""
+    checkbox's True or False, beside which keep means nothing. With keep_layout a preset is its number of steps.
+    detail_scale: None without a detail path. Raises UserError: not a number, or one out of range."""
     layout = CHECKED[keep_layout] if isinstance(keep_layout, bool) else keep_layout or None
     kept = {} if layout is None else {"keep_layout": str(layout)}
     if keep_layout is not False and keep is not None:
@@ -111,6 +112,7 @@ def parse_request(
         scale=parse_number(scale, "scale", float, "5"),
         strength=parse_number(strength, "strength", float, "1"),
         **kept,
+        detail_scale=None if detail_scale is None else parse_number(detail_scale, "likeness", float, "1"),
     )
     lengths = {AUTOMATIC: None, WHOLE_PHOTO: WHOLE_PHOTO}
     placement = Placement(

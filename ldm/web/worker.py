@@ -34,13 +34,14 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What every result says about the model that made it. checkpoint, lora: names of files; lora_scale: how much of
-    the adapter, or of each, was added."""
+    """What every result says about the model that made it. checkpoint, lora, detail: names of files; lora_scale: how
+    much of the adapter, or of each, was added."""
 
     precision: str
     checkpoint: str
     lora: str | list[str] | None = None
     lora_scale: float | list[float] | None = None
+    detail: str | None = None
 
 
 @dataclass(frozen=True)

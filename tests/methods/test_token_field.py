@@ -55,11 +55,11 @@ def test_the_field_equals_the_plain_unet_with_another_token_at_every_position(ra
     shares = shares_of_regions(two_boxes(), (16, 16)).double()[None]
 
     def field(module, inputs):
-        h, context = inputs
+        h, context, *rest = inputs
         side = int(h.shape[1] ** 0.5)
         weights = F.adaptive_avg_pool2d(shares, side).flatten(2).mT
         module.attn2.one_token = lambda _: module.attn2.to_out(module.attn2.to_v(weights @ tokens))
-        return h, context[:, :1]
+        return h, context[:, :1], *rest
 
     blocks = list(layers_of(unet, BasicTransformerBlock))
     hooks = [block.register_forward_pre_hook(field) for block in blocks]

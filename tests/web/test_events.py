@@ -26,8 +26,8 @@ from ldm.web.request import PUBLISHED, parse_request  # noqa: E402
 from ldm.web.several import Marked  # noqa: E402
 
 # preset, scale, n_samples, sampler, steps, strength, keep_layout, keep, mask_from_difference, mix, background, context,
-# grow, feather, best, seed
-NUMBERS = ("own", 5, 2, "ddim", 2, 1, False, 0.2, False, "", "exact", "by the region", 0, "", 1, "7")
+# grow, feather, best, detail_scale, seed
+NUMBERS = ("own", 5, 2, "ddim", 2, 1, False, 0.2, False, "", "exact", "by the region", 0, "", 1, None, "7")
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_every_setting_of_the_page_reaches_the_picture(events, edit):
     """The result is the call's, with several references; its settings tell."""
     chosen = events.take_example(SimpleNamespace(index=0))
     other = str(ROOT / "examples/reference/example_1.jpg")
-    numbers = ("draft", 3, 1, "plms", 50, 0.9, False, 0.2, True, "0.3", "feather", "2", 5, "9", 2, "7")
+    numbers = ("draft", 3, 1, "plms", 50, 0.9, False, 0.2, True, "0.3", "feather", "2", 5, "9", 2, None, "7")
     canvas = chosen[events.layout.photo.canvas]
     *_, last = paint(events, str(FILES[0]), canvas, str(FILES[2]), *numbers, more=[other])
     (saved,) = last[events.results]

@@ -5,7 +5,7 @@ training.py has what Lightning needs to train it, denoiser.py and sampling.py wh
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,11 @@ from ldm.models.diffusion import conditioning
 from ldm.models.diffusion.draws import Draws
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.models.diffusion.training import DiffusionTraining
+from ldm.modules.detail import BlockDetail
 from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.util import UserError, instantiate_from_config
+
+Condition = Tensor | list[Tensor] | dict[str, Any]  # of LatentDiffusion.apply_model
 
 
 class DiffusionWrapper(nn.Module):
@@ -27,8 +30,8 @@ class DiffusionWrapper(nn.Module):
         super().__init__()
         self.diffusion_model = instantiate_from_config(unet_config, nn.Module)
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        return self.diffusion_model(x, t, context)
+    def forward(self, x: Tensor, t: Tensor, context: Tensor, details: Sequence[BlockDetail] | None = None) -> Tensor:
+        return self.diffusion_model(x, t, context, details)
 
 
 class LatentDiffusion(DiffusionTraining):
@@ -154,15 +157,16 @@ class LatentDiffusion(DiffusionTraining):
         """Scaled latent (B,4,h,w) -> (B,3,H,W), about [-1,1]."""
         return self.first_stage_model.decode(z / self.scale_factor)
 
-    def apply_model(self, x: Tensor, t: Tensor, cond: Tensor | list[Tensor] | dict[str, list[Tensor]]) -> Tensor:
+    def apply_model(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """x (b,9,h,w), t (b,), context (B,M,context_dim) -> eps (B,4,h,w), B a multiple of b: see UNetModel.forward.
 
         As in published code the context may come as a list of tensors to join along the tokens, or as
-        {"c_crossattn": list}."""
-        if isinstance(cond, dict):
-            cond = cond["c_crossattn"]
-        context = cond if isinstance(cond, Tensor) else torch.cat(list(cond), dim=1)
-        return self.model(x, t, context)
+        {"c_crossattn": list}, here also with "details", what a detail path adds for the last rows."""
+        named = cond if isinstance(cond, dict) else {"c_crossattn": cond}
+        context = named["c_crossattn"]
+        context = context if isinstance(context, Tensor) else torch.cat(list(context), dim=1)
+        details = named.get("details")
+        return self.model(x, t, context) if details is None else self.model(x, t, context, details)
 
     # ------------------------------------------------------------------------------------------ loss
 
@@ -187,7 +191,7 @@ class LatentDiffusion(DiffusionTraining):
         return self.input_of(self.encode_pictures(batch), *draws)
 
     def p_losses(
-        self, x_start: Tensor, cond: Tensor, t: Tensor, noise: Tensor | None = None
+        self, x_start: Tensor, cond: Condition, t: Tensor, noise: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """E || eps_theta(y_t, (1 - m) * x_s, c, t) - eps ||^2 (Yang et al. 2022, equation 2).
 
@@ -195,7 +199,7 @@ class LatentDiffusion(DiffusionTraining):
         |----------|----------------------------------------------------|
         | z        | y_0, the latent of the image, (B,4,h,w)            |
         | x        | y_t ++ (1 - m) * x_s ++ mask, (B,9,h,w)            |
-        | cond     | c, (B,M,context_dim)                               |
+        | cond     | c, (B,M,context_dim), or as apply_model takes it   |
         | noise    | eps, (B,4,h,w), drawn if absent                    |
 
         x_start (B,9,h,w): of get_input; t (B,) -> the loss, and values to log: loss, and without the weights of
@@ -224,7 +228,7 @@ class LatentDiffusion(DiffusionTraining):
             error = snr.clamp(max=self.min_snr_gamma) / snr * error
         return error.mean()
 
-    def target(self, x: Tensor, t: Tensor, cond: Tensor, noise: Tensor) -> Tensor:
+    def target(self, x: Tensor, t: Tensor, cond: Condition, noise: Tensor) -> Tensor:
         """What the UNet learns to predict for x (B,9,h,w): the noise (B,4,h,w) in it."""
         return noise
 
@@ -270,9 +274,12 @@ class LatentDiffusion(DiffusionTraining):
         x_start = self.input_of(encoded, draws.noise_gt, draws.noise_inpaint)
         uniform = draws.uniform if self.u_cond_drop == "sample" else draws.uniform[:1].expand_as(draws.uniform)
         dropped = (uniform < u_cond_percent).view(-1, 1, 1)
+        return self.p_losses(x_start, self.condition(encoded, dropped), draws.t, draws.noise)
+
+    def condition(self, encoded: Mapping[str, Tensor], dropped: Tensor) -> Condition:
+        """What the UNet is given of an encoded batch's references: c, or v for samples that are dropped (B,1,1)."""
         v = conditioning.unconditional_token(self, len(dropped))
-        c = torch.where(dropped, v, self.proj_out(self.cond_stage_model.project(encoded["ref_features"])))
-        return self.p_losses(x_start, c, draws.t, draws.noise)
+        return torch.where(dropped, v, self.proj_out(self.cond_stage_model.project(encoded["ref_features"])))
 
 
 def check_settings(scale_factor: float, image_size: int, u_cond_percent: float, u_cond_drop: str) -> None:

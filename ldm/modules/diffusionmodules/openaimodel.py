@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ldm.modules.attention import SpatialTransformer
+from ldm.modules.detail import NO_DETAILS, BlockDetail
 from ldm.modules.diffusionmodules.util import Upsample, checkpoint, tile_batch, timestep_embedding, zero_module
 from ldm.util import UserError
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 # Keys of published configs that this UNet does not use -> the only value that it accepts; None: any value.
 FIXED_OPTIONS = {
@@ -30,14 +33,16 @@ FIXED_OPTIONS = {
 
 
 class TimestepEmbedSequential(nn.Sequential):
-    """The layers of one block. Residual blocks get the time embedding, transformers the context."""
+    """The layers of one block. Residual blocks get the time embedding, transformers the context and details."""
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, emb: Tensor, context: Tensor, details: Iterator[BlockDetail | None] = NO_DETAILS
+    ) -> Tensor:
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, emb)
             elif isinstance(layer, SpatialTransformer):
-                x = layer(x, context)
+                x = layer(x, context, details)
             else:
                 x = layer(x)
         return x
@@ -217,17 +222,26 @@ class UNetModel(nn.Module):
             zero_module(nn.Conv2d(channels, out_channels, 3, padding=1)),
         )
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        """x (b,9,h,w), timesteps (b,), context (B,M,D) -> eps (B,4,h,w).
+    def forward(
+        self, x: Tensor, timesteps: Tensor, context: Tensor, details: Sequence[BlockDetail] | None = None
+    ) -> Tensor:
+        """x (b,9,h,w), timesteps (b,), context (B,M,D) -> eps (B,4,h,w). details: one for each transformer block.
 
         B may be a multiple of b: then all of x is evaluated with each of the B/b groups of contexts, and the layers
         before the first cross-attention run once for all groups (see tile_batch)."""
         emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(x.dtype))
+        remaining = NO_DETAILS if details is None else iter(details)
         skips = []
         for block in self.input_blocks:
-            x = block(x, emb, context)
+            x = block(x, emb, context, remaining)
             skips.append(x)
-        x = self.middle_block(x, emb, context)
+        x = self.middle_block(x, emb, context, remaining)
         for block in self.output_blocks:
-            x = block(torch.cat([x, tile_batch(skips.pop(), x.shape[0])], dim=1), emb, context)
+            x = block(torch.cat([x, tile_batch(skips.pop(), x.shape[0])], dim=1), emb, context, remaining)
         return self.out(x)
+
+
+def layers_of(unet: nn.Module, kind: type[Layer]) -> Iterator[Layer]:
+    """All modules of a kind, in the order in which they run. unet: a UNetModel, or its fast form."""
+    for part in (unet.input_blocks, unet.middle_block, unet.output_blocks):
+        yield from (module for module in part.modules() if isinstance(module, kind))

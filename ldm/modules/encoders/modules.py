@@ -98,6 +98,11 @@ class FrozenCLIPImageEmbedder(nn.Module):
         clip = self.transformer(pixel_values=image)
         return clip.pooler_output[:, None] if self.bottleneck else clip.last_hidden_state
 
+    @torch.no_grad()
+    def patches(self, image: Tensor) -> Tensor:
+        """CLIP's patch tokens of an image (B,3,S,S), CLIP-normalised, before its last norm: (B,M,width)."""
+        return self.transformer(pixel_values=image).last_hidden_state[:, 1:]
+
     def project(self, features: Tensor) -> Tensor:
         """CLIP's features -> learned conditioning (B,M,width): the mapper and the last norm, which are trained."""
         return self.final_ln(self.mapper(features) if self.bottleneck else features)

@@ -1,0 +1,63 @@
+"""A second look at the reference, beside the one token: a transformer block reads more of it by attention.
+
+    x <- x + W_o softmax([q k_0; q K] / sqrt(d)) [0; V]        q = W_q h, h the normed input of the self-attention
+
+K and V come from the reference (ldm/models/detail), once an edit. A position that finds nothing of its own in the
+reference attends to the null key k_0, whose value is zero; if all other keys are hidden, exactly zero is added."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import repeat
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+class BlockDetail(NamedTuple):
+    """What one transformer block reads of n references, for the last n rows of its batch.
+
+    query, out (C,C): W_q and W_o; keys, values (n,H,1+M,d), the null key first, C = H d; seen (n,1,1,1+M), false for
+    keys that are hidden, or None if no key is."""
+
+    query: Tensor
+    out: Tensor
+    keys: Tensor
+    values: Tensor
+    seen: Tensor | None
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> BlockDetail:
+        numbers = (tensor.to(device, dtype) for tensor in self[:4])
+        return BlockDetail(*numbers, None if self.seen is None else self.seen.to(device))
+
+
+NO_DETAILS: Iterator[None] = repeat(None)  # for any number of blocks
+
+
+def add_detail(
+    x: Tensor, h: Tensor, detail: BlockDetail, linear: Callable[[Tensor, Tensor], Tensor] = F.linear
+) -> Tensor:
+    """x (B,N,C), h (b,N,C) with b = B or n -> x (B,N,C) with the details added to its last n rows.
+
+    With guidance these are the rows of the reference's token; those of the learned vector stay as they are."""
+    n, heads = detail.keys.shape[:2]
+    q = rearrange(linear(h[-n:], detail.query), "b n (h d) -> b h n d", h=heads)
+    read = F.scaled_dot_product_attention(q, detail.keys, detail.values, detail.seen)
+    added = linear(rearrange(read, "b h n d -> b n (h d)"), detail.out)
+    return x + added if n == len(x) else torch.cat([x[:-n], x[-n:] + added])
+
+
+@contextmanager
+def recorded_outputs(norms: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
+    """Inside, every output of the norms is appended to the list, in the order in which they run."""
+    outputs: list[Tensor] = []
+    hooks = [norm.register_forward_hook(lambda _, __, output: outputs.append(output)) for norm in norms]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
