@@ -15,8 +15,8 @@ reference's, or the recogniser another individual. Existing edits are kept.
 For a benchmark of individuals (make-miniworld --individuals), the table has top-1 of 50 in place of shape, pattern and
 colours: how often the recogniser finds the reference's individual in the region, among 50 look-alikes.
 
---show prints the rows of such JSON files. From several files it also writes both.json and, if the edits still exist,
-both.png.
+--show prints the rows of such JSON files. From several files it also writes both.json; both.svg, likeness against
+realism; and, if the edits still exist, both.png.
 
 --presets writes <outdir>/presets.json, presets.jpg and the edits; --student adds the rows of a distilled model, at
 scale 1. --solvers writes <outdir>/solvers.json, the colour error over samplers, steps and scales.
@@ -264,10 +264,11 @@ def compare_solvers(opt: argparse.Namespace, setup: Setup) -> None:
 
 
 def show(files: Sequence[Path], bench: Path, outdir: Path, name: str) -> None:
-    """Prints the rows of files; of several files, writes the rows together and their edits side by side."""
+    """Prints the rows of files; of several files, writes the rows together, as a plot, and their edits side by side."""
     from ldm.batch.benchmark import contact_sheet
     from ldm.data.bench.cocoee import COCOImageDataset
     from ldm.miniworld import presets
+    from ldm.miniworld.frontier import frontier
     from ldm.miniworld.table import read_rows, table, write_rows
 
     rows = {label: row for path in files for label, row in read_rows(path).items()}
@@ -275,6 +276,8 @@ def show(files: Sequence[Path], bench: Path, outdir: Path, name: str) -> None:
     print(presets.table(rows) if compared else table(rows))
     if len(files) > 1:
         write_rows(outdir / f"{name}.json", rows)
+        with staging(outdir) as temporary:
+            (temporary / f"{name}.svg").write_text(frontier(rows))
         folders = [row.results for row in rows.values()]
         if bench.is_dir() and all(folder.is_dir() for folder in folders):
             cases = COCOImageDataset(bench)
