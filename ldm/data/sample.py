@@ -148,14 +148,15 @@ class Recipe:
         reduction = 1 if self.exact else self.reduction(plan.window, region)
         pixels = picture.pixels(reduction)
         reference = resize_reference(_cut(pixels, _reduced(region, reduction))) if view is None else self.seen(view)
+        augment = self.augment if view is None else None  # another view differs enough, and in ways that are real
         shown = {}
         if self.object_masks:
             mask = _object_mask(view or View(picture, plan.box))
-            if self.augment:
-                mask = self.augment(mask, copy.deepcopy(rng))  # moved as the reference will be
+            if augment:
+                mask = augment(mask, copy.deepcopy(rng))  # moved as the reference will be
             shown["ref_mask"] = torch.from_numpy((mask[..., 0] >= 128).astype(np.float32))[None]
-        if self.augment:
-            reference = self.augment(reference, rng)
+        if augment:
+            reference = augment(reference, rng)
         square = _cut(pixels, _reduced(plan.window, reduction))
         image = image_to_tensor(self.resize(square.astype(np.float32) if self.exact else square))
         mask = torch.from_numpy(self.resize(plan.mask(reduction).astype(np.float32)))[None]

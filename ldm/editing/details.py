@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def edit_details(
-    painter: Painter, inputs: Inputs, reference: Tensor, tokens: Tensor, sampling: Sampling
+    painter: Painter, inputs: Inputs, keep: Tensor, reference: Tensor, tokens: Tensor, sampling: Sampling
 ) -> list[BlockDetail] | None:
     """What the painter's detail path adds in every step, or None if there is no path or nothing of it is wanted.
 
-    reference (R,3,S,S), tokens (R,M,D): of the inputs, on the device. Raises UserError: an edit that it cannot be
-    added to."""
+    keep (n,1,h,w): the mask at the latent's size, 1 = keep; reference (R,3,S,S), tokens (R,M,D): of the inputs, on
+    the device. Raises UserError: an edit that it cannot be added to."""
     path, model = painter.detail, painter.model
     if path is None:
         if sampling.detail_scale is not None:
@@ -36,4 +36,4 @@ def edit_details(
     shown = None if inputs.shown is None or inputs.shown.min() == 1 else inputs.shown.to(model.device)
     counts = [len(each.learned) for each in inputs.conditions] or None
     scale = 1.0 if sampling.detail_scale is None else sampling.detail_scale
-    return path(model.model.diffusion_model, memories, shown, counts, scale)
+    return path(model.model.diffusion_model, memories, keep.to(model.device), shown, counts, scale)

@@ -41,18 +41,23 @@ class EpsOf:
         details: Sequence[BlockDetail] | None = None,
     ):
         self.networks, self.control, self.sampling, self.inpaint = networks, control, sampling, inpaint
-        self.source, self.strength, self.details = source, strength, details
+        self.source, self.strength = source, strength
         if sampling.control_scale is not None and (inputs.control is None or control is None):
             raise UserError(f"control_scale {sampling.control_scale} does nothing by itself: give control, too")
         self.windowed: Callable[..., Denoiser] | None = None
         if not inputs.windows:
-            self.parts = [self._denoiser(inputs, sampling.refresh)]
+            self.parts = [self._denoiser(inputs, details, sampling.refresh)]
             return
         from ldm.methods.windows import weights_of, windowed, windows_over
 
         windows = windows_over(inpaint[:, -1:] != 1, networks.model.image_size)
         weights = weights_of(windows, (inpaint.shape[-2], inpaint.shape[-1]))
-        self.parts = [self._denoiser(inputs.in_window(each), refresh=1) for each in windows]
+        self.parts = [
+            self._denoiser(
+                inputs.in_window(each), details and [every.in_part(each.crop) for every in details], refresh=1
+            )
+            for each in windows
+        ]
         self.windowed = functools.partial(windowed, windows=windows, weights=weights)
         self.unseen = (weights.sum(dim=0) == 0).to(inpaint)  # there the photo stays
 
@@ -74,7 +79,9 @@ class EpsOf:
             eps = held_eps(eps, self.source, self.strength, schedule)
         return eps
 
-    def _denoiser(self, inputs: Inputs, refresh: int) -> Callable[[bool], Denoiser]:
+    def _denoiser(
+        self, inputs: Inputs, details: Sequence[BlockDetail] | None, refresh: int
+    ) -> Callable[[bool], Denoiser]:
         """Of the edits or of one of their windows: plain or not -> a denoiser that sees each region's token in its
         place, and follows the control pictures."""
         networks, device, steer = self.networks, self.networks.device, None
@@ -86,7 +93,7 @@ class EpsOf:
         def denoiser(plain: bool) -> Denoiser:
             if plain and device != networks.model.device:
                 raise UserError("--offload does not go with keep_layout ddim or pnp: leave it out, or use ddpm")
-            found: Denoiser = functools.partial(networks.denoiser, refresh=refresh, shares=shares, details=self.details)
+            found: Denoiser = functools.partial(networks.denoiser, refresh=refresh, shares=shares, details=details)
             if plain:
                 found = make_denoiser(networks.model.apply_model)
             return steer(found) if steer else found

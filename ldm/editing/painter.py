@@ -251,7 +251,7 @@ class Painter:
         tokens = reference_token(self.networks, reference).split([len(each.learned) for each in conditions])
         context = torch.stack([each.combine(own) for each, own in zip(conditions, tokens, strict=True)])
         uncond = unconditional_token(self.networks, batch)
-        details = edit_details(self, inputs, reference, torch.cat(tokens), sampling)
+        details = edit_details(self, inputs, inpaint[:, -1:], reference, torch.cat(tokens), sampling)
         scale: float | Tensor = sampling.scale
         strength: float | Tensor = 1.0
         if inputs.shares is not None:  # as many tokens of each edit as it has regions

@@ -106,7 +106,7 @@ class FastTransformerBlock(nn.Module):
         x = self.attn1(h, width, area) + x
         x = tile_batch(x, vector.shape[0])
         if detail is not None:
-            x = add_detail(x, h, detail, linear)
+            x = add_detail(x, h, detail.in_part(area.crop), linear)
         x = x + vector
         return self.ff(self.norm3(x)) + x
 

@@ -11,11 +11,12 @@ from ldm.miniworld.table import COLUMNS, Row
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 460, 60, 210, 20, 50  # pixels; the margins are around the axes
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito 2008
 LIKENESS, REALISM = ("top1", "shape"), "fid_clip"
+FONT = 'font-family="sans-serif" font-size="12"'
 MAX_STEPS = 6  # between the numbers of an axis
 
 
 def frontier(rows: Mapping[str, Row]) -> str:
-    """Up is more like the reference, to the right more realistic: top-1, or the shape's share, over FID, with intervals.
+    """Up is more like the reference, to the right more realistic: top-1, or the share of shapes, over FID.
 
     Rows named "<model>, scale <number>" are joined to one line for each model; the points bear their scales."""
     likeness = next(key for key in LIKENESS if any(key in row.scores for row in rows.values()))
@@ -45,7 +46,7 @@ def frontier(rows: Mapping[str, Row]) -> str:
     x0, y0 = place(across[-1], 0)
     x1, y1 = place(0, up[-1])
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" {FONT}>',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
         f'<path d="M{x0} {y1}V{y0}H{x1}" stroke="black" fill="none"/>',
         f'<text x="{(x0 + x1) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{COLUMNS[REALISM]} (more realistic →)</text>',

@@ -1,9 +1,10 @@
 """A second look at the reference, beside the one token: a transformer block reads more of it by attention.
 
-    x <- x + W_o softmax([q k_0; q K] / sqrt(d)) [0; V]        q = W_q h, h the normed input of the self-attention
+    x <- x + W_o softmax([q k_0; q K] / sqrt(d)) [0; V]        q = W_q h + p, h the normed input of the self-attention
 
-K and V come from the reference (ldm/models/detail), once an edit. A position that finds nothing of its own in the
-reference attends to the null key k_0, whose value is zero; if all other keys are hidden, exactly zero is added."""
+p says where in the region a position is. K and V come from the reference (ldm/models/detail), once an edit. A position
+that finds nothing of its own in the reference attends to the null key k_0, whose value is zero; if all other keys are
+hidden, exactly zero is added."""
 
 from __future__ import annotations
 
@@ -21,18 +22,23 @@ from torch import Tensor, nn
 class BlockDetail(NamedTuple):
     """What one transformer block reads of n references, for the last n rows of its batch.
 
-    query, out (C,C): W_q and W_o; keys, values (n,H,1+M,d), the null key first, C = H d; seen (n,1,1,1+M), false for
-    keys that are hidden, or None if no key is."""
+    query, out (C,C): W_q and W_o; keys, values (n,H,1+M,d), the null key first, C = H d; places (n,C,h,w): p; seen
+    (n,1,1,1+M), false for keys that are hidden, or None if no key is."""
 
     query: Tensor
     out: Tensor
     keys: Tensor
     values: Tensor
+    places: Tensor
     seen: Tensor | None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> BlockDetail:
-        numbers = (tensor.to(device, dtype) for tensor in self[:4])
+        numbers = (tensor.to(device, dtype) for tensor in self[:5])
         return BlockDetail(*numbers, None if self.seen is None else self.seen.to(device))
+
+    def in_part(self, crop: Callable[[Tensor], Tensor]) -> BlockDetail:
+        """For a part of the picture. crop: (n,C,h,w) of all of it -> of the part, at any resolution."""
+        return self._replace(places=crop(self.places))
 
 
 NO_DETAILS: Iterator[None] = repeat(None)  # for any number of blocks
@@ -45,7 +51,8 @@ def add_detail(
 
     With guidance these are the rows of the reference's token; those of the learned vector stay as they are."""
     n, heads = detail.keys.shape[:2]
-    q = rearrange(linear(h[-n:], detail.query), "b n (h d) -> b h n d", h=heads)
+    q = linear(h[-n:], detail.query) + rearrange(detail.places, "n c h w -> n (h w) c")
+    q = rearrange(q, "b n (h d) -> b h n d", h=heads)
     read = F.scaled_dot_product_attention(q, detail.keys, detail.values, detail.seen)
     added = linear(rearrange(read, "b h n d -> b n (h d)"), detail.out)
     return x + added if n == len(x) else torch.cat([x[:-n], x[-n:] + added])

@@ -13,6 +13,7 @@ from ldm.editing.options import Sampling
 from ldm.editing.references import fit_reference, object_in_reference
 from ldm.models.detail.kinds import build_detail
 from ldm.models.detail.path import GATE_RATE, Correction, joined, seen_at, self_attentions
+from ldm.models.detail.places import places_in_reference, places_in_region, strides
 from ldm.modules.detail import BlockDetail, add_detail, recorded_outputs
 from ldm.pipeline import PaintByExample
 from ldm.util import UserError
@@ -20,6 +21,8 @@ from tests.conftest import ROOT
 
 REFERENCE = {"kind": "reference", "rank": 3, "alpha": 6, "size": 64}
 PATCHES = {"kind": "patches", "rank": 3, "alpha": 6, "encoder": "clip", "width": 32}
+KEEP = torch.ones(1, 1, 16, 16)
+KEEP[..., 4:10, 2:10] = 0
 KINDS = pytest.mark.parametrize("settings", [REFERENCE, PATCHES], ids=["reference", "patches"])
 
 
@@ -62,13 +65,14 @@ def test_the_attention_by_hand():
     keys, values = torch.randn(2, n, heads, 1 + m, d, dtype=torch.float64)
     values[:, :, 0] = 0
     seen = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 1, 1]], dtype=torch.bool)
-    found = add_detail(x, h, BlockDetail(query, out, keys, values, seen[:, None, None])).numpy()
+    places = torch.randn(n, heads * d, 2, 2, dtype=torch.float64)
+    found = add_detail(x, h, BlockDetail(query, out, keys, values, places, seen[:, None, None])).numpy()
     assert np.array_equal(found[:n], x[:n].numpy())
     for i in range(n):
         read = np.zeros((positions, heads * d))
         for head in range(heads):
             part = slice(head * d, (head + 1) * d)
-            q = h[n + i].numpy() @ query.numpy().T[:, part]
+            q = h[n + i].numpy() @ query.numpy().T[:, part] + places[i, part].flatten(1).T.numpy()
             weights = np.exp(q @ keys[i, head].numpy().T / np.sqrt(d)) * seen[i].numpy()
             read[:, part] = weights / weights.sum(axis=1, keepdims=True) @ values[i, head].numpy()
         np.testing.assert_allclose(found[n + i], x[n + i].numpy() + read @ out.numpy().T, atol=1e-12)
@@ -78,7 +82,7 @@ def test_a_row_whose_keys_are_all_hidden_stays_as_it_is():
     x, keys = torch.randn(2, 4, 6), torch.randn(2, 2, 4, 3)
     values = torch.cat([torch.zeros(2, 2, 1, 3), torch.randn(2, 2, 3, 3)], dim=2)
     seen = torch.tensor([[True, False, False, False], [True, True, True, True]])[:, None, None]
-    found = add_detail(x, x, BlockDetail(*torch.randn(2, 6, 6), keys, values, seen))
+    found = add_detail(x, x, BlockDetail(*torch.randn(2, 6, 6), keys, values, torch.randn(2, 6, 2, 2), seen))
     assert torch.equal(found[0], x[0]) and not torch.equal(found[1], x[1])
 
 
@@ -134,7 +138,7 @@ def test_predictions_for_the_learned_vector_are_the_models_own(model, settings):
     edit = with_path(model, path, fast=False)
     with torch.no_grad():
         encoded = path.encode(edit.networks, torch.randn(1, 3, 224, 224))
-        details = path(unet, path.memories(edit.networks, encoded, c))
+        details = path(unet, path.memories(edit.networks, encoded, c), KEEP)
         both = unet(x, t, torch.cat([v, c]), details)
         own = unet(x, t, torch.cat([v, c]))
         alone = unet(x, t, c, details)
@@ -146,15 +150,63 @@ def test_every_block_reads_what_its_self_attention_saw(model):
     """Keys and values by hand, from the outputs of norm1 that a hook records."""
     path, unet = path_of(model, REFERENCE), model.model.diffusion_model
     memories = [torch.randn(1, 4, attn.to_q.in_features) for attn in self_attentions(unet)]
-    for i, (detail, memory) in enumerate(zip(path(unet, memories, scale=0.5), memories, strict=True)):
+    for i, (detail, memory) in enumerate(zip(path(unet, memories, KEEP, scale=0.5), memories, strict=True)):
         attn, block = self_attentions(unet)[i], path.blocks[i]
         v = memory @ (attn.to_v.weight + 2 * block.to_v.lora_B @ block.to_v.lora_A).T
         v = (0.5 * GATE_RATE * block.gate * v).view(1, 4, attn.heads, -1).transpose(1, 2)
         torch.testing.assert_close(detail.values[:, :, 1:], v, atol=1e-5, rtol=1e-5)
         assert not detail.values[:, :, 0].any()
+        k = memory @ (attn.to_k.weight + 2 * block.to_k.lora_B @ block.to_k.lora_A).T
+        for j, (row, column) in enumerate([(-0.5, -0.5), (-0.5, 0.5), (0.5, -0.5), (0.5, 0.5)]):
+            angles = np.pi / 2 * np.array([row, 2 * row, column, 2 * column])
+            waves = torch.tensor(np.concatenate([np.sin(angles), np.cos(angles)]), dtype=torch.float32)
+            k[0, j] += block.key_place.weight @ waves
+        torch.testing.assert_close(
+            detail.keys[0, :, 1:], k.view(4, attn.heads, -1).transpose(0, 1), atol=1e-5, rtol=1e-5
+        )
     with recorded_outputs([torch.nn.Identity()]) as outputs:
         pass
     assert outputs == []
+
+
+def test_places_are_those_in_the_regions_box():
+    """Rows 4 to 9 and columns 2 to 9 are painted: the middles of cells, from the box's middle, in half its sides."""
+    found = places_in_region(KEEP, 2)[0]
+    rows, columns = (np.arange(1, 16, 2) - 7) / 3, (np.arange(1, 16, 2) - 6) / 4
+    expected = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).clip(-2, 2)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+    assert places_in_region(torch.ones(1, 1, 4, 4), 2)[0, 0].tolist() == [[-0.5, -0.5], [-0.5, 0.5]]
+    assert places_in_reference(2).tolist() == [[-0.5, -0.5], [-0.5, 0.5], [0.5, -0.5], [0.5, 0.5]]
+
+
+def test_equal_places_attract_before_training(model):
+    """Without content, a query's nearest key is the one at its own place in the box, wherever the box is."""
+    path, unet = path_of(model, REFERENCE, trained=False), model.model.diffusion_model
+    keep = torch.ones(1, 1, 16, 16)
+    keep[..., 8:16, 4:12] = 0
+    memories = [torch.zeros(1, 16, attn.to_q.in_features) for attn in self_attentions(unet)]
+    detail, stride = path(unet, memories, keep)[0], strides(unet)[0]
+    inside = detail.places[0, :, 8 // stride : 16 // stride, 4 // stride : 12 // stride]
+    keys = detail.keys[0, :, 1:].transpose(0, 1).flatten(1).view(4, 4, -1)
+    for i, j in ((0, 0), (1, 2), (3, 0)):
+        side = inside.shape[-1]
+        query = inside[:, i * side // 4, j * side // 4]
+        assert (keys @ query).argmax() == 4 * i + j
+
+
+@KINDS
+def test_a_rectangle_reads_what_the_whole_picture_does(model, settings):
+    """The second of two equal evaluations computes the rectangle around the region alone."""
+    given, edit = inputs(1), with_path(model, path_of(model, settings))
+    with torch.no_grad():
+        encoded = edit.detail.encode(edit.networks, given.reference)
+        c = torch.randn(1, 1, 40)
+        details = edit.detail(model.model.diffusion_model, edit.detail.memories(edit.networks, encoded, c), KEEP)
+        inpaint = torch.cat([torch.randn(1, 4, 16, 16), KEEP], dim=1)
+        eps = edit.networks.denoiser(inpaint, c, refresh=2, details=details)
+        x = torch.randn(1, 4, 16, 16)
+        first, second = eps(x, 500), eps(x, 500)
+    torch.testing.assert_close(second, first, atol=1e-4, rtol=1e-4)
 
 
 def test_references_of_an_edit_are_joined_and_what_is_missing_is_hidden():
@@ -170,9 +222,9 @@ def test_references_of_an_edit_are_joined_and_what_is_missing_is_hidden():
 def test_cells_that_the_object_covers_by_half_are_seen():
     shown = torch.zeros(1, 1, 8, 8)
     shown[..., :4, :5] = 1  # of the second column of cells, half of each upper one; the middle is at 4
-    assert seen_at(None, torch.zeros(1, 4, 7)) is None
-    assert seen_at(shown, torch.zeros(1, 4, 7)).tolist() == [[True, False, False, False]]
-    assert seen_at(torch.ones(1, 1, 8, 8), torch.zeros(1, 16, 7)).all()
+    assert seen_at(None, 2) is None
+    assert seen_at(shown, 2).tolist() == [[True, False, False, False]]
+    assert seen_at(torch.ones(1, 1, 8, 8), 4).all()
 
 
 def test_hidden_parts_of_a_reference_do_not_count(model):
@@ -184,8 +236,8 @@ def test_hidden_parts_of_a_reference_do_not_count(model):
     other.view(1, 4, 4, 40)[:, :, 2:] += 1
     unet, x, t, c = model.model.diffusion_model, torch.randn(1, 9, 16, 16), torch.tensor([9]), torch.randn(1, 1, 40)
     with torch.no_grad():
-        found = [unet(x, t, c, path(unet, each, shown)) for each in (memories, [other] * len(memories))]
-        whole = unet(x, t, c, path(unet, memories))
+        found = [unet(x, t, c, path(unet, each, KEEP, shown)) for each in (memories, [other] * len(memories))]
+        whole = unet(x, t, c, path(unet, memories, KEEP))
     assert torch.equal(*found) and (found[0] - whole).abs().max() > 1e-4
 
 

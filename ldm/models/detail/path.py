@@ -8,10 +8,12 @@
 | to_k, to_v     | K = W_k memory, V = g W_v memory; each kind of path says what W_k and W_v are                 |
 | gate           | g per channel, zero at first                                                                |
 | null           | k_0, the key of a position that finds nothing                                               |
+| *_place        | of a query's place in its region, of a key's in its reference (places.py), added to them     |
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -23,12 +25,14 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from ldm.models.detail.places import FOURIER_WIDTH, fourier, places_in_reference, places_in_region, strides
 from ldm.models.diffusion.conditioning import ConditioningModel
 from ldm.modules.attention import BasicTransformerBlock, CrossAttention
 from ldm.modules.detail import BlockDetail
 from ldm.modules.diffusionmodules.openaimodel import UNetModel, layers_of
 from ldm.util import UserError
 
+PLACE_STD = 0.35  # of *_place at first: then places alone make weights of e to 1 between equal and distant ones
 GATE_RATE = 10.0  # a gate moves this much faster than a weight: AdamW moves each of them by the learning rate
 
 
@@ -74,10 +78,23 @@ class DetailBlock(nn.Module):
         self.to_k, self.to_v = to_k, to_v
         self.gate = nn.Parameter(torch.zeros(channels))
         self.null = nn.Parameter(torch.zeros(channels))
+        self.query_place = nn.Linear(FOURIER_WIDTH, channels, bias=False)
+        nn.init.normal_(self.query_place.weight, std=PLACE_STD)
+        self.key_place = copy.deepcopy(self.query_place)
 
-    def forward(self, attn1: CrossAttention, memory: Tensor, seen: Tensor | None, scale: float) -> BlockDetail:
-        """memory (n,M,E); seen (n,M) bool, or None if all keys are; scale: strength, 0 to 1."""
-        k = F.linear(memory, self.to_k.matrix(attn1.to_k.weight))
+    def forward(
+        self,
+        attn1: CrossAttention,
+        memory: Tensor,
+        seen: Tensor | None,
+        in_region: Tensor,
+        in_reference: Tensor,
+        scale: float,
+    ) -> BlockDetail:
+        """memory (n,K M,E) of K references; seen (n,K M) bool, or None if all keys are; in_region (n,h,w,2),
+        in_reference (M,2): places of queries and keys; scale: strength, 0 to 1."""
+        k = F.linear(memory, self.to_k.matrix(attn1.to_k.weight)).unflatten(1, (-1, len(in_reference)))
+        k = (k + self.key_place(fourier(in_reference))).flatten(1, 2)
         v = F.linear(memory, self.to_v.matrix(attn1.to_v.weight)) * (scale * GATE_RATE * self.gate)
         null = self.null.to(k.dtype).expand(len(k), 1, -1)
         keys, values = (
@@ -87,7 +104,8 @@ class DetailBlock(nn.Module):
         if seen is not None:
             seen = F.pad(seen, (1, 0), value=True)[:, None, None]
         query, out = self.to_q.matrix(attn1.to_q.weight), self.to_out.matrix(attn1.to_out[0].weight)
-        return BlockDetail(query, out, keys, values, seen)
+        places = rearrange(self.query_place(fourier(in_region)), "n h w c -> n c h w")
+        return BlockDetail(query, out, keys, values, places, seen)
 
 
 class DetailPath(nn.Module, ABC):
@@ -131,18 +149,24 @@ class DetailPath(nn.Module, ABC):
         self,
         unet: UNetModel,
         memories: Iterable[Tensor],
+        keep: Tensor,
         shown: Tensor | None = None,
         counts: Sequence[int] | None = None,
         scale: float = 1.0,
     ) -> list[BlockDetail]:
         """What each block of the UNet reads of R references in n edits.
 
-        memories: of `memories`; shown (R,1,S,S): 1 where the object is, elsewhere the reference is hidden, None: all is
-        shown; counts: references of each edit, R in all, None: one each; scale: strength, 0 (nothing) to 1."""
-        return [
-            block(attn, *joined(memory, seen_at(shown, memory), counts), scale)
-            for block, attn, memory in zip(self.blocks, self_attentions(unet), memories, strict=True)
-        ]
+        memories: of `memories`; keep (n,1,h,w): the mask at the latent's size, 1 = keep; shown (R,1,S,S): 1 where the
+        object is, elsewhere the reference is hidden, None: all is shown; counts: references of each edit, R in all,
+        None: one each; scale: strength, 0 (nothing) to 1."""
+        details = []
+        for block, attn, stride, memory in zip(
+            self.blocks, self_attentions(unet), strides(unet), memories, strict=True
+        ):
+            side = math.isqrt(memory.shape[1])
+            places = places_in_region(keep, stride), places_in_reference(side).to(keep.device)
+            details.append(block(attn, *joined(memory, seen_at(shown, side), counts), *places, scale))
+        return details
 
 
 def self_attentions(unet: UNetModel) -> list[CrossAttention]:
@@ -150,11 +174,10 @@ def self_attentions(unet: UNetModel) -> list[CrossAttention]:
     return [block.attn1 for block in layers_of(unet, BasicTransformerBlock)]
 
 
-def seen_at(shown: Tensor | None, memory: Tensor) -> Tensor | None:
-    """shown (R,1,S,S), 1 where the object is, memory (R,M,E) -> (R,M) bool: cells that the object covers by half."""
+def seen_at(shown: Tensor | None, side: int) -> Tensor | None:
+    """shown (R,1,S,S), 1 where the object is -> (R,side*side) bool: cells of a grid that the object covers by half."""
     if shown is None:
         return None
-    side = math.isqrt(memory.shape[1])
     return (F.interpolate(shown, (side, side), mode="area") >= 0.5).flatten(1)
 
 

@@ -61,7 +61,7 @@ class DetailTraining(LatentDiffusion):
         memories = self.detail.memories(self, encoded[ENCODED], c)
         shown = encoded[SHOWN] if SHOWN in encoded else torch.ones_like(encoded["mask"])
         shown = torch.where(dropped[..., None], 0.0, shown)
-        details = self.detail(self.model.diffusion_model, memories, shown)
+        details = self.detail(self.model.diffusion_model, memories, encoded["mask"], shown)
         return {"c_crossattn": [super().condition(encoded, dropped)], "details": details}
 
     # ------------------------------------------------------------------------------------------ as DetailModel
