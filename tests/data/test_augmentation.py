@@ -32,6 +32,7 @@ from ldm.data.sample import Recipe
 from ldm.util import UserError
 from tests.conftest import ROOT
 
+UNMIRRORED = ROOT / "configs/augmentation/unmirrored.yaml"
 PUBLISHED = ROOT / "configs/augmentation/published.yaml"
 
 
@@ -73,6 +74,12 @@ def test_the_published_recipe_to_the_bit(picture, setting):
 
 def test_the_published_file_describes_the_default():
     assert A.to_dict(load_pipeline(PUBLISHED)) == A.to_dict(published_pipeline())
+
+
+def test_the_unmirrored_recipe_is_the_published_one_without_mirroring():
+    published, unmirrored = (A.to_dict(load_pipeline(path))["transform"] for path in (PUBLISHED, UNMIRRORED))
+    mirror, *rest = published["transforms"]
+    assert mirror["__class_fullname__"] == "HorizontalFlip" and rest == unmirrored["transforms"]
 
 
 def test_what_is_drawn_does_not_depend_on_what_is_applied(picture):

@@ -144,6 +144,19 @@ def test_the_share_holds_and_changes_nothing_but_references(prepared):
     assert possible > 300 and abs(pairs / possible - 0.3) < 4 * (0.3 * 0.7 / possible) ** 0.5
 
 
+def test_references_from_other_pictures_are_not_augmented(prepared):
+    changed, pairs = (
+        plain(OpenImageDataset, prepared, image_size=16, reference_augmentation=augmentation, pair_share=0.5)
+        for augmentation in (True, False)
+    )
+    found = {False: [], True: []}
+    for epoch in range(20):
+        for i in range(len(pairs)):
+            one, other = changed.sample((epoch, i)), pairs.sample((epoch, i))
+            found[one.view is not None].append(torch.equal(one.entry["ref_imgs"], other.entry["ref_imgs"]))
+    assert found[True] and all(found[True]) and not all(found[False])
+
+
 def test_views_are_equally_likely(prepared):
     index = BoxIndex(prepared, "train")
     position = next(i for i in range(len(index)) if index.path(i).name == "0.png")

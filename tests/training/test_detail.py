@@ -40,7 +40,7 @@ def config_of(tiny, detail):
 def test_steps_of_adamw_change_the_path_and_nothing_else(tiny, detail):
     """Its first loss is the model's own; every weight of the path has a gradient; dropped samples see nothing of it."""
     config = config_of(tiny, detail)
-    plain = initial_model(OmegaConf.merge(load_config(TINY), {"model": {"params": {"min_snr_gamma": 5.0}}}), str(tiny))
+    plain = initial_model(OmegaConf.merge(load_config(TINY), {"model": {"params": {"min_snr_gamma": 0.1}}}), str(tiny))
     model = initial_model(config)
     for each in (plain, model):
         each.learning_rate = 1e-2
@@ -77,14 +77,14 @@ def test_at_full_size(detail):
     """On the meta device and with fake tensors: the file is below 250 MB, a guided step costs little more, training
     takes less than half of 24 GB.
 
-    By hand, of the kind `reference`: 16 blocks of width C have 4 * 2 C r numbers, a gate and a null key of C each. The
-    reference is read in one row of two."""
+    By hand, of the kind `reference`: 16 blocks of width C have 4 * 2 C r numbers, a gate and a null key of C each, and
+    two maps of places, 8 C each. The reference is read in one row of two."""
     change = {"model": {"params": {"detail": detail}}}
     config = OmegaConf.merge(load_config(ROOT / "configs/v1.yaml"), load_config(ROOT / "configs/detail.yaml"), change)
     model = empty_model(config).requires_grad_(False)
     numbers = sum(parameter.numel() for parameter in model.detail.parameters())
     if not detail:
-        assert numbers == (8 * 64 + 2) * (5 * 320 + 5 * 640 + 6 * 1280)
+        assert numbers == (8 * 64 + 2 + 2 * 8) * (5 * 320 + 5 * 640 + 6 * 1280)
         memory = estimate_memory(config, 4, torch.bfloat16, True)
         assert memory.static + memory.activations < 12e9
     assert 4 * numbers < 250e6
@@ -92,7 +92,7 @@ def test_at_full_size(detail):
         x, t, both = torch.empty(1, 9, 64, 64), torch.empty(1), torch.empty(2, 1, 768)
         encoded = torch.empty(1, 256, 1024) if detail else torch.empty(1, 4, 32, 32)
         memories = model.detail.memories(model, encoded, both[:1])
-        details = model.detail(model.model.diffusion_model, memories)
+        details = model.detail(model.model.diffusion_model, memories, torch.ones(1, 1, 64, 64))
     flops = []
     for given in (None, details):
         with FlopCounterMode(display=False) as counter:
