@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RELEASED := checkpoints/model.ckpt
 
-.PHONY: help demo web test test-quick test-slow lint docs mini mini-individuals mini-table3 clean
+.PHONY: help demo web test test-quick test-slow lint docs mini mini-individuals mini-likeness mini-table3 clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -90,6 +90,27 @@ mini-individuals: $(READY)  ## train the recogniser of individuals in the small 
 	$(BIN)/python scripts/convert_checkpoint.py --half logs/mini/recogniser/checkpoints/last.ckpt \
 	  logs/mini/mini_recogniser.safetensors
 	$(BIN)/python scripts/mini_table.py --bench test_bench_individuals --name individuals --outdir logs/mini/table
+
+# A detail path of the small world, after make mini-individuals: the miniature learns individuals, then goes on as it is and,
+# for as many steps, with a detail path beside it.
+individuals = configs/mini/paint_by_example.yaml configs/mini/individuals.yaml
+likeness = $(BIN)/python scripts/mini_table.py --bench test_bench_individuals --scales 2 3 5 --precision autocast \
+  --outdir logs/mini/likeness/table --bare --name $(1) --ckpt logs/mini/likeness/$(2).safetensors $(3)
+mini-likeness: $(READY)  ## train and score a detail path in the small world
+	[ -f dataset/individuals/bbox/train.parquet ] || $(BIN)/python scripts/read_bbox.py --dataset_dir dataset/individuals
+	$(BIN)/python scripts/prepare_latents.py --base $(individuals) configs/mini/detail.yaml --epochs 1 \
+	  --pretrained_model pretrained_models/mini.safetensors
+	$(call train,likeness/base,$(individuals) configs/latents.yaml)
+	$(BIN)/python scripts/convert_checkpoint.py --ema --half logs/mini/likeness/base/checkpoints/last.ckpt \
+	  logs/mini/likeness/base.safetensors
+	$(call train,likeness/plain,$(individuals) configs/latents.yaml,--pretrained_model logs/mini/likeness/base.safetensors)
+	$(BIN)/python scripts/convert_checkpoint.py --ema --half logs/mini/likeness/plain/checkpoints/last.ckpt \
+	  logs/mini/likeness/plain.safetensors
+	$(call train,likeness/detail,$(individuals) configs/mini/detail.yaml configs/latents.yaml)
+	$(call likeness,plain,plain)
+	$(call likeness,detail,base,--detail logs/mini/likeness/detail/checkpoints/detail.safetensors)
+	$(BIN)/python scripts/mini_table.py --name likeness --outdir logs/mini/likeness/table --bench test_bench_individuals \
+	  --show logs/mini/likeness/table/plain.json logs/mini/likeness/table/detail.json
 
 # The paper's Table 3 in miniature, after make mini: each row is trained for the same number of steps, the last two rows
 # with two seeds. The last two train on the samples of make mini; those of the others (all CLIP tokens, without and with

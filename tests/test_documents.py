@@ -56,7 +56,6 @@ NOT_RUN = {  # command or its beginning: why
     "python scripts/train_mini.py": "needs a GPU; tests/miniworld/test_train_mini.py rehearses it",
     "python scripts/editing_figures.py": "minutes; draws into docs/",
     "python main.py --base configs/mini/paint_by_example.yaml configs/mini/distill.yaml": "half an hour",
-    "python main.py --base configs/mini/paint_by_example.yaml configs/mini/detail.yaml": "hours",
 }
 GPU = [c for c in commands_of("main.py") if "--gpus" in c]
 DATA = re.compile(r"scripts/(read_bbox|show_samples|make_miniworld|benchmark_)|dataset/(mine|tryon)|mini-lora|/tiny\b")

@@ -266,7 +266,7 @@ def compare_solvers(opt: argparse.Namespace, setup: Setup) -> None:
 def show(files: Sequence[Path], bench: Path, outdir: Path, name: str) -> None:
     """Prints the rows of files; of several files, writes the rows together, as a plot, and their edits side by side."""
     from ldm.batch.benchmark import contact_sheet
-    from ldm.data.bench.cocoee import COCOImageDataset
+    from ldm.data.bench.cocoee import COCOImageDataset, result_path
     from ldm.miniworld import presets
     from ldm.miniworld.frontier import frontier
     from ldm.miniworld.table import read_rows, table, write_rows
@@ -279,7 +279,12 @@ def show(files: Sequence[Path], bench: Path, outdir: Path, name: str) -> None:
         with staging(outdir) as temporary:
             (temporary / f"{name}.svg").write_text(frontier(rows))
         folders = [row.results for row in rows.values()]
-        if bench.is_dir() and all(folder.is_dir() for folder in folders):
+        if bench.is_dir():
             cases = COCOImageDataset(bench)
+            edited = [
+                i for i, case in enumerate(cases.ids) if all(result_path(each, case).exists() for each in folders)
+            ]
+            if not edited:
+                return
             with staging(outdir) as temporary:
-                contact_sheet(cases, folders, range(min(12, len(cases)))).save(temporary / f"{name}.png")
+                contact_sheet(cases, folders, edited[:12]).save(temporary / f"{name}.png")

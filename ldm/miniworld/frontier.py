@@ -64,6 +64,7 @@ def frontier(rows: Mapping[str, Row]) -> str:
 
 def _ticks(largest: float) -> list[float]:
     """From 0 to `largest` or a little more, in steps of 1, 2 or 5 times a power of ten, at most MAX_STEPS of them."""
+    largest = largest or 1.0  # all are 0
     power = 10.0 ** math.floor(math.log10(largest / MAX_STEPS))
     step = next(step for factor in (1, 2, 5, 10) if (step := factor * power) * MAX_STEPS >= largest)
     return [round(i * step, 9) for i in range(math.ceil(largest / step) + 1)]

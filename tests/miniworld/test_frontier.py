@@ -42,6 +42,12 @@ def test_points_are_where_the_axes_say(likeness):
     assert across[0] < 0 and up[0] < 0  # realistic is to the right, alike is up
 
 
+def test_an_axis_of_zeros_goes_to_one():
+    nothing = Row({"top1": Estimate(0, 0, 0), "fid_clip": Estimate(3, 2, 4)}, Path("results"))
+    texts = [each.text for each in ElementTree.fromstring(frontier({"plain": nothing})).findall(f"{SVG}text")]
+    assert {"0", "0.2", "1"} <= set(texts)
+
+
 def test_models_are_lines_and_scales_are_named():
     picture = drawn("top1")
     lines = [len(each.get("points").split()) for each in picture.findall(f"{SVG}polyline")]

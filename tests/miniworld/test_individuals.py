@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.utils.data import default_collate
 
+from ldm.checkpoint.detail import read_detail
 from ldm.cli.mini_table import compare_solvers
 from ldm.data.bench.cocoee import COCOImageDataset
 from ldm.evaluation.benchmark import evaluate
@@ -236,3 +237,42 @@ def test_a_table_of_both_benchmarks_has_the_columns_of_both(tmp_path):
     other = Row(common | {key: Estimate(1.0, 0.5, 1.5) for key in ("shape", "pattern", "colour_error")}, tmp_path)
     lines = table({"individuals": one, "shapes": other}).splitlines()
     assert lines[0].count("|") == lines[2].count("|") == lines[3].count("|") == 10
+
+
+def test_from_the_miniature_to_a_plot_of_likeness(individuals, script, tmp_path, monkeypatch):
+    """The commands of `make mini-likeness` in their order, with two steps of each training."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("configs", "pretrained_models"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.setattr(table_module, "FID_RESAMPLES", 3)
+    (tmp_path / "logs/mini").mkdir(parents=True)
+    save_file(Recogniser().state_dict(), tmp_path / "logs/mini/mini_recogniser.safetensors")
+    data = [f"data.params.dataset_dir={individuals / 'world'}", "data.params.batch_size=2"]
+    short = ["--max_steps", "2", "--limit_val_batches", "1", "--accelerator", "cpu", "--enable_progress_bar", "False"]
+    short += ["--precision", "32", "--val_check_interval", "2", "--no-test", "data.params.num_workers=0", *data]
+    short += ["lightning.images.steps=2", "lightning.images.count=2"]
+    more = {
+        "scripts/prepare_latents.py": ["--device", "cpu", *data],
+        "main.py": short,
+        "scripts/convert_checkpoint.py": [],
+        "scripts/mini_table.py": [
+            "--bench",
+            str(individuals / "bench"),
+            "--cases",
+            "2",
+            "--steps",
+            "1",
+            "--device",
+            "cpu",
+        ],
+    }
+    assert script("read_bbox", "--dataset_dir", individuals / "world")[0] == 0
+    for words in make_commands("mini-likeness")[1:]:
+        out = run_script(script, [*words, *more[words[0]]])
+    models = ("plain", "detail")
+    assert [line.split(" | ")[0] for line in out.splitlines() if ", scale " in line] == [
+        f"| {model}, scale {scale}" for model in models for scale in (2, 3, 5)
+    ]
+    table = tmp_path / "logs/mini/likeness/table"
+    assert (table / "likeness.svg").read_text().count("<circle") == 6
+    assert read_detail(tmp_path / "logs/mini/likeness/detail/checkpoints/detail.safetensors")[0]["rank"] == 32
