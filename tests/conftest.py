@@ -210,6 +210,18 @@ def training_batch(batch: int = 2) -> dict[str, torch.Tensor]:
     }
 
 
+def take_steps(model, optimizer, batch, draws, count: int) -> list[float]:
+    """Steps of training on one batch, with the reference in every sample -> the losses before each."""
+    losses = []
+    for _ in range(count):
+        loss, _ = model.batch_loss(batch, draws, 0.0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
 def empty_memory() -> None:
     """Remove what other tests have left under memory://."""
     memory = fsspec.filesystem("memory")

@@ -256,11 +256,7 @@ class Networks:
 
     def patch_features(self, reference: Tensor) -> Tensor:
         """CLIP's patch tokens of references (R,3,S,S), CLIP-normalised -> (R,M,width)."""
-        if not self.fast:
-            with self._autocast(), self._on_device(self.cond_stage_model):
-                return self.cond_stage_model.patches(reference).float()
-        with self._fast_kernels(), self._on_device(self.cond_stage_model):
-            return self.cond_stage_model.patches(reference.to(self.dtype)).float()
+        return self._encode(self.cond_stage_model.patches, reference).float()
 
     def self_attention_inputs(self, x: Tensor, t: int, tokens: Tensor) -> list[Tensor]:
         """What every self-attention of the UNet sees, normalised, when it evaluates x (R,9,h,w) at timestep t with

@@ -14,7 +14,7 @@ from ldm.conventions import INPAINT, NOISY_LATENT
 from ldm.models.diffusion.conditioning import reference_token, unconditional_token
 from ldm.models.diffusion.draws import Draws
 from ldm.training.start import initial_model
-from tests.conftest import ROOT, edited_pixels, training_batch
+from tests.conftest import ROOT, edited_pixels, take_steps, training_batch
 
 TINY = ROOT / "configs/tiny.yaml"
 CONFIG = OmegaConf.merge(OmegaConf.load(TINY), OmegaConf.load(ROOT / "configs/distill.yaml"))
@@ -65,13 +65,7 @@ def test_training_changes_only_the_student(model, tiny):
     """The loss falls; teacher, reference encoder and v stay what they were."""
     batch, given = training_batch(), read_checkpoint(tiny)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-    losses = []
-    for _ in range(6):
-        loss, _ = model.batch_loss(batch, DRAWS, 0.0)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = take_steps(model, optimizer, batch, DRAWS, count=6)
     assert losses[-1] < 0.7 * losses[0], losses
     own = model.state_dict()
     for name, tensor in given.items():

@@ -1,9 +1,24 @@
-"""Fixtures of the tests of training: pictures to train on."""
+"""Fixtures of the tests of training: pictures to train on, and main.py."""
 
 import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
+
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def train(script, monkeypatch):
+    """Calls main.py with words, as a user in the repository's root does -> its stdout."""
+    monkeypatch.chdir(ROOT)
+
+    def run(*words):
+        code, out, err = script("main", *words)
+        assert code == 0, err[-3000:]
+        return out
+
+    return run
 
 
 @pytest.fixture(scope="module")

@@ -170,17 +170,6 @@ def test_a_wrong_lora_section_is_refused_by_name(plain, config, words):
         inject_adapter(plain, "lora", config)
 
 
-@pytest.fixture
-def train(script, monkeypatch):
-    monkeypatch.chdir(ROOT)
-
-    def run(*words):
-        code, _, err = script("main", *words)
-        assert code == 0, err[-3000:]
-
-    return run
-
-
 SMALL = [
     *("--accelerator", "cpu", "--devices", 1, "--accumulate_grad_batches", 1, "--val_check_interval", 2),
     *("--limit_val_batches", 1, "data.params.num_workers=0", "lightning.images.steps=1", "lightning.images.count=1"),

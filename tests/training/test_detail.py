@@ -17,7 +17,7 @@ from ldm.speed.training import estimate_memory
 from ldm.training.adapters import adapter_kind
 from ldm.training.start import initial_model
 from ldm.util import UserError, load_config
-from tests.conftest import ROOT, edited_pixels, training_batch
+from tests.conftest import ROOT, edited_pixels, take_steps, training_batch
 from tests.documents import blocks, commands
 from tests.training.test_adapters import SMALL
 
@@ -47,15 +47,10 @@ def test_steps_of_adamw_change_the_path_and_nothing_else(tiny, detail):
         each.setup("fit")
         each.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    optimizer, batch, losses = model.configure_optimizers(), training_batch(), []
+    batch = training_batch()
     batch["ref_mask"] = torch.ones(2, 1, 224, 224)
     draws = model.make_draws(batch, [(0, 0), (0, 1)])
-    for _ in range(4):
-        loss, _ = model.batch_loss(batch, draws, 0.0)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = take_steps(model, model.configure_optimizers(), batch, draws, count=4)
     assert losses[0] == plain.batch_loss(batch, draws, 0.0)[0].item() and losses[-1] < losses[0]
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == name.startswith("detail."), name
@@ -99,18 +94,6 @@ def test_at_full_size(detail):
             model.model(x, t, both, given)
         flops.append(counter.get_total_flops())
     assert 1 < flops[1] / flops[0] < 1.08, flops
-
-
-@pytest.fixture
-def train(script, monkeypatch):
-    monkeypatch.chdir(ROOT)
-
-    def run(*words):
-        code, out, err = script("main", *words)
-        assert code == 0, err[-3000:]
-        return out
-
-    return run
 
 
 def test_from_pictures_to_an_edit(script, edit_example, train, tiny, training_folder, tmp_path):

@@ -14,10 +14,10 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.modules.attention import BasicTransformerBlock
-from ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel
+from ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel, layers_of
 from ldm.modules.diffusionmodules.util import Upsample
 
 FREQUENCIES = 2
@@ -60,9 +60,7 @@ def _along(painted: Tensor, stride: int) -> Tensor:
 def strides(unet: UNetModel) -> list[int]:
     """The side, in pixels of the latent, of a position in each transformer block, in the order in which they run."""
     stride, found = 1, []
-    for module in (
-        part for parts in (unet.input_blocks, unet.middle_block, unet.output_blocks) for part in parts.modules()
-    ):
+    for module in layers_of(unet, nn.Module):
         if isinstance(module, Downsample):
             stride *= 2
         elif isinstance(module, Upsample):
