@@ -73,13 +73,13 @@ def test_at_full_size(detail):
     takes less than half of 24 GB.
 
     By hand, of the kind `reference`: 16 blocks of width C have 4 * 2 C r numbers, a gate and a null key of C each, and
-    two maps of places, 8 C each. The reference is read in one row of two."""
+    two maps of places, 12 C each. The reference is read in one row of two."""
     change = {"model": {"params": {"detail": detail}}}
     config = OmegaConf.merge(load_config(ROOT / "configs/v1.yaml"), load_config(ROOT / "configs/detail.yaml"), change)
     model = empty_model(config).requires_grad_(False)
     numbers = sum(parameter.numel() for parameter in model.detail.parameters())
     if not detail:
-        assert numbers == (8 * 64 + 2 + 2 * 8) * (5 * 320 + 5 * 640 + 6 * 1280)
+        assert numbers == (8 * 64 + 2 + 2 * 12) * (5 * 320 + 5 * 640 + 6 * 1280)
         memory = estimate_memory(config, 4, torch.bfloat16, True)
         assert memory.static + memory.activations < 12e9
     assert 4 * numbers < 250e6

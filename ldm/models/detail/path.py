@@ -32,7 +32,7 @@ from ldm.modules.detail import BlockDetail
 from ldm.modules.diffusionmodules.openaimodel import UNetModel, layers_of
 from ldm.util import UserError
 
-PLACE_STD = 0.35  # of *_place at first: in heads of 48 channels, keys half a box from a query's place weigh exp(-2.5)
+PLACE_STDS = (0.25, 0.75)  # of *_place at first, of the first and the last head: from broad to sharp
 GATE_RATE = 10.0  # a gate moves this much faster than a weight: AdamW moves each of them by the learning rate
 
 
@@ -79,7 +79,9 @@ class DetailBlock(nn.Module):
         self.gate = nn.Parameter(torch.zeros(channels))
         self.null = nn.Parameter(torch.zeros(channels))
         self.query_place = nn.Linear(FOURIER_WIDTH, channels, bias=False)
-        nn.init.normal_(self.query_place.weight, std=PLACE_STD)
+        nn.init.normal_(self.query_place.weight)
+        with torch.no_grad():
+            self.query_place.weight *= place_stds(channels, attn1.heads)[:, None]
         self.key_place = copy.deepcopy(self.query_place)
 
     def forward(
@@ -167,6 +169,11 @@ class DetailPath(nn.Module, ABC):
             places = places_in_region(keep, stride), places_in_reference(side).to(keep.device)
             details.append(block(attn, *joined(memory, seen_at(shown, side), counts), *places, scale))
         return details
+
+
+def place_stds(channels: int, heads: int) -> Tensor:
+    """(channels,): of the rows of *_place at first, equal within a head, by equal factors from head to head."""
+    return torch.logspace(*map(math.log10, PLACE_STDS), heads).repeat_interleave(channels // heads)
 
 
 def self_attentions(unet: UNetModel) -> list[CrossAttention]:

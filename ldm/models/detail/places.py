@@ -20,7 +20,7 @@ from ldm.modules.attention import BasicTransformerBlock
 from ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel, layers_of
 from ldm.modules.diffusionmodules.util import Upsample
 
-FREQUENCIES = 2
+FREQUENCIES = 3
 FOURIER_WIDTH = 4 * FREQUENCIES
 FARTHEST = 2.0  # places farther from the middle count as here
 
