@@ -1,6 +1,7 @@
 """A second look at the reference, beside the one token: a transformer block reads more of it by attention.
 
-    x <- x + W_o softmax([q k_0; q K] / sqrt(d)) [0; V]        q = W_q h + p, h the normed input of the self-attention
+    r = softmax([q k_0; q K] / sqrt(d)) [0; V]                 q = W_q h + p, h the normed input of the self-attention
+    x <- x + W_o r + W_2 (W_1 h * gelu(W_g r))                 as GEGLU (Shazeer 2020, arXiv 2002.05202), gated by r
 
 p says where in the region a position is. K and V come from the reference (ldm/models/detail), once an edit. A position
 that finds nothing of its own in the reference attends to the null key k_0, whose value is zero; if all other keys are
@@ -22,18 +23,19 @@ from torch import Tensor, nn
 class BlockDetail(NamedTuple):
     """What one transformer block reads of n references, for the last n rows of its batch.
 
-    query, out (C,C): W_q and W_o; keys, values (n,H,1+M,d), the null key first, C = H d; places (n,C,h,w): p; seen
-    (n,1,1,1+M), false for keys that are hidden, or None if no key is."""
+    query, out (C,C): W_q and W_o; feed (3,C,C): W_1, W_g, W_2; keys, values (n,H,1+M,d), the null key first, C = H d;
+    places (n,C,h,w): p; seen (n,1,1,1+M), false for keys that are hidden, or None if no key is."""
 
     query: Tensor
     out: Tensor
+    feed: Tensor
     keys: Tensor
     values: Tensor
     places: Tensor
     seen: Tensor | None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> BlockDetail:
-        numbers = (tensor.to(device, dtype) for tensor in self[:5])
+        numbers = (tensor.to(device, dtype) for tensor in self[:6])
         return BlockDetail(*numbers, None if self.seen is None else self.seen.to(device))
 
     def in_part(self, crop: Callable[[Tensor], Tensor]) -> BlockDetail:
@@ -54,7 +56,9 @@ def add_detail(
     q = linear(h[-n:], detail.query) + rearrange(detail.places, "n c h w -> n (h w) c")
     q = rearrange(q, "b n (h d) -> b h n d", h=heads)
     read = F.scaled_dot_product_attention(q, detail.keys, detail.values, detail.seen)
-    added = linear(rearrange(read, "b h n d -> b n (h d)"), detail.out)
+    read = rearrange(read, "b h n d -> b n (h d)")
+    inner, gate, outer = detail.feed
+    added = linear(read, detail.out) + linear(linear(h[-n:], inner) * F.gelu(linear(read, gate)), outer)
     return x + added if n == len(x) else torch.cat([x[:-n], x[-n:] + added])
 
 

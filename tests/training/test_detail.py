@@ -72,14 +72,15 @@ def test_at_full_size(detail):
     """On the meta device and with fake tensors: the file is below 250 MB, a guided step costs little more, training
     takes less than half of 24 GB.
 
-    By hand, of the kind `reference`: 16 blocks of width C have 4 * 2 C r numbers, a gate and a null key of C each, and
-    two maps of places, 12 C each. The reference is read in one row of two."""
+    By hand, of the kind `reference`: 16 blocks of width C have 4 * 2 C r numbers, a gate and a null key of C each, two
+    maps of places, 12 C each, and a feed-forward of 3 C^2. The reference is read in one row of two."""
     change = {"model": {"params": {"detail": detail}}}
     config = OmegaConf.merge(load_config(ROOT / "configs/v1.yaml"), load_config(ROOT / "configs/detail.yaml"), change)
     model = empty_model(config).requires_grad_(False)
     numbers = sum(parameter.numel() for parameter in model.detail.parameters())
     if not detail:
-        assert numbers == (8 * 64 + 2 + 2 * 12) * (5 * 320 + 5 * 640 + 6 * 1280)
+        widths = np.array([320] * 5 + [640] * 5 + [1280] * 6)
+        assert numbers == ((8 * 64 + 2 + 2 * 12) * widths + 3 * widths**2).sum()
         memory = estimate_memory(config, 4, torch.bfloat16, True)
         assert memory.static + memory.activations < 12e9
     assert 4 * numbers < 250e6

@@ -8,6 +8,7 @@
 | to_k, to_v     | K = W_k memory, V = g W_v memory; each kind of path says what W_k and W_v are                 |
 | gate           | g per channel, zero at first                                                                |
 | null           | k_0, the key of a position that finds nothing                                               |
+| feed           | W_1, W_g, W_2 of a feed-forward on what was read; W_2 is zero at first                       |
 | *_place        | of a query's place in its region, of a key's in its reference (places.py), added to them     |
 """
 
@@ -78,9 +79,11 @@ class DetailBlock(nn.Module):
         self.to_k, self.to_v = to_k, to_v
         self.gate = nn.Parameter(torch.zeros(channels))
         self.null = nn.Parameter(torch.zeros(channels))
+        self.feed = nn.Parameter(torch.randn(3, channels, channels) * channels**-0.5)
         self.query_place = nn.Linear(FOURIER_WIDTH, channels, bias=False)
         nn.init.normal_(self.query_place.weight)
         with torch.no_grad():
+            self.feed[2].zero_()
             self.query_place.weight *= place_stds(channels, attn1.heads)[:, None]
         self.key_place = copy.deepcopy(self.query_place)
 
@@ -107,7 +110,7 @@ class DetailBlock(nn.Module):
             seen = F.pad(seen, (1, 0), value=True)[:, None, None]
         query, out = self.to_q.matrix(attn1.to_q.weight), self.to_out.matrix(attn1.to_out[0].weight)
         places = rearrange(self.query_place(fourier(in_region)), "n h w c -> n c h w")
-        return BlockDetail(query, out, keys, values, places, seen)
+        return BlockDetail(query, out, self.feed, keys, values, places, seen)
 
 
 class DetailPath(nn.Module, ABC):
