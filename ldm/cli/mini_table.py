@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--config", default=shipped("configs/mini/paint_by_example.yaml"), help="of the model")
     p.add_argument("--ckpt", default=shipped("pretrained_models/mini.safetensors"), help="of the model")
     p.add_argument("--detail", type=Path, help="a detail path of the model, detail.safetensors (none)")
+    p.add_argument("--detail_scale", type=float, help="strength of --detail, 0 to 1 (1)")
     p.add_argument("--clip", type=Path, default=shipped("pretrained_models/mini_clip.safetensors"), help="weights")
     p.add_argument("--clip_config", type=Path, default=shipped("configs/mini/clip.json"), help="open_clip's, of --clip")
     p.add_argument("--oracle", type=Path, default=shipped("pretrained_models/mini_oracle.safetensors"), help="weights")
@@ -119,7 +120,8 @@ def load(opt: argparse.Namespace) -> Setup:
     from ldm.util import load_config
 
     check_seed(opt.seed)
-    samplings = [Sampling.choose(sampler=opt.sampler, steps=opt.steps, scale=scale) for scale in opt.scales]
+    how = {"sampler": opt.sampler, "steps": opt.steps, "detail_scale": opt.detail_scale}
+    samplings = [Sampling.choose(scale=scale, **how) for scale in opt.scales]
     config = load_config(opt.config)
     edit = PaintByExample.load(config, opt.ckpt, opt.device, opt.precision, detail=opt.detail)
     clip = load_clip(opt.clip, edit.device, str(opt.clip_config))
@@ -149,7 +151,7 @@ def tabulate(opt: argparse.Namespace, setup: Setup) -> None:
     for scale, sampling in zip(opt.scales, setup.samplings, strict=True):
         outdir = opt.outdir / f"{opt.name}-scale-{scale:g}"
         settings = benchmark_settings(setup.config, opt.ckpt, bench, edit.precision, opt.seed, sampling, selection)
-        settings |= {"detail_sha256": sha256_of(opt.detail)} if opt.detail else {}
+        settings |= {"detail_sha256": sha256_of(opt.detail), "detail_scale": opt.detail_scale} if opt.detail else {}
         edit_missing(edit, bench, outdir, settings, sampling, opt.batch_size, selection)
         scored = judge.score(outdir / "results")
         rows[f"{opt.name}, v for c" if scale == 0 else f"{opt.name}, scale {scale:g}"] = scored.row
