@@ -68,6 +68,12 @@ def benchmark_settings(
     return settings | {"config": hashlib.sha256(model.encode()).hexdigest()}
 
 
+def detail_settings(detail: str | os.PathLike, scale: float | None) -> dict[str, Any]:
+    """What benchmark_settings are joined by for a detail path. scale: None is 1. Raises UserError: a missing file."""
+    named = {"detail": Path(detail).name, "detail_sha256": sha256_of(detail)}
+    return named | {"detail_scale": 1.0 if scale is None else scale}
+
+
 def case_seed(seed: int, name: str) -> int:
     """A case's own seed, from the benchmark's seed and the case's id: 0 to 2^63 - 1."""
     state = np.random.SeedSequence((seed, *os.fsencode(name))).generate_state(1, np.uint64)[0]

@@ -104,6 +104,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parts(opt: argparse.Namespace) -> dict[str, Any]:
     """Entries of settings.json for what is added to the model."""
+    from ldm.batch.benchmark import detail_settings
+
     parts: dict[str, Any] = {}
     if opt.lora:
         from ldm.checkpoint.adapters import alone, in_list
@@ -112,8 +114,7 @@ def _parts(opt: argparse.Namespace) -> dict[str, Any]:
         parts |= {"lora": alone([Path(path).name for path in paths]), "lora_scale": opt.lora_scale}
         parts["lora_sha256"] = alone([sha256_of(path) for path in paths])
     if opt.detail:
-        scale = 1.0 if opt.detail_scale is None else opt.detail_scale
-        parts |= {"detail": Path(opt.detail).name, "detail_sha256": sha256_of(opt.detail), "detail_scale": scale}
+        parts |= detail_settings(opt.detail, opt.detail_scale)
     if opt.decoder:
         parts |= {"decoder": Path(opt.decoder).name, "decoder_sha256": sha256_of(opt.decoder)}
     if opt.safety_checker != "off":

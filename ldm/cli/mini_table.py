@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 
 from ldm.cli.command import command, command_parser
 from ldm.cli.flags import check_range
-from ldm.files import sha256_of, staging
+from ldm.files import staging
 from ldm.util import UserError, shipped
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def load(opt: argparse.Namespace) -> Setup:
 
 def tabulate(opt: argparse.Namespace, setup: Setup) -> None:
     """Prints and writes the model's table."""
-    from ldm.batch.benchmark import benchmark_settings, contact_sheet
+    from ldm.batch.benchmark import benchmark_settings, contact_sheet, detail_settings
     from ldm.editing.options import Selection
     from ldm.miniworld.table import edit_missing, table, write_rows
 
@@ -151,7 +151,7 @@ def tabulate(opt: argparse.Namespace, setup: Setup) -> None:
     for scale, sampling in zip(opt.scales, setup.samplings, strict=True):
         outdir = opt.outdir / f"{opt.name}-scale-{scale:g}"
         settings = benchmark_settings(setup.config, opt.ckpt, bench, edit.precision, opt.seed, sampling, selection)
-        settings |= {"detail_sha256": sha256_of(opt.detail), "detail_scale": opt.detail_scale} if opt.detail else {}
+        settings |= detail_settings(opt.detail, opt.detail_scale) if opt.detail else {}
         edit_missing(edit, bench, outdir, settings, sampling, opt.batch_size, selection)
         scored = judge.score(outdir / "results")
         rows[f"{opt.name}, v for c" if scale == 0 else f"{opt.name}, scale {scale:g}"] = scored.row
