@@ -52,7 +52,7 @@ def choose_precision(device: torch.device, precision: str | None = None) -> str:
 
 def preferred_half_dtype(device: torch.device) -> torch.dtype:
     """The faster half precision of a device; float32 for a CPU on which half precision is slower than float32."""
-    if device.type == "cpu":  # without instructions for bf16 a convolution in it takes a hundred times as long
+    if device.type == "cpu":
         return torch.bfloat16 if cpu_multiplies_bf16() else torch.float32
     has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere and later
     return torch.bfloat16 if has_bf16 else torch.float16

@@ -66,7 +66,7 @@ def trainer_options(config: DictConfig) -> dict[str, Any]:
         raise UserError("PyTorch finds no GPU that it can use: train on the CPU with --accelerator cpu --devices 1")
     half_on_cpu = str(options.get("precision")).startswith("bf16") and _on_cpu(accelerator)
     if half_on_cpu and preferred_half_dtype(torch.device("cpu")) == torch.float32:
-        print("training in float32: this CPU has no bfloat16 arithmetic, and emulating it is a hundred times slower")
+        print("training in float32: this CPU has no bfloat16 arithmetic, and emulating it is far slower")
         options["precision"] = "32-true"
     if num_nodes > 1 and not any(name in os.environ for name in CLUSTER_VARIABLES):
         raise UserError(

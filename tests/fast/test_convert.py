@@ -1,6 +1,7 @@
 """Fast layers: equal to the published ones to float64's rounding, with the same weights."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -81,3 +82,18 @@ def test_the_published_module_stays_as_it_is():
 def test_bf16_is_not_used_where_pytorch_cannot_tell(monkeypatch):
     monkeypatch.setattr(torch.ops, "mkldnn", object())
     assert onednn.cpu_multiplies_bf16() is False
+
+
+@pytest.mark.parametrize(
+    "machine, supported, instructions, expected",
+    [
+        *(("x86_64", True, True, True), ("AMD64", True, False, False), ("x86_64", False, True, False)),
+        *(("aarch64", True, False, True), ("arm64", False, False, False)),
+    ],
+)
+def test_bf16_that_onednn_emulates_is_not_used(machine, supported, instructions, expected, monkeypatch):
+    """On an x86 CPU with AVX-512 and without its BF16 oneDNN says that it supports bf16."""
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(_is_mkldnn_bf16_supported=lambda: supported))
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instructions, raising=False)
+    monkeypatch.setattr(onednn.platform, "machine", lambda: machine)
+    assert onednn.cpu_multiplies_bf16() is expected
