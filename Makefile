@@ -83,20 +83,22 @@ mini: $(READY)  ## train the miniature model from nothing
 	$(BIN)/python scripts/mini_table.py --ckpt logs/mini/mini.safetensors --clip logs/mini/clip/clip.safetensors \
 	  --oracle logs/mini/mini_oracle.safetensors --outdir logs/mini/table
 
-# Individuals: their data and benchmark, the recogniser that tells them apart, and the shipped model's score.
+# Individuals: their data and benchmark, a recogniser that tells them apart, and the shipped model's score.
 mini-individuals: $(READY)  ## train the recogniser of individuals in the small world
 	[ -d test_bench_individuals ] || $(BIN)/python scripts/make_miniworld.py --individuals
 	$(call train,recogniser,configs/mini/recogniser.yaml)
 	$(BIN)/python scripts/convert_checkpoint.py --half logs/mini/recogniser/checkpoints/last.ckpt \
 	  logs/mini/mini_recogniser.safetensors
-	$(BIN)/python scripts/mini_table.py --bench test_bench_individuals --name individuals --outdir logs/mini/table
+	$(BIN)/python scripts/mini_table.py --bench test_bench_individuals --name individuals --outdir logs/mini/table \
+	  --recogniser logs/mini/mini_recogniser.safetensors
 
-# A detail path of the small world, after make mini-individuals: the miniature learns individuals, then goes on as it is and,
-# for as many steps, with a detail path beside it.
+# A detail path of the small world: the miniature learns individuals, then goes on as it is and, for as many steps, with a
+# detail path beside it.
 individuals = configs/mini/paint_by_example.yaml configs/mini/individuals.yaml
 likeness = $(BIN)/python scripts/mini_table.py --bench test_bench_individuals --scales 2 3 5 --precision autocast \
   --outdir logs/mini/likeness/table --bare --name $(1) --ckpt logs/mini/likeness/$(2).safetensors $(3)
 mini-likeness: $(READY)  ## train and score a detail path in the small world
+	[ -d test_bench_individuals ] || $(BIN)/python scripts/make_miniworld.py --individuals
 	[ -f dataset/individuals/bbox/train.parquet ] || $(BIN)/python scripts/read_bbox.py --dataset_dir dataset/individuals
 	$(BIN)/python scripts/prepare_latents.py --base $(individuals) configs/mini/detail.yaml --epochs 1 \
 	  --pretrained_model pretrained_models/mini.safetensors

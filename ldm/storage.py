@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeAlias, TypeVar
 
-from ldm.util import UserError, require
+from ldm.util import UserError, own_or_shipped, require
 
 Result = TypeVar("Result")
 
@@ -170,6 +170,12 @@ def place(path: str | os.PathLike) -> Place:
     if isinstance(path, Url):
         return path
     return Url(path) if isinstance(path, str) and is_url(path) else Path(path)
+
+
+def local_or_shipped(path: str | os.PathLike) -> Path:
+    """`local`, or the file that comes with the project under this name if the working folder has none. Raises UserError
+    as `local` does."""
+    return local(path) if is_url(path) else own_or_shipped(path)
 
 
 def local(path: str | os.PathLike) -> Path:

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from ldm.checkpoint.files import StateDict
 from ldm.files import save_tensors, staging
 from ldm.models.diffusion.conditioning import is_related
-from ldm.storage import Place, local
+from ldm.storage import Place, local_or_shipped
 from ldm.util import UserError, listing
 
 A, B = ".lora_A.weight", ".lora_B.weight"
@@ -193,7 +193,7 @@ def read_adapter(path: str | os.PathLike) -> Adapter:
 def read_tensors(path: str | os.PathLike, what: str, cure: str) -> tuple[dict[str, str], StateDict]:
     """-> the metadata and tensors of a .safetensors file of trained weights, running no code from it. what, cure: of
     messages. Raises UserError: missing, damaged, a tensor that is not finite."""
-    path = local(path)
+    path = local_or_shipped(path)
     try:
         path.open("rb").close()  # gives the reason where the file cannot be opened
         with safe_open(path, "pt") as file:

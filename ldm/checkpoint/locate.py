@@ -11,14 +11,15 @@ from typing import Any
 
 from safetensors import safe_open
 
-from ldm.storage import is_url, local
-from ldm.util import INSTALLED, PACKAGE, UserError, UserNote, own_or_shipped, shipped
+from ldm.storage import is_url, local, local_or_shipped
+from ldm.util import INSTALLED, PACKAGE, UserError, UserNote, shipped
 
 ROOT = Path() if INSTALLED else PACKAGE.parent  # the folder of checkpoints/: the working folder, or the checkout
 DEFAULT_CONFIG = shipped("configs/v1.yaml")
 DEFAULT_CKPT = ROOT / "checkpoints" / "model.ckpt"
 MINI_CONFIG = shipped("configs/mini/paint_by_example.yaml")
 MINI_CKPT = shipped("pretrained_models/mini.safetensors")
+MINI_DETAIL = shipped("pretrained_models/mini_detail.safetensors")
 HUB_REPO, HUB_FILE = "Fantasy-Studio/Paint-by-Example", "model.ckpt"
 
 
@@ -84,7 +85,7 @@ def find_checkpoint(name: str | os.PathLike | None = None) -> Path:
     Raises UserError if there is none or the hub cannot be reached, with the places to get the file from and to put
     it."""
     if name not in (None, "hub"):
-        return local(name) if is_url(name) else own_or_shipped(name)
+        return local_or_shipped(name)
     if name is None:
         if (released := _released()) is not None:
             return released

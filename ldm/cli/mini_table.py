@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
 
 BENCH = Path("test_bench_mini")
-RECOGNISER = Path("logs/mini/mini_recogniser.safetensors")  # from make mini-individuals
 RECORDED = ("scale", "sampler", "steps", "interval", "refresh", "eta", "seed")  # settings in presets.json
 
 
@@ -57,7 +56,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--clip", type=Path, default=shipped("pretrained_models/mini_clip.safetensors"), help="weights")
     p.add_argument("--clip_config", type=Path, default=shipped("configs/mini/clip.json"), help="open_clip's, of --clip")
     p.add_argument("--oracle", type=Path, default=shipped("pretrained_models/mini_oracle.safetensors"), help="weights")
-    p.add_argument("--recogniser", type=Path, default=RECOGNISER, help="weights, for individuals (%(default)s)")
+    p.add_argument(
+        "--recogniser",
+        type=Path,
+        default=shipped("pretrained_models/mini_recogniser.safetensors"),
+        help="weights, for individuals",
+    )
     p.add_argument("--bench", type=Path, default=BENCH, help="folder of the benchmark (%(default)s)")
     p.add_argument("--cases", type=int, help="use only this many of its cases, the first (all)")
     p.add_argument("--outdir", type=Path, default=Path("results/mini"), help="(%(default)s)")

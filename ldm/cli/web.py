@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     memory.share_memory()
 
     from ldm.checkpoint.adapters import alone, in_list
-    from ldm.checkpoint.locate import choose_model
+    from ldm.checkpoint.locate import MINI_CKPT, MINI_DETAIL, choose_model
     from ldm.images import open_picture
     from ldm.pipeline import PaintByExample
     from ldm.segmentation.objects import load_segmenter
@@ -45,13 +45,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     load_segmenter(opt.segment)  # what is wrong with it is said now
     config, ckpt = choose_model(opt.config, opt.ckpt, opt.lora)
-    edit = PaintByExample.from_loading(replace(loading_from(opt), config=config, ckpt=ckpt))
+    detail = opt.detail or (MINI_DETAIL if ckpt.resolve() == MINI_CKPT.resolve() else None)
+    edit = PaintByExample.from_loading(replace(loading_from(opt), config=config, ckpt=ckpt, detail=detail))
     names = alone([Path(path).name for path in in_list(opt.lora)])
     adapter = {"lora": names, "lora_scale": opt.lora_scale} if opt.lora else {}
-    detail = Path(opt.detail).name if opt.detail else None
-    model = ModelInfo(precision=edit.precision, checkpoint=Path(ckpt).name, **adapter, detail=detail)
+    name = Path(detail).name if detail else None
+    model = ModelInfo(precision=edit.precision, checkpoint=Path(ckpt).name, **adapter, detail=name)
     examples = examples_for(edit)
-    worker = EditWorker(edit, model, [open_picture(example.image, "example") for example in examples])
+    photos = [open_picture(example.image, "example") for example in examples]
+    worker = EditWorker(edit, model, photos, detail_scale=1.0 if opt.detail else 0.0)
     worker.measure()
     page = build(worker, examples, opt.segment)
     url = serve(page, opt.listen, opt.port, IOPaint(worker, opt.segment).routes())

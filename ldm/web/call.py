@@ -32,6 +32,7 @@ def edit_endpoint(worker: EditWorker, block: gr.blocks.Block) -> Callable[..., C
         mask_from_difference: bool = False,
         best: int = 1,
         best_preset: str = "draft",
+        detail_scale: float | None = None,
     ) -> tuple[FileData, dict]:
         """Repaint the mask's white region of the image with the reference's object.
 
@@ -39,15 +40,17 @@ def edit_endpoint(worker: EditWorker, block: gr.blocks.Block) -> Callable[..., C
         sampler: plms, ddim, dpm++ or unipc. strength: 1 starts from noise, below 1 keeps the region's layout. seed:
         null for a random one. keep_layout: ddpm, ddim or pnp start from noise that leads back to the image; keep: how
         much of it stays, 0 to 1. mask_from_difference: paint only what the reference changes inside the region. best:
-        seeds that are tried by best_preset, draft or fast, of which the best is painted. Returns the result, a PNG of
-        the image's size, and the settings that made it."""
+        seeds that are tried by best_preset, draft or fast, of which the best is painted. detail_scale: how much of the
+        model's detail path is added, 0 to 1; null as on the page at first. Returns the result, a PNG of the image's
+        size, and the settings that made it."""
         with report_errors():
             files = {"image": image, "mask": mask, "reference": reference}
             paths = {name: upload_path(file, name) for name, file in files.items()}
             pictures = [await asyncio.to_thread(open_upload, path, name) for name, path in paths.items()]
             numbers = {"scale": scale, "steps": steps, "sampler": sampler, "strength": strength, "seed": seed}
             layout = {"keep_layout": keep_layout, "keep": keep, "mask_from_difference": mask_from_difference}
-            request = parse_request(*pictures, **numbers, **layout, best=best, best_preset=best_preset)
+            how = {**layout, "best": best, "best_preset": best_preset, "detail_scale": detail_scale}
+            request = parse_request(*pictures, **numbers, **how)
             result = await worker.first_result(request)
             path = await asyncio.to_thread(save_result, result, paths["image"], block)
             return gr.FileData(path=path).model_dump(), result.settings

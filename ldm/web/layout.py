@@ -92,9 +92,10 @@ class Layout:
     examples: gr.Gallery
 
 
-def build_layout(examples: Sequence[Example], device: str, likeness: bool = False) -> Layout:
+def build_layout(examples: Sequence[Example], device: str, likeness: float | None = None) -> Layout:
     """The page in two columns, on a phone one above the other: what goes in, what comes out. device: the kind that the
-    model runs on, which decides about the preset; likeness: whether there is a detail path."""
+    model runs on, which decides about the preset; likeness: how much of a detail path is added at first, None: there is
+    none."""
     with gr.Row(equal_height=False):
         with gr.Column(min_width=320):
             photo = build_photo()
@@ -137,7 +138,7 @@ def build_photo() -> PhotoArea:
 
 def build_reference_and_settings(
     device: str,
-    likeness: bool = False,
+    likeness: float | None = None,
 ) -> tuple[gr.Image, gr.Button, gr.UploadButton, gr.File, SeveralArea, SettingsArea]:
     with gr.Row(equal_height=False):
         with gr.Column(min_width=220):
@@ -151,7 +152,9 @@ def build_reference_and_settings(
             preset = gr.Dropdown(preset_choices(), value=default_preset(device), label="Speed", elem_id="speed")
             scale = gr.Slider(0, LARGEST_SCALE, 5, step=0.5, label="Scale (larger: more like the reference)")
             n_samples = gr.Slider(1, 4, 1, step=1, label="Pictures")
-            detail_scale = gr.Slider(0, 1, 1, step=0.05, label="Likeness") if likeness else gr.State(None)
+            detail_scale = gr.State(None)
+            if likeness is not None:
+                detail_scale = gr.Slider(0, 1, likeness, step=0.05, label="Likeness")
     with gr.Accordion("More pictures of the same object", open=False, elem_id="more-references"):
         kinds = ["image", TOKEN_SUFFIX]
         more = gr.File(label="They are averaged", file_count="multiple", file_types=kinds, height=140)

@@ -35,7 +35,7 @@ def build(worker: EditWorker, examples: Sequence[Example], segment: str | None =
         gr.Markdown(f"{INTRODUCTION} Model: `{worker.model.checkpoint}`.")
         if paints_small_world(worker.edit):
             gr.Markdown(BANNER.format(name=worker.model.checkpoint, side=worker.edit.native_size), elem_id="banner")
-        layout = build_layout(examples, worker.edit.device.type, likeness=worker.edit.detail is not None)
+        layout = build_layout(examples, worker.edit.device.type, worker.detail_scale)
         Events(worker, layout, examples, segment).connect(page)
         gr.api(edit_endpoint(worker, layout.result.download), api_name="edit", **ONE_AT_A_TIME)
     return page.queue(max_size=QUEUE_SIZE)

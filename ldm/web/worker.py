@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -67,10 +67,14 @@ Report = Callable[[Progress], None]
 class EditWorker:
     """Makes edits on one thread.
 
-    edit: the pipeline; model: goes into the settings of all results; photos: some, to fit the previews' colours."""
+    edit: the pipeline; model: goes into the settings of all results; photos: some, to fit the previews' colours;
+    detail_scale: how much of the pipeline's detail path, if it has one, is added to edits that do not say."""
 
-    def __init__(self, edit: PaintByExample, model: ModelInfo, photos: Sequence[Image.Image]):
+    def __init__(
+        self, edit: PaintByExample, model: ModelInfo, photos: Sequence[Image.Image], detail_scale: float = 1.0
+    ):
         self.edit, self.model = edit, model
+        self.detail_scale = None if edit.detail is None else detail_scale
         self.closed = threading.Event()
         # one thread for everything: a CUDA graph belongs to the thread that recorded it
         self.executor = ThreadPoolExecutor(1, "edits")
@@ -156,6 +160,8 @@ class EditWorker:
                 report(Progress(step.index + 1, step.total, preview_picture(self.preview_weights, step.pred_x0)))
 
         raise_if_stopped()
+        if request.sampling.detail_scale is None:
+            request = replace(request, sampling=replace(request.sampling, detail_scale=self.detail_scale))
         masks, references = zip((request.mask, request.reference), *request.others, strict=True)
         regions = [Region(mask=mask) for mask in masks]
         marked = MarkedPhoto.mark(request.image, regions, references, request.placement)
@@ -171,10 +177,12 @@ class EditWorker:
         return [EditResult(*both) for both in zip(pictures, settings, strict=True)]
 
     def _settings(self, request: EditRequest) -> Settings:
-        """Those that the page always asks for, and of the others what differs from the default."""
+        """Those that the page always asks for, and of the others what differs from the default. A detail path of which
+        nothing was added is left out."""
         asked = {name: getattr(request.sampling, name) for name in ("scale", "steps", "sampler", "strength")}
         usual = settings_of(Sampling(), Placement(), Blending())
         given = settings_of(request.sampling, request.placement, request.blending)
         others = {name: value for name, value in given.items() if name not in asked and value != usual[name]}
         model = {name: value for name, value in asdict(self.model).items() if value is not None}
-        return {**asked, **others, **model}
+        unused = ("detail", "detail_scale") if request.sampling.detail_scale == 0 else ()
+        return {name: value for name, value in {**asked, **others, **model}.items() if name not in unused}

@@ -51,6 +51,7 @@ def test_the_call_has_its_published_name_and_parameters(url):
         ("mask_from_difference", False),
         ("best", 1),
         ("best_preset", "draft"),
+        ("detail_scale", None),
     ]
 
 
@@ -178,7 +179,7 @@ def test_names_with_slashes_and_files_of_the_server(url):
         reply = httpx.post(f"{url}gradio_api/upload", files={"files": (name, path.read_bytes())}).json()
         return {"path": reply[0], "meta": {"_type": "gradio.FileData"}}
 
-    numbers = [5, 1, "plms", 1, 7, None, None, False, 1, "draft"]
+    numbers = [5, 1, "plms", 1, 7, None, None, False, 1, "draft", None]
     names = ("../../etc/a/b.jpg", "..\\c.png", "/ü d.jpg")
     files = [upload(name, path) for name, path in zip(names, FILES, strict=True)]
     event, data = call_by_hand(url, [*files, *numbers])

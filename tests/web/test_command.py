@@ -5,12 +5,20 @@ import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from ldm.checkpoint.locate import MINI_CKPT, MINI_CONFIG
+from ldm.pipeline import PaintByExample
 from tests.conftest import ROOT
 from tests.web.conftest import free_port
 
 gradio = pytest.importorskip("gradio", reason="the page's tests need Gradio: pip install -e '.[web]'")
+
+from gradio_client import Client, handle_file  # noqa: E402
+
+from ldm.web.examples import examples_for  # noqa: E402
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = [
@@ -40,6 +48,35 @@ def test_documented_commands_serve_the_page(command, options, script, tmp_path, 
     words = command.split("#")[0].split()[2:]
     code, out, err = script("demo", *words, *options, "--port", free_port())
     assert code == 0 and "the page is at http://" in out, err
+
+
+def test_the_miniature_offers_likeness_and_paints_as_ever_without(script, monkeypatch):
+    """Unasked, the page's edit is the pipeline's without a detail path, to the bit."""
+    case = examples_for(PaintByExample.load(MINI_CONFIG, MINI_CKPT, "cpu"))[0]
+    names, results = ("image", "mask", "reference"), {}
+
+    def use(page):
+        client = Client(page.local_url, verbose=False)
+        files = dict(zip(names, map(handle_file, case), strict=True))
+        for asked in (None, 0, 0.5, 1):
+            path, settings = client.predict(**files, steps=2, seed=7, detail_scale=asked, api_name="/edit")
+            results[asked] = np.asarray(Image.open(path)), settings
+        page.close()
+
+    monkeypatch.setattr(gradio.Blocks, "block_thread", use)
+    code, _, err = script(
+        "demo", "--config", MINI_CONFIG, "--ckpt", MINI_CKPT, "--device", "cpu", "--port", free_port()
+    )
+    assert code == 0, err
+    plain = PaintByExample.load(MINI_CONFIG, MINI_CKPT, "cpu")
+    expected = plain(*map(Image.open, case), seed=7, steps=2, progress=False)
+    for asked in (None, 0):
+        picture, settings = results[asked]
+        assert np.array_equal(picture, expected) and not {"detail", "detail_scale"} & set(settings)
+    for asked in (0.5, 1):
+        picture, settings = results[asked]
+        assert not np.array_equal(picture, expected)
+        assert (settings["detail"], settings["detail_scale"]) == ("mini_detail.safetensors", asked)
 
 
 def test_a_port_in_use_is_an_error(options, script):
