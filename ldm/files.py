@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from ldm.storage import Place, Url, is_url, local, upload_files
+from ldm.storage import Place, Url, is_url, local_or_shipped, upload_files
 from ldm.util import UserError
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def sha256_of(path: str | os.PathLike) -> str:
     """The SHA-256, in hexadecimal, of a file, or of all files of a folder with their names. Raises UserError."""
     digest = hashlib.sha256()
     try:
-        path = local(path)
+        path = local_or_shipped(path)
         files = walk(path, hidden=True).files if path.is_dir() else [path]
         for file in files:
             if path.is_dir():

@@ -72,7 +72,6 @@ MODEL_COMMANDS = [
     and not c.startswith(tuple(NOT_RUN))
 ]
 INSTALLED = [c for c in commands() if c.startswith("paint-by-example ")]
-MINIATURES = {"pretrained_models/mini_detail.safetensors"}
 FILES = ("--input", "--a", "--b", "--c", "--ckpt", "scripts/convert_checkpoint.py")  # a checkpoint that is read follows
 
 
@@ -197,7 +196,7 @@ def stand_in(place: Path, tiny: Path) -> None:
 
 def with_tiny_model(words: list[str], tiny: Path, lora: Path) -> list[str]:
     """A command's words with small numbers, and the tiny model in the place of the real one, not of the miniature."""
-    if MINIATURES & set(words):
+    if "pretrained_models/mini_detail.safetensors" in words:
         return [*words, "--ddim_steps", "2", "--device", "cpu"]
     small = {
         "scripts/inference.py": ["--ddim_steps", "2", "--H", "64", "--W", "64", "--device", "cpu"],

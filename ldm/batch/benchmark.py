@@ -25,7 +25,6 @@ from ldm.editing.regions import Region
 from ldm.files import sha256_of, staging
 from ldm.images import grid, open_picture, upright_rgb
 from ldm.pipeline import PaintByExample
-from ldm.storage import local_or_shipped
 from ldm.util import UserError
 
 WHOLE = Placement(context=WHOLE_PHOTO)  # as edit.prepare
@@ -71,7 +70,7 @@ def benchmark_settings(
 
 def detail_settings(detail: str | os.PathLike, scale: float | None) -> dict[str, Any]:
     """What benchmark_settings are joined by for a detail path. scale: None is 1. Raises UserError: a missing file."""
-    named = {"detail": Path(detail).name, "detail_sha256": sha256_of(local_or_shipped(detail))}
+    named = {"detail": Path(detail).name, "detail_sha256": sha256_of(detail)}
     return named | {"detail_scale": 1.0 if scale is None else scale}
 
 
