@@ -92,25 +92,21 @@ mini-individuals: $(READY)  ## train the recogniser of individuals in the small 
 	$(BIN)/python scripts/mini_table.py --bench test_bench_individuals --name individuals --outdir logs/mini/table \
 	  --recogniser logs/mini/mini_recogniser.safetensors
 
-# A detail path of the small world: the miniature learns individuals, then goes on as it is and, for as many steps, with a
-# detail path beside it.
+# A detail path of the small world: the miniature is trained on for individuals and, for as many steps on the same samples,
+# a detail path beside it as it is.
 individuals = configs/mini/paint_by_example.yaml configs/mini/individuals.yaml
-likeness = $(BIN)/python scripts/mini_table.py --bench test_bench_individuals --scales 2 3 5 --precision autocast \
-  --outdir logs/mini/likeness/table --bare --name $(1) --ckpt logs/mini/likeness/$(2).safetensors $(3)
+likeness = $(BIN)/python scripts/mini_table.py --bench test_bench_individuals --scales 1.5 2 3 --precision autocast \
+  --outdir logs/mini/likeness/table --bare --name $(1) --ckpt $(2) $(3)
 mini-likeness: $(READY)  ## train and score a detail path in the small world
 	[ -d test_bench_individuals ] || $(BIN)/python scripts/make_miniworld.py --individuals
 	[ -f dataset/individuals/bbox/train.parquet ] || $(BIN)/python scripts/read_bbox.py --dataset_dir dataset/individuals
-	$(BIN)/python scripts/prepare_latents.py --base $(individuals) configs/mini/detail.yaml --epochs 1 \
-	  --pretrained_model pretrained_models/mini.safetensors
-	$(call train,likeness/base,$(individuals) configs/latents.yaml)
-	$(BIN)/python scripts/convert_checkpoint.py --ema --half logs/mini/likeness/base/checkpoints/last.ckpt \
-	  logs/mini/likeness/base.safetensors
-	$(call train,likeness/plain,$(individuals) configs/latents.yaml,--pretrained_model logs/mini/likeness/base.safetensors)
+	$(BIN)/python scripts/prepare_latents.py --base $(individuals) configs/mini/detail.yaml --epochs 1
+	$(call train,likeness/plain,$(individuals) configs/latents.yaml)
 	$(BIN)/python scripts/convert_checkpoint.py --ema --half logs/mini/likeness/plain/checkpoints/last.ckpt \
 	  logs/mini/likeness/plain.safetensors
 	$(call train,likeness/detail,$(individuals) configs/mini/detail.yaml configs/latents.yaml)
-	$(call likeness,plain,plain)
-	$(call likeness,detail,base,--detail logs/mini/likeness/detail/checkpoints/detail.safetensors)
+	$(call likeness,plain,logs/mini/likeness/plain.safetensors)
+	$(call likeness,detail,pretrained_models/mini.safetensors,--detail logs/mini/likeness/detail/checkpoints/detail.safetensors)
 	$(BIN)/python scripts/mini_table.py --name likeness --outdir logs/mini/likeness/table --bench test_bench_individuals \
 	  --show logs/mini/likeness/table/plain.json logs/mini/likeness/table/detail.json
 

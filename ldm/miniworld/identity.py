@@ -33,6 +33,12 @@ class Identity:
         """Its class in the annotations."""
         return self.shape
 
+    @property
+    def object(self) -> str:
+        """Its name: what it looks like, as in star-checks-c04a1f-f2e0b3."""
+        colours = (bytes(round(255 * part) for part in colour).hex() for colour in (self.colour, self.second))
+        return "-".join((self.shape, self.pattern, *colours))
+
     def relief(self) -> np.ndarray:
         """Distances to the outline and slopes, as ldm.miniworld.shapes.relief."""
         return shape_map(self.shape)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ldm.data.index import SPLITS
 from ldm.miniworld.crops import ATTRIBUTES
-from ldm.miniworld.identity import draw_held_out, draw_identity
+from ldm.miniworld.identity import Identity, draw_held_out, draw_identity
 from ldm.miniworld.individuals import KINDS, Population
 from ldm.miniworld.scene import Look
 from ldm.miniworld.shapes import SHAPES
@@ -23,11 +23,12 @@ PRETRAINING = "pretraining"
 # a scene's seed is (the world's seed, one of these, the scene's number)
 SOURCE_STREAM, REFERENCE_STREAM, REAL_STREAM, GALLERY_STREAM = 10, 11, 12, 14
 SPLIT_STREAMS = {**{split: i for i, split in enumerate(SPLITS)}, PRETRAINING: 13}
-INDIVIDUALS_STREAM = 20  # of the individuals themselves
+INDIVIDUALS_STREAM, SHAPES_STREAM = 20, 21  # of the objects themselves
 
 FAMILY = 10  # look-alikes of a split
 LOOKALIKES = 50  # of the benchmark
-SCENES_PER_INDIVIDUAL = 4  # each then has about ten pictures, since a scene shows two or three
+SCENES_PER_OBJECT = 4  # each then has about ten pictures, since a scene shows two or three
+SHAPES_EVERY = 3  # scenes: one of so many shows shapes
 CASES_PER_FAMILY = 20
 
 
@@ -53,17 +54,23 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Individuals:
-    """Scenes of individuals, with the members of Shapes. seed: of the individuals, not of the scenes."""
+    """Scenes of individuals, with the members of Shapes. seed: of the individuals, not of the scenes.
+
+    Every third scene to train on shows shapes instead, each shape in as many pictures as an individual, so that what
+    learns from pairs of individuals does not forget shapes."""
 
     seed: int
 
-    categories: ClassVar = KINDS
+    categories: ClassVar = (*KINDS, *SHAPES)
     columns: ClassVar[tuple[str, ...]] = ("object",)
     attributes: ClassVar = "individuals.json"
     least_seen: ClassVar = 0.9
 
     def split(self, name: str, count: int, number: int) -> Draw:
-        families = max(1, round(count / SCENES_PER_INDIVIDUAL / FAMILY))
+        shapes = len(range(0, count, SHAPES_EVERY)) if name == "train" else 0
+        if shapes and number % SHAPES_EVERY == 0:
+            return self._shapes(max(1, round(shapes / SCENES_PER_OBJECT)))
+        families = max(1, round((count - shapes) / SCENES_PER_OBJECT / FAMILY))
         return self._population(name, SPLIT_STREAMS[name], families, FAMILY).draw
 
     def bench(self, count: int, stream: int) -> Draw:
@@ -72,6 +79,14 @@ class Individuals:
     def population(self, count: int) -> Population:
         """The individuals of a benchmark of count cases."""
         return self._population("bench", REFERENCE_STREAM, max(1, round(count / CASES_PER_FAMILY)), LOOKALIKES)
+
+    def _shapes(self, count: int) -> Draw:
+        """Draws one of `count` identities, none of which is held out."""
+
+        def draw(rng: np.random.Generator) -> Identity:
+            return draw_identity(np.random.default_rng((self.seed, SHAPES_STREAM, int(rng.integers(count)))))
+
+        return draw
 
     def _population(self, name: str, stream: int, families: int, family: int) -> Population:
         return Population(name, (self.seed, INDIVIDUALS_STREAM, stream), families * family, family)

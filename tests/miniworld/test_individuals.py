@@ -26,6 +26,7 @@ from ldm.evaluation.scorers import Case
 from ldm.miniworld import table as table_module
 from ldm.miniworld.families import FamilyCrops
 from ldm.miniworld.gallery import has_individuals, read_lookalikes, read_views
+from ldm.miniworld.identity import HELD_OUT, Identity
 from ldm.miniworld.individuals import KINDS, Population, _maps, draw_outline
 from ldm.miniworld.parts import recogniser_ceiling
 from ldm.miniworld.recogniser import Recogniser, RecogniserTraining, margin_loss
@@ -37,6 +38,7 @@ from tests.conftest import ROOT
 from tests.miniworld.conftest import MINI, make_commands, run_script
 
 POPULATION = Population("some", (0, 1), 12, 3)
+LOOKS = ("shape", "pattern", "colour", "second")
 
 
 def test_look_alikes_share_kind_and_colours_and_nothing_else():
@@ -79,18 +81,24 @@ def test_an_individual_is_the_same_in_every_scene():
 
 
 def test_the_data_set_names_its_individuals(individuals, script):
-    """The column `object` of the annotations is the individual's; no individual is in two splits; and the files are
-    prepared as OpenImages is."""
+    """The column `object` of the annotations is the individual's; no individual is in two splits; every third scene to
+    train on shows shapes, none of them held out; and the files are prepared as OpenImages is."""
     root, seen = individuals / "world", {}
     for split, file in (("train", "oidv6-train"), ("validation", "validation"), ("pretraining", "pretraining")):
         with open(root / f"annotations/{file}-annotations-bbox.csv", newline="") as rows:
             rows = list(csv.DictReader(rows))
-        lines = (root / f"annotations/{split}-objects.jsonl").read_text().splitlines()
-        assert [row["object"] for row in rows] == [json.loads(line)["object"] for line in lines]
-        assert [row["LabelName"] for row in rows] == [f"/m/mini_{json.loads(line)['kind']}" for line in lines]
-        seen[split] = {row["object"] for row in rows}
+        objects = [json.loads(line) for line in (root / f"annotations/{split}-objects.jsonl").read_text().splitlines()]
+        named = [each.get("object") or Identity(*map(each.get, LOOKS)).object for each in objects]
+        assert [row["object"] for row in rows] == named
+        kinds = [each.get("kind") or each["shape"] for each in objects]
+        assert [row["LabelName"] for row in rows] == [f"/m/mini_{kind}" for kind in kinds]
+        shown = [int(row["ImageID"][1:], 16) % 3 == 0 for row in rows if split == "train"]
+        assert shown == ["shape" in each for each in objects if split == "train" or "shape" in each]
+        assert not {(each.get("shape"), each.get("pattern")) for each in objects} & HELD_OUT
+        seen[split] = set(named)
         assert len(rows) > 2 * len(seen[split])  # most are in several scenes
     assert not seen["train"] & seen["validation"] | seen["train"] & seen["pretraining"]
+    assert sum(name.startswith("train-") for name in seen["train"]) > 5
     code, out, err = script("read_bbox", "--dataset_dir", root)
     assert code == 0 and "of the boxes can take their reference from another picture" in out, err
 
