@@ -28,6 +28,7 @@ from ldm.editing.arguments import is_one_for_all, one_region, photos_and_seeds, 
 from ldm.editing.asymmetric_decoder import AsymmetricDecoder
 from ldm.editing.best import Choice, attempt, load_judge, rate
 from ldm.editing.checks import pick_device, report_out_of_memory
+from ldm.editing.details import adds_detail
 from ldm.editing.inputs import PlannedEdit, SamplingTask
 from ldm.editing.marked import MarkedPhoto
 from ldm.editing.metadata import attach_settings
@@ -140,12 +141,13 @@ class PaintByExample(Painter):
         seeds, starts: one for each photo, see `sample`; on_plan: called with every plan before it is sampled;
         on_painted: with every window that was painted."""
         check_choices(placement, sampling)
+        details = adds_detail(self.detail, sampling, bool(placement.together), placement.mix is not None)
         pictures = [marked.photo for marked in photos]
         for marked in {
             id(marked): marked for marked in photos
         }.values():  # what cannot be painted is said before sampling
             for mask, references in zip(marked.masks[1:], marked.references[1:], strict=True):
-                self.plan(marked.photo, mask, references, placement, marked.control)
+                self.plan(marked.photo, mask, references, placement, marked.control, details=False)
         passes = 1 if placement.together else max((len(marked.masks) for marked in photos), default=0)
         for number in range(passes):
             plans: dict[int, PlannedEdit] = {}
@@ -160,7 +162,7 @@ class PaintByExample(Painter):
                     plans[i] = self.plan_together(pictures[i], *own, placement, marked.control)
                 else:
                     one = marked.masks[number], marked.references[number]
-                    plans[i] = self.plan(pictures[i], *one, placement, marked.control)
+                    plans[i] = self.plan(pictures[i], *one, placement, marked.control, details)
                 if on_plan:
                     on_plan(i, number, plans[i])
 

@@ -204,7 +204,7 @@ def read_tensors(path: str | os.PathLike, what: str, cure: str) -> tuple[dict[st
     except SafetensorError as error:
         raise UserError(f"{what} {path} is damaged or not a .safetensors file ({error}): {cure}") from error
     for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
+        if not tensor.float().isfinite().all():  # which exists for every type, also those of 8 bits
             raise UserError(f"{what} {path}: {name} is not finite: train again with a lower learning rate")
     return metadata, tensors
 

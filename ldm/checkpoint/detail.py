@@ -46,6 +46,7 @@ def load_detail(model: LatentDiffusion, path: str | os.PathLike) -> DetailPath:
     settings, tensors = read_detail(path)
     with torch.device("meta"):
         detail = build_detail(model.model.diffusion_model, settings)
+    detail.require_size(model.size_multiple)
     cure = "use it with the model that it was trained for, or name another"
     shapes = {name: tuple(tensor.shape) for name, tensor in detail.state_dict().items()}
     require_fit(shapes, tensors, f"detail {path}", "the model", cure)

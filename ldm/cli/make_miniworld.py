@@ -8,7 +8,8 @@ Writes dataset/miniworld and test_bench_mini; equal flags write equal files. Tra
 and pattern that the benchmark's references have.
 
 --individuals draws objects with an outline and a texture of their own, each in several scenes, and writes
-dataset/individuals and test_bench_individuals. Training never sees the benchmark's individuals.
+dataset/individuals and test_bench_individuals. Training never sees the benchmark's individuals. Every third scene to
+train on shows the twelve shapes.
 
 scripts/make_miniworld.py is the same command."""
 
@@ -26,7 +27,7 @@ SPLITS = ("train", "validation", "test", "pretraining")
 
 def parser() -> argparse.ArgumentParser:
     p = command_parser(__doc__)
-    p.add_argument("--individuals", action="store_true", help="draw individuals in place of the twelve shapes")
+    p.add_argument("--individuals", action="store_true", help="draw individuals")
     p.add_argument("--dataset_dir", type=Path, help="(dataset/miniworld or dataset/individuals)")
     p.add_argument("--bench", type=Path, help="(test_bench_mini or test_bench_individuals)")
     p.add_argument("--train", type=int, default=36000, help="scenes to train on (%(default)s)")

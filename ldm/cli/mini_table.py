@@ -98,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_range(opt, "batch_size", 1, 1000)
     if opt.cases is not None and opt.cases < 2:
         raise UserError(f"--cases {opt.cases} is out of range: use 2 or more")
+    if opt.detail and (opt.presets or opt.solvers):
+        raise UserError("--presets and --solvers compare the model without a detail path: leave out --detail")
     if opt.show:
         show(opt.show, opt.bench, opt.outdir, opt.name)
         return

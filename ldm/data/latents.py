@@ -37,7 +37,8 @@ class Description:
     seed: of the draws
     pictures: in the split; epochs: draws of each picture
     per_shard: pictures in a shard, except the last one
-    precision: of the networks, a name of torch's types"""
+    precision: of the networks, a name of torch's types
+    detail: what the references of a detail path were encoded by, DetailPath.encoding; None without a path"""
 
     networks: str
     recipe: dict[str, Any]
@@ -46,6 +47,7 @@ class Description:
     epochs: int
     per_shard: int
     precision: str
+    detail: dict[str, Any] | None = None
 
     @classmethod
     def read(cls, folder: Path, split: str) -> Description:

@@ -83,13 +83,27 @@ class Choice:
 
 
 def rate(painted: Tensor, inputs: Inputs, judge: Judge) -> tuple[float, float]:
-    """A painted window (3,H,W), about [-1,1], and what the model saw of it (B = 1) -> its likeness and its seam."""
+    """A painted window (3,H,W), about [-1,1], and what the model saw of it (B = 1) -> its likeness, of several regions
+    the mean, and its seam."""
     keep, picture = inputs.mask[0], tensor_to_image(painted)
-    region = picture.crop(mask_to_image(keep).getbbox())
-    features = judge([region, *map(reference_to_image, inputs.reference)]).double()
-    likeness = F.cosine_similarity(features[:1], features[1:]).mean().item()
+    boxes = [mask_to_image(each).getbbox() for each in _regions(keep, inputs.shares)]
+    shown = [box for box in boxes if box]  # None: later regions cover it
+    features = judge([*map(picture.crop, shown), *map(reference_to_image, inputs.reference)]).double()
+    regions, references = features[: len(shown)], features[len(shown) :]
+    counts = [len(references)] if inputs.shares is None else [len(each.learned) for each in inputs.conditions]
+    own = [each for box, each in zip(boxes, references.split(counts), strict=True) if box]
+    likeness = fmean(F.cosine_similarity(*pair).mean().item() for pair in zip(regions[:, None], own, strict=True))
     edge = seam(pixels_to_tensor(picture), keep)
     return likeness, 1.0 if edge is None else edge
+
+
+def _regions(keep: Tensor, shares: Tensor | None) -> list[Tensor]:
+    """keep (1,H,W), shares (1,K,h,w) or None for one region -> the mask (1,H,W), 1 = keep, of each region: where its
+    share is the largest."""
+    if shares is None:
+        return [keep]
+    owner = F.interpolate(shares, keep.shape[-2:], mode="bilinear").argmax(dim=1)
+    return [torch.where(owner == k, keep, 1.0) for k in range(shares.shape[1])]
 
 
 def attempt(seed: int, ratings: Sequence[tuple[float, float]]) -> Attempt:

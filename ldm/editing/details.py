@@ -15,6 +15,21 @@ if TYPE_CHECKING:
     from ldm.editing.painter import Painter
 
 
+def adds_detail(path: object | None, sampling: Sampling, together: bool, mixed: bool) -> bool:
+    """Whether edits have something of a detail path. path: it or its file, None if there is none; together: several
+    regions are painted at once; mixed: references are mixed. Raises UserError: edits that it cannot be added to."""
+    if path is None:
+        if sampling.detail_scale is not None:
+            raise UserError("detail_scale has no effect without a detail path: name one with --detail")
+        return False
+    if sampling.detail_scale == 0:
+        return False
+    for name, used in (("together", together), ("keep_layout", sampling.keep_layout), ("mix", mixed)):
+        if used:
+            raise UserError(f"a detail path (Likeness) does not go with {name}: leave it out, or use detail_scale 0")
+    return True
+
+
 def edit_details(
     painter: Painter, inputs: Inputs, keep: Tensor, reference: Tensor, tokens: Tensor, sampling: Sampling
 ) -> list[BlockDetail] | None:
@@ -23,14 +38,10 @@ def edit_details(
     keep (n,1,h,w): the mask at the latent's size, 1 = keep; reference (R,3,S,S), tokens (R,M,D): of the inputs, on
     the device. Raises UserError: an edit that it cannot be added to."""
     path, model = painter.detail, painter.model
-    if path is None:
-        if sampling.detail_scale is not None:
-            raise UserError("detail_scale has no effect without a detail path: name one with --detail")
+    mixed = any(each.mix is not None for each in inputs.conditions)
+    if not adds_detail(path, sampling, inputs.shares is not None, mixed):
         return None
-    if sampling.detail_scale == 0:
-        return None
-    if inputs.shares is not None or sampling.keep_layout:
-        raise UserError("a detail path does not go with together or keep_layout: leave them out, or use detail_scale 0")
+    assert path is not None
     encoded = path.encode(painter.networks, reference).to(model.device)  # with offload, the CPU
     memories = path.memories(painter.networks, encoded, tokens)
     shown = None if inputs.shown is None or inputs.shown.min() == 1 else inputs.shown.to(model.device)

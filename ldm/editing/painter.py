@@ -107,16 +107,18 @@ class Painter:
         references: Sequence[Image.Image],
         placement: Placement = Placement(),
         control: Image.Image | None = None,
+        details: bool = True,
     ) -> PlannedEdit:
         """One edit, ready to be sampled. photo: RGB, upright; mask: L, 255 = paint, of the photo's size, as
-        Region.mask_in makes it; references: pictures of one object; control: RGB, of the photo's proportions."""
+        Region.mask_in makes it; references: pictures of one object; control: RGB, of the photo's proportions; details:
+        whether the detail path, if there is one, is to add something: then objects are found in the references."""
         if placement.mask_from_difference and self.control is not None:
             raise UserError("mask_from_difference and control exclude each other: leave one of them out")
         place = self._place(photo, mask, placement)
         if placement.mask_from_difference:
-            rough = self._inputs(place.picture, place.region, [references], replace(placement, windows=False))
+            rough = self._inputs(place.picture, place.region, [references], replace(placement, windows=False), False)
             place = place.within(mask_to_image(self._outline(rough)))
-        inputs = self._inputs(place.picture, place.region, [references], placement)
+        inputs = self._inputs(place.picture, place.region, [references], placement, details)
         return self._with_control(PlannedEdit(place, inputs), control)
 
     def _with_control(self, plan: PlannedEdit, control: Image.Image | None) -> PlannedEdit:
@@ -147,7 +149,7 @@ class Painter:
         from ldm.methods.token_field import shares_of_regions
 
         place = self._place(photo, functools.reduce(ImageChops.lighter, masks), placement)
-        inputs = self._inputs(place.picture, place.region, references, placement)
+        inputs = self._inputs(place.picture, place.region, references, placement, details=False)
         height, width = inputs.image.shape[-2:]
         inside = [each.crop(place.window).resize((width, height), Image.Resampling.BILINEAR) for each in masks]
         factor = self.model.first_stage_model.factor
@@ -190,8 +192,9 @@ class Painter:
         mask: Image.Image,
         references: Sequence[Sequence[Image.Image]],
         placement: Placement,
+        details: bool = True,
     ) -> Inputs:
-        """references: of each region the pictures of its object."""
+        """references: of each region the pictures of its object; details: see plan."""
         size = whole = self.size_for(picture, placement.height, placement.width)
         if placement.windows:
             whole, own = self.size_for(picture), max(self.native_size**2, picture.width * picture.height)
@@ -200,7 +203,7 @@ class Painter:
         pictures = [each for group in references for each in group]
         crops = [fit_reference(each, placement.reference_fit) for each in pictures]
         how = (placement.reference_fit, placement.segment)
-        objects = None if self.detail is None else [object_in_reference(each, *how) for each in pictures]
+        objects = [object_in_reference(each, *how) for each in pictures] if details and self.detail else None
         factor = self.model.first_stage_model.factor
         inputs = make_inputs(picture, mask, crops, size, factor, self.model.cond_stage_model.image_size, objects)
         learned = [tuple(learned_token(each, self.model) for each in group) for group in references]

@@ -32,7 +32,10 @@ class Sighting:
     family: tuple[str, ...]
 
 
-def _sighting(attributes: Mapping[str, Any]) -> Sighting:
+def _sighting(attributes: Mapping[str, Any]) -> Sighting | None:
+    """None: a shape."""
+    if "shape" in attributes:
+        return None
     family = (attributes["kind"], *map(str, attributes["colours"]))
     return Sighting(attributes["image"], tuple(attributes["box"]), attributes["object"], family)
 
@@ -42,7 +45,7 @@ class FamilyCrops(Dataset):
 
     `dataset[epoch, i]` is a function of (seed, epoch, i) and shows the i-th family. A crop is reduced until its longer
     side has a random length, since regions of edits are small. augment: the box is also moved, mostly outwards, since
-    an edit rarely fills its region. Families that the split does not show in full are left out."""
+    an edit rarely fills its region. Shapes, and families that the split does not show in full, are left out."""
 
     def __init__(
         self,
@@ -54,7 +57,7 @@ class FamilyCrops(Dataset):
     ):
         self.root, self.augment, self.views, self.seed = Path(dataset_dir), augment, views, seed
         families: dict[tuple[str, ...], dict[str, list[Sighting]]] = defaultdict(lambda: defaultdict(list))
-        for each in read_annotations(dataset_dir, state, _sighting):
+        for each in filter(None, read_annotations(dataset_dir, state, _sighting)):
             families[each.family][each.object].append(each)
         self.families = [list(family.values()) for family in families.values() if len(family) == FAMILY]
         if not self.families:

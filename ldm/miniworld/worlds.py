@@ -56,8 +56,8 @@ class Shapes:
 class Individuals:
     """Scenes of individuals, with the members of Shapes. seed: of the individuals, not of the scenes.
 
-    Every third scene to train on shows shapes instead, each shape in as many pictures as an individual, so that what
-    learns from pairs of individuals does not forget shapes."""
+    Every third scene to train on shows objects of the twelve shapes instead, each in as many pictures as an individual,
+    so that what learns from pairs of individuals does not forget shapes."""
 
     seed: int
 

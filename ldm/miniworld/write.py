@@ -1,7 +1,7 @@
 """The small world as files: a data set in the layout of OpenImages, and a benchmark in the layout of COCOEE.
 
-<root>/annotations/*.csv                   in OpenImages' format; the labels are shapes, or individuals' kinds of
-                                           texture, with a further column `object`: which individual it is
+<root>/annotations/*.csv                   in OpenImages' format; the labels are shapes and individuals' kinds of
+                                           texture. With individuals, a further column `object` says which object it is
                    <split>-objects.jsonl   a line per annotated object: picture, box, identity, caption, pose
        images/{train_0 ... train_f,validation,test,pretraining}/<id>.jpg
                                            pretraining also shows held-out identities; it trains the CLIP and the oracle

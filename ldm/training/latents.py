@@ -23,6 +23,7 @@ from ldm.data.latents import FOLDER, Description, LatentDataset, half
 from ldm.data.open_images import OpenImageDataset
 from ldm.data.prior import WithPrior
 from ldm.files import staging
+from ldm.models.detail.training import DetailTraining
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.prior import Prior
 from ldm.storage import is_url
@@ -60,6 +61,7 @@ def prepare_latents(config: DictConfig, epochs: int, pretrained: str | None, dev
         epochs=epochs,
         per_shard=max(1, min(len(dataset), SHARD_BYTES // (epochs * sample_bytes))),
         precision=str(precision).removeprefix("torch."),
+        detail=encoding_of(model),
     )
     todo = begin(folder, description)
     print(
@@ -103,6 +105,11 @@ def fingerprint(model: LatentDiffusion) -> str:
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data if tensor.ndim else b"")
     return digest.hexdigest()
+
+
+def encoding_of(model: LatentDiffusion) -> dict[str, Any] | None:
+    """How the model's detail path, if it trains one, encodes references."""
+    return model.detail.encoding if isinstance(model, DetailTraining) else None
 
 
 def clip_of(model: LatentDiffusion) -> nn.Module:
@@ -162,13 +169,21 @@ def write_shard(
 
 
 class SameNetworks(Callback):
-    """Stops a run whose latents were made by another autoencoder or CLIP than its own."""
+    """Stops a run whose latents were made by another autoencoder or CLIP than its own, or without what its detail path
+    reads."""
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         train = trainer.datamodule.dataset("train")
         for dataset in (train.objects, train.prior) if isinstance(train, WithPrior) else (train,):
-            if isinstance(dataset, LatentDataset) and dataset.description.networks != fingerprint(pl_module):
+            if not isinstance(dataset, LatentDataset):
+                continue
+            if dataset.description.networks != fingerprint(pl_module):
                 raise UserError(
                     f"the latents in {dataset.folder} were made by another autoencoder or CLIP than this run's: make "
                     "them again with scripts/prepare_latents.py and the weights that training starts from"
+                )
+            if encoding_of(pl_module) not in (None, dataset.description.detail):
+                raise UserError(
+                    f"the latents in {dataset.folder} do not have what this run's detail path reads: make them again "
+                    "with scripts/prepare_latents.py and this run's configs"
                 )

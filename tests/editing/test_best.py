@@ -1,6 +1,7 @@
 """Best of N: the scores against direct computations, the seed that wins, its picture, and where the scores are kept."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ from ldm.batch.runner import BatchOptions, run_jobs, settings_of_job
 from ldm.batch.table import Defaults, read_jobs
 from ldm.conventions import image_to_tensor, reference_to_tensor
 from ldm.editing.best import SEAM_WEIGHT, Attempt, Choice, load_judge, rate
-from ldm.editing.inputs import Inputs
+from ldm.editing.inputs import Condition, Inputs
 from ldm.editing.marked import MarkedPhoto
 from ldm.editing.metadata import read_settings
 from ldm.editing.options import Loading, Placement, Sampling, Selection
 from ldm.editing.regions import Region
+from ldm.methods.token_field import shares_of_regions
 from ldm.util import UserError
 from ldm.web.request import parse_request
 from ldm.web.worker import EditWorker, ModelInfo
@@ -47,6 +49,25 @@ def test_rating_in_closed_form():
     assert rate(image_to_tensor(grey), seen, mean_colours)[1] == pytest.approx(1, abs=1e-4)
     whole = Inputs(seen.image, torch.zeros_like(keep), references, (2,))
     assert rate(image_to_tensor(red), whole, mean_colours)[1] == 1  # no edge
+
+
+def test_regions_painted_together_are_rated_one_by_one():
+    """Each by its own references: a red and a green one, painted as they should be, and exchanged. What lies between
+    them does not count; a region that others cover does not, either."""
+    keep, red, green = torch.ones(1, 1, 32, 64), (255, 0, 0), (0, 255, 0)
+    keep[..., 8:24, 4:20] = keep[..., 8:24, 44:60] = 0
+    picture = np.full((32, 64, 3), 128, np.uint8)
+    picture[8:24, 4:20], picture[8:24, 44:60] = red, green
+    references = [reference_to_tensor(Image.new("RGB", (32, 32), colour), 16) for colour in (red, red, green)]
+    masks = torch.zeros(2, 32, 64, dtype=torch.bool)
+    masks[0, 8:24, 4:20] = masks[1, 8:24, 44:60] = True
+    conditions = (Condition((None, None)), Condition())
+    seen = Inputs(image_to_tensor(picture)[None], keep, torch.stack(references), conditions)
+    for order, expected in ((picture, 1.0), (picture[:, ::-1].copy(), 0.0)):
+        together = replace(seen, shares=shares_of_regions(masks, (4, 8))[None])
+        assert rate(image_to_tensor(order), together, mean_colours)[0] == pytest.approx(expected, abs=1e-6)
+    covered = replace(seen, shares=shares_of_regions(torch.stack([masks[0], masks.any(0)]), (4, 8))[None])
+    assert -1 <= rate(image_to_tensor(picture), covered, mean_colours)[0] <= 1
 
 
 def test_the_best_is_the_most_alike_less_the_excess_of_its_seam():

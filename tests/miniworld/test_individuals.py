@@ -284,7 +284,7 @@ def test_from_the_miniature_to_a_plot_of_likeness(individuals, script, tmp_path,
         out = run_script(script, [*words, *more[words[0]]])
     models = ("plain", "detail")
     assert [line.split(" | ")[0] for line in out.splitlines() if ", scale " in line] == [
-        f"| {model}, scale {scale}" for model in models for scale in (2, 3, 5)
+        f"| {model}, scale {scale}" for model in models for scale in (1.5, 2, 3)
     ]
     table = tmp_path / "logs/mini/likeness/table"
     assert (table / "likeness.svg").read_text().count("<circle") == 6

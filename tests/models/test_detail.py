@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 
 from ldm.checkpoint import load_model
+from ldm.editing import painter as painter_module
+from ldm.editing.details import adds_detail
 from ldm.editing.inputs import Condition, Inputs
 from ldm.editing.options import Sampling
 from ldm.editing.references import fit_reference, object_in_reference
@@ -258,6 +260,13 @@ def test_hidden_parts_of_a_reference_do_not_count(model):
         ({**REFERENCE, "size": "large"}, "its size is 'large'"),
         ({**REFERENCE, "width": 3}, "do not fit kind reference .*width"),
         ({**PATCHES, "encoder": None}, "do not fit kind patches .*encoder"),
+        ({"kind": []}, r"its kind is \[\]"),
+        ({**REFERENCE, "alpha": 10**400}, "do not fit kind reference"),
+        ({**PATCHES, "width": -1}, "do not fit kind patches"),
+        (
+            {**PATCHES, "encoder": "https://example.org/dino"},
+            "its encoder is .*: use clip, dinov2, or a folder",
+        ),
     ],
     ids=lambda x: "",
 )
@@ -299,8 +308,28 @@ def test_a_scale_without_a_path_or_out_of_range_is_refused(model):
         sampled(PaintByExample(model, "full"), inputs(1), detail_scale=0.5)
     with pytest.raises(UserError, match=r"detail_scale 1\.5 is out of range"):
         Sampling(detail_scale=1.5)
-    with pytest.raises(UserError, match="does not go with together or keep_layout"):
-        sampled(with_path(model, path_of(model, PATCHES)), inputs(1), keep_layout="ddpm", sampler="ddim")
+    edit = with_path(model, path_of(model, PATCHES))
+    with pytest.raises(UserError, match="does not go with keep_layout"):
+        sampled(edit, inputs(1), keep_layout="ddpm", sampler="ddim")
+    with pytest.raises(UserError, match="does not go with mix"):
+        sampled(edit, replace(inputs(1, (2,)), conditions=(Condition((None, None), mix=0.5),)))
+    for used in ("together", "mix"):
+        assert adds_detail(edit.detail, Sampling(), False, False)
+        with pytest.raises(UserError, match=f"does not go with {used}"):
+            adds_detail(edit.detail, Sampling(), used == "together", used == "mix")
+        assert not adds_detail(edit.detail, Sampling(detail_scale=0), True, True)
+
+
+def test_no_object_is_searched_for_where_nothing_of_the_path_is_wanted(model, example, monkeypatch):
+    """In an opaque reference that takes seconds."""
+    photo, mask, reference = example.values()
+    searched = []
+    found = lambda picture, *_: searched.append(picture) or Image.new("L", picture.size, 255)  # noqa: E731
+    monkeypatch.setattr(painter_module, "object_in_reference", found)
+    edit = with_path(model, path_of(model, PATCHES))
+    plain = PaintByExample(model, "full")(photo, mask, reference, steps=1)
+    assert plain.tobytes() == edit(photo, mask, reference, steps=1, detail_scale=0).tobytes() and not searched
+    assert plain.tobytes() != edit(photo, mask, reference, steps=1).tobytes() and len(searched) == 1
 
 
 def test_where_the_object_is_in_a_reference():

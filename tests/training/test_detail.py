@@ -1,6 +1,9 @@
 """Training a detail path: what trains, cached latents, and from main.py to an edit."""
 
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +16,11 @@ from ldm.checkpoint import load_model
 from ldm.checkpoint.adapters import Adapter, write_adapter
 from ldm.checkpoint.detail import load_detail, read_detail, write_detail
 from ldm.checkpoint.load import empty_model
+from ldm.data.latents import Description, LatentDataset
+from ldm.data.sample import Recipe
 from ldm.speed.training import estimate_memory
 from ldm.training.adapters import adapter_kind
+from ldm.training.latents import SameNetworks, fingerprint
 from ldm.training.start import initial_model
 from ldm.util import UserError, load_config
 from tests.conftest import ROOT, edited_pixels, take_steps, training_batch
@@ -63,8 +69,6 @@ def test_steps_of_adamw_change_the_path_and_nothing_else(tiny, detail):
     encoded = model.encode_batch(batch | {"ref_mask": torch.ones(2, 1, 224, 224)})
     again = model.encode_batch(encoded)
     assert again.keys() == encoded.keys() and {"ref_detail", "ref_mask"} <= encoded.keys()
-    with pytest.raises(UserError, match="do not have what a detail path reads"):
-        model.encode_batch({name: each for name, each in encoded.items() if name not in ("ref_detail", "ref_mask")})
 
 
 @pytest.mark.parametrize("detail", [{}, {"kind": "patches", "size": None, "encoder": "clip", "width": 1024}])
@@ -162,6 +166,22 @@ def test_the_pages_commands_from_products_to_an_edit(script, tiny, tmp_path, mon
     assert (tmp_path / "results/example_2_321.png").exists()
 
 
+@pytest.mark.parametrize("size", [None, 128, 64])
+def test_latents_for_another_path_are_refused(tiny, tmp_path, size):
+    """What a reference was encoded to depends on the path's kind and size, not on its rank; a model without a path does
+    not read it. size: None, made without a path."""
+    made = None if size is None else {"kind": "reference", "size": size}
+    model, plain = initial_model(config_of(tiny, {**REFERENCE, "rank": 7})), initial_model(load_config(TINY), str(tiny))
+    recipe = asdict(Recipe(image_size=64))
+    (tmp_path / "latents").mkdir()
+    Description(fingerprint(plain), recipe, 0, 0, 1, 1, "float32", made).write(tmp_path / "latents", "train")
+    data = SimpleNamespace(dataset=lambda split: LatentDataset(split, tmp_path, image_size=64))
+    SameNetworks().on_train_start(SimpleNamespace(datamodule=data), plain)
+    refused = pytest.raises(UserError, match="do not have what this run's detail path reads")
+    with nullcontext() if size == REFERENCE["size"] else refused:
+        SameNetworks().on_train_start(SimpleNamespace(datamodule=data), model)
+
+
 def test_an_adapter_beside_a_path_is_refused():
     with pytest.raises(UserError, match="an adapter and a detail path"):
         adapter_kind({"adapter": "v", "params": {"detail": REFERENCE}})
@@ -185,6 +205,11 @@ def test_files_for_other_models_are_refused_by_name(tiny, tmp_path):
     write_adapter(Adapter({"a.weight.delta": torch.ones(2, 2)}), path)
     with pytest.raises(UserError, match="give it with --lora"):
         load_detail(model, path)
+    write_detail({**own.settings, "size": 72}, tensors, path)
+    with pytest.raises(UserError, match=r"its size 72 is no multiple of the model's \d+ pixels: use 64"):
+        load_detail(model, path)
+    write_detail(own.settings, tensors | {gate: tensors[gate].to(torch.float8_e4m3fn)}, path)
+    load_detail(model, path)
     write_detail(own.settings, tensors | {gate: torch.full((32,), torch.nan)}, path)
     with pytest.raises(UserError, match=r"blocks\.0\.gate is not finite"):
         load_detail(model, path)

@@ -18,10 +18,10 @@ def build_detail(unet: UNetModel, settings: Mapping[str, Any]) -> DetailPath:
     """settings: kind, and the arguments of its class. Raises UserError: unknown, missing or wrong ones."""
     arguments = {name: value for name, value in settings.items() if value is not None}
     kind = arguments.pop("kind", None)
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(f"detail: its kind is {kind!r}: use one of {', '.join(KINDS)}")
     try:
         return KINDS[kind](unet, **arguments)
-    except TypeError as error:
+    except (TypeError, RuntimeError, OverflowError) as error:
         reason = str(error).split("__init__() ")[-1]
         raise UserError(f"detail: its settings do not fit kind {kind} ({reason}): see configs/detail.yaml") from error

@@ -14,6 +14,7 @@ from ldm.models.detail.path import DetailModel, DetailPath, OwnMatrix
 from ldm.modules.attention import CrossAttention
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ldm.modules.encoders.dinov2 import GRID, dinov2_side, load_dinov2
+from ldm.storage import is_url
 from ldm.util import UserError
 
 CLIP = "clip"
@@ -28,6 +29,8 @@ class PatchPath(DetailPath):
 
     def __init__(self, unet: UNetModel, rank: int, alpha: float, encoder: str, width: int):
         super().__init__(unet, rank, alpha)
+        if not isinstance(encoder, str) or is_url(encoder):  # a stranger's file must not choose what is fetched
+            raise UserError(f"detail: its encoder is {encoder!r}: use clip, dinov2, or a folder on this machine")
         self.encoder, self.width = encoder, width
         dim = unet.context_dim
         self.projector = nn.Sequential(
@@ -35,8 +38,8 @@ class PatchPath(DetailPath):
         )
 
     @property
-    def settings(self) -> dict[str, Any]:
-        return super().settings | {"encoder": self.encoder, "width": self.width}
+    def encoding(self) -> dict[str, Any]:
+        return super().encoding | {"encoder": self.encoder, "width": self.width}
 
     def key_matrix(self, attn1: CrossAttention, unet: UNetModel) -> nn.Module:
         return OwnMatrix(unet.context_dim, attn1.to_k.out_features)

@@ -38,7 +38,7 @@ GATE_RATE = 10.0  # a gate moves this much faster than a weight: AdamW moves eac
 
 
 class DetailModel(ConditioningModel, Protocol):
-    """What a detail path needs of a model: LatentDiffusion and ldm.fast.networks.Networks have all of it."""
+    """What a detail path needs of a model: DetailTraining and ldm.fast.networks.Networks have all of it."""
 
     def patch_features(self, reference: Tensor) -> Tensor: ...
 
@@ -133,9 +133,17 @@ class DetailPath(nn.Module, ABC):
         )
 
     @property
+    def encoding(self) -> dict[str, Any]:
+        """Those of the settings that `encode` depends on."""
+        return {"kind": self.kind}
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The arguments of build_detail."""
-        return {"kind": self.kind, "rank": self.rank, "alpha": self.alpha}
+        return {**self.encoding, "rank": self.rank, "alpha": self.alpha}
+
+    def require_size(self, multiple: int) -> None:
+        """Raises UserError: a size of references that is no multiple of this, of the model's, in pixels."""
 
     @abstractmethod
     def key_matrix(self, attn1: CrossAttention, unet: UNetModel) -> nn.Module:

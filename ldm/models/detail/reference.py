@@ -21,7 +21,7 @@ TIMESTEP = 0  # its noise is invisible, so the clean latent is what the UNet exp
 class ReferencePath(DetailPath):
     """Reads the UNet's own features of the reference, all of whose weights are corrected by low rank.
 
-    size: side at which the UNet sees a reference, pixels. Raises UserError: one that does not fit the UNet."""
+    size: side at which the UNet sees a reference, pixels. Raises UserError: not a whole number."""
 
     kind: ClassVar[str] = "reference"
 
@@ -32,8 +32,13 @@ class ReferencePath(DetailPath):
         self.size = size
 
     @property
-    def settings(self) -> dict[str, Any]:
-        return super().settings | {"size": self.size}
+    def encoding(self) -> dict[str, Any]:
+        return super().encoding | {"size": self.size}
+
+    def require_size(self, multiple: int) -> None:
+        if self.size % multiple:
+            near = max(multiple, round(self.size / multiple) * multiple)
+            raise UserError(f"detail: its size {self.size} is no multiple of the model's {multiple} pixels: use {near}")
 
     def key_matrix(self, attn1: CrossAttention, unet: UNetModel) -> nn.Module:
         return Correction(attn1.to_k.in_features, self.rank, self.alpha)

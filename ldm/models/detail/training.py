@@ -14,7 +14,6 @@ from ldm.models.diffusion.ddpm import Condition, LatentDiffusion
 from ldm.modules.attention import BasicTransformerBlock
 from ldm.modules.detail import recorded_outputs
 from ldm.modules.diffusionmodules.openaimodel import layers_of
-from ldm.util import UserError
 
 SHOWN, ENCODED = "ref_mask", "ref_detail"
 MASK_SIDE = 64  # of a mask that is kept, finer than any grid of keys
@@ -31,6 +30,7 @@ class DetailTraining(LatentDiffusion):
         super().__init__(**params)
         self.requires_grad_(False)
         self.detail = build_detail(self.model.diffusion_model, detail)
+        self.detail.require_size(self.size_multiple)
 
     @torch.no_grad()
     def encode_batch(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -41,15 +41,10 @@ class DetailTraining(LatentDiffusion):
         | ref_detail | (B,...), what DetailPath.encode makes of the reference                   |
         | ref_mask   | (B,1,s,s), 1 where the object is in it, reduced, if the batch has it     |
 
-        Raises UserError: a batch that was encoded without them."""
+        A batch that was encoded before has them (ldm.training.latents.SameNetworks)."""
         encoded = super().encode_batch(batch)
         if ENCODED in encoded:
             return encoded
-        if "ref_imgs" not in batch:
-            raise UserError(
-                "the latents do not have what a detail path reads: make them with scripts/prepare_latents.py and this "
-                "run's configs"
-            )
         encoded[ENCODED] = self.detail.encode(self, batch["ref_imgs"])
         if SHOWN in batch:
             encoded[SHOWN] = F.adaptive_avg_pool2d(batch[SHOWN], MASK_SIDE)
