@@ -21,7 +21,7 @@ from ldm.editing.options import LOADED_FILES
 from ldm.files import NAME_MAX, replacing
 from ldm.images import open_picture
 from ldm.storage import Place, Url, is_url, place
-from ldm.util import UserError
+from ldm.util import UserError, shipped
 
 KEY = "paint-by-example"  # of the PNG's text chunk, and of the `info` of a picture in memory
 PLACES = "paint-by-example files"  # of that `info`: where the files are
@@ -157,13 +157,14 @@ def places_file(path: Place) -> Place:
 
 def find_files(path: str | os.PathLike, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of the picture `path` with its files where they are: where they were when it was made, or else
-    below the working folder, or beside the picture. A file that is nowhere keeps its name."""
+    below the working folder, or beside the picture, or among those that ship. A file that is nowhere keeps its name."""
     folder, places = place(path).parent, {}
     with contextlib.suppress(OSError, TypeError, ValueError):  # the picture was passed on, or the file is damaged
         places = dict(json.loads(places_file(place(path)).read_text()))
 
     def find(name: str) -> str:
-        candidates = (str(places.get(name, name)), name, str(folder / name), str(folder / Path(name).name))
+        ships = shipped(Path("pretrained_models") / Path(name).name)
+        candidates = (str(places.get(name, name)), name, str(folder / name), str(folder / Path(name).name), str(ships))
         return next((each for each in candidates if name and _exists(each)), name)
 
     return _with_files(settings, find)

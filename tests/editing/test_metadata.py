@@ -99,5 +99,7 @@ def test_files_are_found_again_where_they_were_or_beside_the_picture(tmp_path, m
     # settings of older pictures name folders
     monkeypatch.chdir(tmp_path / "a")
     assert find_files(moved, {"image": "x/y/photo.jpg"})["image"] == str(tmp_path / "c/photo.jpg")
+    ships = ROOT / "pretrained_models/mini_detail.safetensors"  # the page's detail path, named without its folder
+    assert find_files(moved, {"detail": ships.name})["detail"] == str(ships)
     long = tmp_path / ("x" * 251 + ".png")
     assert len(places_file(long).name) <= 255 and places_file(long) != places_file(tmp_path / ("y" * 251 + ".png"))
