@@ -8,6 +8,7 @@ from ldm.cli.edit_flags import parse
 from ldm.editing.metadata import find_files, places_file, read_settings, save_with_settings
 from ldm.editing.regions import Region
 from ldm.util import UserError
+from tests.conftest import ROOT
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
 SETTINGS = {"image": "ü photo.jpg", "scale": 5.0, "seed": 2**62, "regions": [{"box": [1, 2, 3, 4]}], "lora": None}
