@@ -16,7 +16,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ldm.files import Walk, walk
 from ldm.pictures.colour import eight_bit, in_srgb, rgb_in_own_space, rgb_profile, tell_if_dark
-from ldm.pictures.metadata import ORIENTATION, open_tolerantly, without_mapping, without_metadata
+from ldm.pictures.metadata import ORIENTATION, WITHOUT_PIXELS, open_tolerantly, without_mapping, without_metadata
 from ldm.storage import is_url, place
 from ldm.util import UserError, UserNote
 
@@ -26,7 +26,6 @@ with contextlib.suppress(ImportError):  # HEIC, the photos of phones, for those 
     register_heif_opener()
 
 HEIC = {".heic", ".heif"}
-WITHOUT_PIXELS = {"EPS", "MPEG"}  # formats that Pillow names, but needs another program to draw, or cannot
 TURNS = {  # value of ORIENTATION -> what makes the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

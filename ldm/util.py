@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 Item = TypeVar("Item")
 
+MOST_WAITING = 4  # batches' worth of items that group_into_batches keeps
 PACKAGE = Path(__file__).resolve().parent
 INSTALLED = (PACKAGE / "shipped").is_dir()  # else this is a checkout, or an editable install of one
 EXTRAS = {  # of the package: what each is needed for
@@ -147,11 +148,14 @@ def cores() -> int:
 
 
 def group_into_batches(items: Iterable[Item], size: int, key: Callable[[Item], Hashable]) -> Iterator[list[Item]]:
-    """Lists of up to `size` items with equal keys: each as soon as it is full, the incomplete ones at the end."""
+    """Lists of up to `size` items with equal keys: each as soon as it is full, the incomplete ones at the end, or, so
+    that not all items are kept, the oldest as soon as MOST_WAITING times as many items wait."""
     waiting: dict[Hashable, list[Item]] = {}
     for item in items:
         same = waiting.setdefault(key(item), [])
         same.append(item)
         if len(same) == size:
             yield waiting.pop(key(item))
+        elif sum(map(len, waiting.values())) == MOST_WAITING * size:
+            yield waiting.pop(next(iter(waiting)))
     yield from waiting.values()

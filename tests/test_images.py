@@ -274,3 +274,17 @@ def test_a_text_that_pillow_files_among_what_it_knows_of_the_pixels_changes_noth
     for read in (upright_rgb, upright_photo):
         assert np.array_equal(np.asarray(read(Image.open(buffer))), np.asarray(photo))
     assert upright_alpha(Image.open(buffer)) is None
+
+
+def test_no_other_program_is_started_for_a_picture(tmp_path, monkeypatch):
+    """Ghostscript would run an EPS, which may be any program of a stranger's."""
+    monkeypatch.setattr(
+        "PIL.EpsImagePlugin.Ghostscript", lambda *args, **kwargs: pytest.fail("Ghostscript was started")
+    )
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n"
+    for name in ("a.eps", "a.png"):
+        (tmp_path / name).write_bytes(eps)
+        assert Image.open(tmp_path / name).format == "EPS"
+        for data in (None, eps):
+            with pytest.raises(UserError, match="is not a picture that can be read: use PNG or JPEG"):
+                open_picture(tmp_path / name, "image", data)

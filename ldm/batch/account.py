@@ -165,7 +165,7 @@ def difference(path: Place, settings: Settings) -> str | None:
             text = picture.info.get(KEY)
             before = json.loads(text) if text else read_settings(path if source is path else picture)
         before = _comparable(before)
-    except (UserError, OSError, ValueError, TypeError, LookupError, AttributeError):
+    except (UserError, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return "though it contains no settings to compare"
     now = _comparable(settings)
     others = [f"{name} {before.get(name)}, not {now[name]}" for name in now if before.get(name) != now[name]]

@@ -102,7 +102,7 @@ def settings_of_job(job: Job, options: BatchOptions) -> dict[str, Any]:
         "image": os.fspath(job.image),
         "regions": [region.settings for region in job.regions],
         "references": references,
-        **({"reference_masks": masks} if masks else {}),
+        "reference_masks": masks or None,
         "control_image": None if job.control_image is None else os.fspath(job.control_image),
         **settings_of(job.placement, job.blending),
         **options.settings,
@@ -141,11 +141,14 @@ def run_jobs(edit: PaintByExample, jobs: Sequence[Job], options: BatchOptions, r
         words = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         report(Outcome(job.line, os.fspath(job.out), FAILED, " ".join(words.split())))
 
+    def planned_early(job: Job) -> PlannedJob | None:
+        """None: its plan needs the networks, which one thread uses at a time."""
+        return None if job.placement.mask_from_difference else plan_job(edit, job, options)
+
     def planned_jobs(reader: ThreadPoolExecutor) -> Iterator[PlannedJob]:
-        ahead = submit_ahead(reader, lambda job: plan_job(edit, job, options), jobs, 2 * options.batch_size)
-        for job, future in ahead:
+        for job, future in submit_ahead(reader, planned_early, jobs, 2 * options.batch_size):
             try:
-                planned = choose_seed(edit, future.result(), options)
+                planned = choose_seed(edit, future.result() or plan_job(edit, job, options), options)
             except Exception as error:  # one bad row does not stop the others
                 fail(job, error)
             else:

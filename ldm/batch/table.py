@@ -78,6 +78,7 @@ PLACEMENT: Kinds = {
 BLENDING: Kinds = {"background": str.lower, "feather": number}
 SELECTION: Kinds = {"best": whole, "best_preset": str.lower, "judge": str}
 FILES = ("reference_mask", "control_image")
+OR_WORDS = {"segment": ("grabcut", "hub"), "judge": ("clip", "dinov2")}  # a folder, or one of these
 COLUMNS = (*REQUIRED, *REGIONS, *FILES, "seed", "preset", *SAMPLING, *PLACEMENT, *BLENDING, *SELECTION)
 ALIASES = {name.lower(): column for name, column in FLAG_NAMES.items()} | {"reference_mask_path": "reference_mask"}
 
@@ -156,6 +157,8 @@ def _job(line: int, row: Row, folder: Place, defaults: Defaults) -> Job:
     if missing := [name for name in REQUIRED if name not in row]:
         raise UserError(f"{missing[0]} is missing: give one")
     seed = _values(row, {"seed": whole}).get("seed", defaults.seed)
+    own = {name for name, words in OR_WORDS.items() if name in row and row[name] not in words}
+    row = row | {name: os.fspath(_path(folder, row[name])) for name in own}
     selection = replace(defaults.selection, **_values(row, SELECTION))
     selection.seeds(seed)
     image, out = _path(folder, row["image"]), _joined(folder, row["out"].replace("\\", "/"))

@@ -19,7 +19,8 @@ if TYPE_CHECKING:  # importing torch takes seconds, which --help must not
 PRESET_SETTINGS = ("interval", "refresh")  # which have no flags
 REPLACED = (  # flags beside --from -> settings of the picture that they replace
     (("strength",), ("keep_layout", "keep")),
-    (("keep_layout",), ("strength",)),
+    (("keep_layout",), ("strength", "keep")),
+    (("references",), ("reference_masks",)),
     (("preset",), ("sampler", "steps", *PRESET_SETTINGS)),
     (("seed", "fixed_code", "best"), ("start",)),
     (("plms",), ("sampler",)),

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ldm.cli.command import command, command_parser
-from ldm.cli.flags import add_model, loading_from
+from ldm.cli.flags import add_model, check_range, loading_from
 from ldm.fast import memory
 from ldm.util import require
 
@@ -30,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     opt = parser().parse_args(argv)
+    check_range(opt, "port", 0, 65535)
     require("gradio", "web")
     memory.share_memory()
 

@@ -137,7 +137,7 @@ def read_settings(picture: str | os.PathLike | Image.Image) -> dict[str, Any]:
         text = comment.removeprefix(ASCII)
     try:
         return dict(json.loads(text or ""))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise UserError(
             f"{name} contains no settings: give one that a command, the page or save_with_settings wrote"
         ) from error

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # type -> bytes of a value
 PNG = b"\x89PNG\r\n\x1a\n"
+WITHOUT_PIXELS = {"EPS", "MPEG"}  # formats that Pillow names, but needs another program to draw, or cannot
 MAX_METADATA = 2**25  # bytes, unpacked, of a profile and of all text; what exceeds it is ignored
 ASIDE = (b"iCCP", b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # the chunks beside the pixels that are read
 ORIENTATION = 0x0112  # EXIF tag
@@ -23,7 +24,8 @@ TEXTS = (b"paint-by-example", b"XML:com.adobe.xmp", b"Raw profile type exif")  #
 
 
 def open_tolerantly(source: str | os.PathLike | bytes, with_pixels: bool = True) -> Image.Image:
-    """As Image.open, of a path or a file's bytes, but metadata is never a reason to refuse a picture.
+    """As Image.open, of a path or a file's bytes, but metadata is never a reason to refuse a picture, and no other
+    program is started: an EPS is one itself, which Pillow would let Ghostscript run for as long as it takes.
 
     with_pixels: False if they will not be decoded, which spares reading those of a PNG."""
     with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
@@ -32,7 +34,10 @@ def open_tolerantly(source: str | os.PathLike | bytes, with_pixels: bool = True)
         if is_png:
             data, profile, bits = readable_png(file, with_pixels)
     if not is_png:
-        return without_mapping(_open_repaired(source))
+        image = _open_repaired(source)
+        if image.format in WITHOUT_PIXELS:
+            raise UnidentifiedImageError(f"{image.format} has no pixels")
+        return without_mapping(image)
     image = Image.open(data)
     image.info["bits"] = bits
     if profile:

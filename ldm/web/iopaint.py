@@ -33,6 +33,7 @@ from ldm.web.worker import EditResult, EditWorker, Progress
 MODEL = "Fantasy-Studio/Paint-by-Example"  # the name by which front ends know that a reference is needed
 MAX_BODY = 4 * MAX_MEGABYTES * 10**6 + 10**6  # bytes: three pictures in base64, and the rest
 MAX_WAITING = 32  # requests at once; later ones are refused
+MAX_READING = 60  # seconds in which a request must have arrived
 MAX_CLICKS = 100
 MAX_COORDINATE = 10**6
 SAMPLER_NAMES = {"dpm++ 2m": "dpm++"} | {name: name for name in SAMPLERS}  # theirs in lower case -> ours
@@ -75,7 +76,7 @@ class IOPaint:
     """The answers of a worker's model. segment: what finds objects, see ldm.segmentation.objects."""
 
     def __init__(self, worker: EditWorker, segment: str | None = None):
-        self.worker, self.segment, self.waiting = worker, segment, 0
+        self.worker, self.segment, self.waiting, self.turn = worker, segment, 0, asyncio.Lock()
 
     def routes(self) -> list[Route]:
         model = {
@@ -112,9 +113,11 @@ class IOPaint:
                 return _wrong(Busy(f"the server is busy, {MAX_WAITING} requests wait: try again later"), 503)
             self.waiting += 1
             try:
-                return await work(await read_fields(request), request)
+                return await work(await asyncio.wait_for(read_fields(request), MAX_READING), request)
             except Gone:
                 return Response(status_code=499)
+            except asyncio.TimeoutError:
+                return _wrong(UserError(f"the request did not arrive within {MAX_READING} s: send it again"), 408)
             except TooLarge as error:
                 return _wrong(error, 413)
             except Exception as error:
@@ -125,17 +128,18 @@ class IOPaint:
         return run
 
     async def inpaint(self, fields: Fields, request: Request) -> Response:
-        asked = await asyncio.to_thread(read_inpainting, fields)
-        stream = self.worker.stream(asked.request)
-        try:
-            async for update in stream:
-                if not isinstance(update, Progress):
-                    png = await asyncio.to_thread(asked.png, update[0])
-                    return _png(png, {"X-Seed": str(asked.request.seed)})
-                if await request.is_disconnected():
-                    raise Gone
-        finally:
-            await stream.aclose()  # ends the sampling
+        async with self.turn:  # those that wait are not decoded yet: a small PNG can be a large picture
+            asked = await asyncio.to_thread(read_inpainting, fields)
+            stream = self.worker.stream(asked.request)
+            try:
+                async for update in stream:
+                    if not isinstance(update, Progress):
+                        png = await asyncio.to_thread(asked.png, update[0])
+                        return _png(png, {"X-Seed": str(asked.request.seed)})
+                    if await request.is_disconnected():
+                        raise Gone
+            finally:
+                await stream.aclose()  # ends the sampling
         raise AssertionError("a stream ends with results")
 
     async def mask(self, fields: Fields, request: Request) -> Response:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldm.batch.runner import BatchOptions, run_jobs
 from ldm.batch.table import Defaults, read_jobs
 from ldm.checkpoint.locate import MINI_CKPT, MINI_CONFIG
 from ldm.editing.metadata import read_settings
-from ldm.editing.options import Loading, Sampling
+from ldm.editing.options import Loading, Placement, Sampling
+from ldm.pipeline import PaintByExample
 from ldm.util import UserError, group_into_batches
 from tests.conftest import ROOT
 
@@ -246,9 +249,6 @@ def test_a_row_must_not_contradict_a_preset(tmp_path):
 
 def test_a_row_that_fails_in_a_batch_fails_alone(tmp_path, monkeypatch):
     """As one whose result is not finite."""
-    from ldm.batch.runner import BatchOptions, run_jobs
-    from ldm.pipeline import PaintByExample
-
     edit = PaintByExample.load(MINI_CONFIG, MINI_CKPT, "cpu")
     honest = edit.sample
 
@@ -266,6 +266,34 @@ def test_a_row_that_fails_in_a_batch_fails_alone(tmp_path, monkeypatch):
         (line, "failed" if line == 4 else "done") for line in range(2, 7)
     ]
     assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == ["0.png", "1.png", "3.png", "4.png"]
+
+
+def test_one_thread_alone_uses_the_networks(tmp_path, monkeypatch):
+    """Pictures are read ahead in others; an outline by the model's own difference is found where edits are sampled."""
+    edit, places = PaintByExample.load(MINI_CONFIG, MINI_CKPT, "cpu"), set()
+
+    def noting(name, own):
+        def called(*args, **kwargs):
+            places.add((name, threading.current_thread()))
+            return own(*args, **kwargs)
+
+        return called
+
+    for name in ("_outline", "sample"):
+        monkeypatch.setattr(edit, name, noting(name, getattr(edit, name)))
+    write_table(tmp_path / "jobs.csv", rows_of(4))
+    defaults = Defaults(sampling=Sampling(sampler="ddim", steps=1), placement=Placement(mask_from_difference=True))
+    (jobs, _), outcomes = read_jobs(tmp_path / "jobs.csv", defaults), []
+    run_jobs(edit, jobs, BatchOptions(Loading(), batch_size=2), outcomes.append)
+    assert [each.status for each in outcomes] == ["done"] * 4, outcomes
+    assert places == {("_outline", threading.current_thread()), ("sample", threading.current_thread())}
+
+
+def test_items_that_differ_do_not_all_wait():
+    asked = []
+    batches = group_into_batches((asked.append(n) or n for n in range(100)), 3, lambda n: n)
+    assert next(batches) == [0] and len(asked) == 12
+    assert [len(each) for each in batches] == [1] * 99
 
 
 def test_a_batch_has_equal_keys_and_comes_as_soon_as_it_is_full():

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ldm.batch.table import BLENDING, COLUMNS, PLACEMENT, SAMPLING, SELECTION, Defaults, read_jobs
 from ldm.checkpoint.locate import MINI_CKPT, MINI_CONFIG
@@ -151,10 +152,10 @@ def test_every_setting_is_a_column(tmp_path):
     changed = {
         **settings_of(Sampling(2.5, "ddim", 9, 0.5, None, 1, 0.8, True, control_scale=0.5)),
         **settings_of(
-            Placement("photo", 128, 64, -2.0, True, "pad", True, "sam", True, 0.3, windows=True),
+            Placement("photo", 128, 64, -2.0, True, "pad", True, "hub", True, 0.3, windows=True),
             Blending("feather", 3.0),
         ),
-        **Selection(3, "fast", "dino").settings,
+        **Selection(3, "fast", "dinov2").settings,
     }
     del changed["interval"], changed["refresh"]  # those of a preset
     changed["together"] = "no"
@@ -172,6 +173,15 @@ def test_every_setting_is_a_column(tmp_path):
     assert third.sampling == Sampling.choose("fast", scale=3.0)
     assert first.references == ((tmp_path / "r.png", tmp_path / "s.png"),)
     assert first.reference_masks == ((tmp_path / "k.png", tmp_path / "l.png"),)
+
+
+def test_folders_of_networks_are_relative_to_the_table_like_pictures(tmp_path):
+    row = {"image": "p.png", "mask": "m.png", "reference": "r.png", "best": 2}
+    rows = [row | {"out": f"{name}.png", "segment": name, "judge": name} for name in ("sam", "/dino")]
+    (tmp_path / "jobs.csv").write_text(table(rows))
+    jobs, bad = read_jobs(tmp_path / "jobs.csv", Defaults())
+    named = [(job.placement.segment, job.selection.judge) for job in jobs]
+    assert not bad and named == [(str(tmp_path / "sam"),) * 2, ("/dino",) * 2]
 
 
 def test_regions_to_be_painted_together(tmp_path):
@@ -289,6 +299,15 @@ def test_pictures_that_are_there_are_kept_unless_asked_otherwise(pictures, scrip
     Image.new("RGB", (8, 8)).save(pictures / "2.png")
     out, changed = run("--scale", 9)
     assert not changed and "contains no settings" in out
+    stranger = PngInfo()
+    stranger.add_itxt(KEY, "[" * 100_000)
+    Image.new("RGB", (8, 8)).save(pictures / "2.png", pnginfo=stranger)
+    assert "contains no settings" in run("--scale", 9)[0]
+    Image.new("L", Image.open(pictures / "r.png").size, 255).save(pictures / "whole.png")
+    for masks in ("whole.png", ""):
+        (pictures / "jobs.csv").write_text(table([rows[0] | {"reference_mask": masks}]))
+        out, _ = run("--scale", 9, *(["--overwrite"] if masks else []))
+    assert "made with reference_masks [['whole.png']], not None" in out
 
 
 def test_a_table_in_another_place_has_the_same_settings(pictures, script, monkeypatch):

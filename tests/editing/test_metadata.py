@@ -79,6 +79,23 @@ def test_settings_come_back_with_the_types_of_their_flags(tmp_path, context):
         parse(["--from", str(tmp_path / "a.png")])
 
 
+def test_what_a_flag_replaces_takes_along_what_belongs_to_it(tmp_path):
+    """A new reference has not the old one's mask, and another way to keep the layout not the other's measure."""
+    made = {
+        "image": "p.jpg",
+        "regions": [{"box": [1, 2, 3, 4]}],
+        "references": [["r.png"]],
+        "reference_masks": [["m.png"]],
+        "keep_layout": "pnp",
+        "keep": 0.6,
+    }
+    save_with_settings(PICTURE, tmp_path / "a.png", made)
+    repeat = ["--from", str(tmp_path / "a.png")]
+    same, other = parse(repeat), parse([*repeat, "--reference_path", "new.jpg", "--keep_layout", "ddim"])
+    assert (same.reference_masks, same.keep) == ([["m.png"]], 0.6)
+    assert (other.references, other.reference_masks, other.keep) == ([["new.jpg"]], None, None)
+
+
 def test_files_are_found_again_where_they_were_or_beside_the_picture(tmp_path, monkeypatch):
     for folder in ("a", "b", "c"):
         (tmp_path / folder).mkdir()

@@ -89,6 +89,11 @@ def test_a_port_in_use_is_an_error(options, script):
     assert "Traceback" not in err
 
 
+def test_a_port_that_cannot_be_is_refused_before_the_model_is_read(options, script):
+    code, _, err = script("demo", *options, "--ckpt", "missing.safetensors", "--port", 99999)
+    assert code == 2 and "--port 99999 is out of range" in err
+
+
 def test_without_gradio_the_error_says_how_to_install_it(script, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     code, _, err = script("demo")

@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import re
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -172,6 +174,17 @@ def test_a_client_that_hangs_up_ends_its_edit(url, worker):
         httpx.post(url + INPAINT, json=GIVEN | {"sd_steps": 900}, timeout=httpx.Timeout(2))
     worker.executor.submit(lambda: None).result(60)
     assert worker.edit.steps - before < 900
+
+
+def test_a_request_that_does_not_arrive_is_given_up(url, monkeypatch):
+    monkeypatch.setattr("ldm.web.iopaint.MAX_READING", 0.2)
+    host, port = re.match(r"http://(.*):(\d+)/", url).groups()
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        head = (
+            f"POST /{INPAINT} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
+        )
+        connection.sendall(head.encode() + b"{")
+        assert b" 408 " in connection.recv(4096).split(b"\r\n")[0]
 
 
 def test_every_client_gets_its_own_picture(post, edit, example):
