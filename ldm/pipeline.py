@@ -28,7 +28,7 @@ from ldm.editing.arguments import is_one_for_all, one_region, photos_and_seeds, 
 from ldm.editing.asymmetric_decoder import AsymmetricDecoder
 from ldm.editing.best import Choice, attempt, load_judge, rate
 from ldm.editing.checks import pick_device, report_out_of_memory
-from ldm.editing.details import adds_detail
+from ldm.editing.details import plans_detail
 from ldm.editing.inputs import PlannedEdit, SamplingTask
 from ldm.editing.marked import MarkedPhoto
 from ldm.editing.metadata import attach_settings
@@ -141,7 +141,7 @@ class PaintByExample(Painter):
         seeds, starts: one for each photo, see `sample`; on_plan: called with every plan before it is sampled;
         on_painted: with every window that was painted."""
         check_choices(placement, sampling)
-        details = adds_detail(self.detail, sampling, bool(placement.together), placement.mix is not None)
+        details = plans_detail(self.detail, sampling, placement)
         pictures = [marked.photo for marked in photos]
         for marked in {
             id(marked): marked for marked in photos

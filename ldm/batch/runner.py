@@ -21,7 +21,7 @@ from ldm.batch.account import DONE, FAILED, Outcome
 from ldm.batch.table import Job
 from ldm.conventions import tensor_to_image
 from ldm.editing.best import Choice
-from ldm.editing.details import adds_detail
+from ldm.editing.details import plans_detail
 from ldm.editing.inputs import PlannedEdit, SamplingTask
 from ldm.editing.marked import MarkedPhoto
 from ldm.editing.metadata import save_with_settings
@@ -73,8 +73,7 @@ def plan_job(edit: PaintByExample, job: Job, options: BatchOptions) -> PlannedJo
         check_watermark(image.size)
     control = None if job.control_image is None else open_picture(job.control_image, "control image")
     marked = MarkedPhoto.mark(image, job.regions, references, job.placement, control)
-    together, mixed = bool(job.placement.together), job.placement.mix is not None
-    details = adds_detail(edit.detail, job.sampling, together, mixed)
+    details = plans_detail(edit.detail, job.sampling, job.placement)
     if job.placement.together:
         plan = edit.plan_together(marked.photo, marked.masks, marked.references, job.placement, marked.control)
     else:

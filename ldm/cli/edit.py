@@ -275,13 +275,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_outdir(place(opt.outdir))
     memory.keep_memory()
 
-    from ldm.editing.details import adds_detail
+    from ldm.editing.details import plans_detail
     from ldm.editing.options import check_seed
     from ldm.editing.watermark import embed
 
     # Everything that can be checked cheaply is checked before the model is read.
     sampling, placement, blending = edit_flags.edit_sampling_from(opt), placement_from(opt), blending_from(opt)
-    adds_detail(opt.detail, sampling, bool(placement.together), placement.mix is not None)
+    plans_detail(opt.detail, sampling, placement)
     selection, start = selection_from(opt), getattr(opt, "start", None)
     seeds = [opt.seed + i * opt.best for i in range(opt.n_iter * opt.n_samples)]
     for seed in (selection.seeds(seeds[-1])[-1], opt.seed, *([] if start is None else [start])):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ldm.editing.inputs import Inputs
-from ldm.editing.options import Sampling
+from ldm.editing.options import Placement, Sampling
 from ldm.modules.detail import BlockDetail
 from ldm.util import UserError
 
@@ -28,6 +28,11 @@ def adds_detail(path: object | None, sampling: Sampling, together: bool, mixed: 
         if used:
             raise UserError(f"a detail path (Likeness) does not go with {name}: leave it out, or use detail_scale 0")
     return True
+
+
+def plans_detail(path: object | None, sampling: Sampling, placement: Placement) -> bool:
+    """adds_detail, for edits that are placed so."""
+    return adds_detail(path, sampling, bool(placement.together), placement.mix is not None)
 
 
 def edit_details(

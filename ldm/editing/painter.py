@@ -116,7 +116,8 @@ class Painter:
             raise UserError("mask_from_difference and control exclude each other: leave one of them out")
         place = self._place(photo, mask, placement)
         if placement.mask_from_difference:
-            rough = self._inputs(place.picture, place.region, [references], replace(placement, windows=False), False)
+            whole = replace(placement, windows=False)
+            rough = self._inputs(place.picture, place.region, [references], whole, details=False)
             place = place.within(mask_to_image(self._outline(rough)))
         inputs = self._inputs(place.picture, place.region, [references], placement, details)
         return self._with_control(PlannedEdit(place, inputs), control)

@@ -143,7 +143,7 @@ class DetailPath(nn.Module, ABC):
         return {**self.encoding, "rank": self.rank, "alpha": self.alpha}
 
     def require_size(self, multiple: int) -> None:
-        """Raises UserError: a size of references that is no multiple of this, of the model's, in pixels."""
+        """multiple: of this many pixels the model's pictures are. Raises UserError: references have another size."""
 
     @abstractmethod
     def key_matrix(self, attn1: CrossAttention, unet: UNetModel) -> nn.Module:
